@@ -1,0 +1,1 @@
+"""Experiments: from a config file to a run directory that explains itself."""

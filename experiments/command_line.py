@@ -1,0 +1,67 @@
+"""Reads flags so that each mistake ends in one sentence."""
+
+import pathlib
+import runpy
+import sys
+
+from absl import app, flags
+
+from jebm.checkpoints import CorruptCheckpointError
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be done; raised before any work."""
+
+
+class Diverged(RuntimeError):
+    """Training has left the finite numbers."""
+
+
+# Ended with one sentence and a non-zero exit; anything else is a bug and shows its trace.
+USER_ERRORS = (
+    ConfigError,
+    Diverged,
+    CorruptCheckpointError,
+    FileNotFoundError,
+    PermissionError,
+)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the command line, as `absl.app.run` expects of a `flags_parser`."""
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if path is None:
+        if not any("help" in a for a in argv):
+            sys.exit(f"error: --config=FILE is needed; there are {_known_configs()}")
+    elif not pathlib.Path(path).is_file():
+        sys.exit(f"error: no file {path}; there are {_known_configs()}")
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError):  # what config_flags raises for unknown fields
+        sys.exit(f"error: {_unknown_field(path, argv)}")
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+
+
+def _known_configs() -> str:
+    names = sorted(p.name for p in CONFIGS.glob("*.py") if p.stem != "__init__")
+    return f"{', '.join(names)} in experiments/configs"
+
+
+def _unknown_field(path, argv):
+    config = runpy.run_path(path)["get_config"]()
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        node = config
+        fields = argument.split("=")[0].removeprefix("--config.").split(".")
+        for depth, field in enumerate(fields):
+            if not hasattr(node, "keys"):
+                break
+            if field not in node:
+                where = ".".join(["config", *fields[:depth]])
+                return f"{where} has no field {field!r}; known: {sorted(node.keys())}"
+            node = node[field]
+    return f"cannot apply the overrides to {path}: {argv[1:]}"

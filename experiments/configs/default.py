@@ -1,0 +1,68 @@
+"""Every field of a configuration, with the values that the others start from."""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the default configuration."""
+    config = config_dict.ConfigDict()
+    config.seed = 0  # of parameters, order of the data, and all noise
+    config.prior = "ebm"  # "gaussian" trains the same generator without energy
+
+    config.data = config_dict.ConfigDict()
+    config.data.name = "digits"  # see experiments/datasets.py
+    config.data.data_dir = config_dict.placeholder(str)  # default: TFDS_DATA_DIR
+    config.data.labels = ()  # keep these classes only; empty keeps all
+
+    # backbone, energy, likelihood and chains are what `jebm.build` takes.
+    config.backbone = config_dict.ConfigDict()
+    config.backbone.name = "vector"
+    config.backbone.latent_dims = (16, 8)  # bottom (next to the image) to top
+    config.backbone.conditioning = "next"  # or "above": on all layers above
+    config.backbone.prior_widths = (200, 200)
+    config.backbone.decoder_widths = (512, 512)
+    config.backbone.activation = "gelu"
+    config.backbone.log_scale_bound = 3.0  # |log sigma_i| stays below it
+
+    config.energy = config_dict.ConfigDict()
+    config.energy.name = "layerwise"
+    config.energy.widths = (200, 200)  # for every layer, or one tuple per layer
+    config.energy.activation = "gelu"
+
+    config.likelihood = config_dict.ConfigDict()
+    config.likelihood.name = "gaussian"
+    config.likelihood.scale = 0.15  # sigma_x, for x in [0, 1]
+
+    config.chains = config_dict.ConfigDict()
+    config.chains.prior = config_dict.ConfigDict()
+    config.chains.prior.num_steps = 40
+    config.chains.prior.step_size = 0.4
+    config.chains.prior.space = "eps"
+    config.chains.prior.start = "normal"
+    config.chains.posterior = config_dict.ConfigDict()
+    config.chains.posterior.num_steps = 20
+    config.chains.posterior.step_size = 0.1
+    config.chains.posterior.space = "eps"
+    config.chains.posterior.start = "normal"
+
+    config.learning = config_dict.ConfigDict()
+    config.learning.method = "mle"  # posterior samples by Langevin
+    config.learning.batch_size = 100  # over all devices
+    config.learning.num_steps = 1500
+    config.learning.backbone_lr = 1e-3  # Adam
+    config.learning.energy_lr = 1e-4
+    config.learning.final_lr_fraction = 0.1  # of a cosine decay over num_steps
+    config.learning.adam_b1 = 0.9
+    config.learning.adam_b2 = 0.999
+    config.learning.clip_norm = 100.0  # of the gradient, per optimiser
+    config.learning.ema_decay = 0.999  # of the parameters that sampling uses
+    config.learning.energy_penalty = 1e-3  # times mean E^2, z+ and z-
+    config.learning.gradient_penalty = 0.0  # times mean |grad_eps E|^2, z-
+
+    config.log = config_dict.ConfigDict()
+    config.log.every = 50  # steps between lines of metrics.jsonl
+    config.log.checkpoint_every = 500
+    config.log.keep = 2  # checkpoints
+    config.log.sample_every = 500  # steps between pictures in samples/
+    config.log.num_samples = 100  # pictures per grid, a square number
+    return config

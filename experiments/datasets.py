@@ -1,0 +1,124 @@
+"""Images as arrays, and batches as a function of (seed, step).
+
+To add a data set, write a loader `(data_dir) -> {split: (images, labels)}` with
+images uint8 [N, H, W, C] and labels int [N], and enter it in `LOADERS`.
+"""
+
+import importlib.util
+import logging
+from typing import NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.command_line import ConfigError
+
+
+class Split(NamedTuple):
+    """Images and labels of one split."""
+
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int [N]
+
+
+def load(
+    name: str, data_dir: str | None = None, labels: tuple[int, ...] = ()
+) -> dict[str, Split]:
+    """Loads the splits "train" and "test".
+
+    Args:
+      name: a key of `LOADERS`.
+      data_dir: where TFDS finds prepared data; None for TFDS_DATA_DIR or its default.
+      labels: keep the images of these classes only; empty keeps all.
+
+    Raises:
+      ConfigError: for an unknown name (the message lists the known ones), data that is
+        neither prepared nor can be, or labels of which there is no image.
+    """
+    if name not in LOADERS:
+        raise ConfigError(f"unknown data set {name!r}; known: {sorted(LOADERS)}")
+    splits = LOADERS[name](data_dir)
+    if not labels:
+        return splits
+    missing = set(labels) - set(splits["train"].labels.tolist())
+    if missing:
+        raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
+    return {k: _keep(split, labels) for k, split in splits.items()}
+
+
+def _keep(split, labels):
+    kept = np.isin(split.labels, labels)
+    return Split(split.images[kept], split.labels[kept])
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """uint8 pixels to float32 in [0, 1], the one place where images are scaled."""
+    return images.astype(jnp.float32) / 255
+
+
+class Batches:
+    """Random-access batches of shuffled images, reshuffled every epoch.
+
+    `batches(step)` depends on (seed, step) alone: nothing to save, nothing to restore.
+    With several processes each reads its own contiguous share of the global batch.
+    """
+
+    def __init__(self, images: np.ndarray, batch_size: int, seed: int):
+        self._images, self._batch_size = images, batch_size
+        order = grain.MapDataset.range(len(images)).seed(seed).shuffle()
+        self._order = order.repeat()
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Returns this process's images of the batch of `step`, uint8 [B, H, W, C]."""
+        local = self._batch_size // jax.process_count()
+        start = step * self._batch_size + jax.process_index() * local
+        return self._images[[self._order[start + i] for i in range(local)]]
+
+
+def _digits(data_dir):
+    """scikit-learn's 8x8 digits, 1,437 for training and 360 held out."""
+    del data_dir  # ships with scikit-learn
+    from sklearn import datasets, model_selection
+
+    data = datasets.load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    train, test = model_selection.train_test_split(
+        np.arange(len(images)), test_size=0.2, random_state=0, stratify=data.target
+    )
+    return {
+        "train": Split(images[train], data.target[train]),
+        "test": Split(images[test], data.target[test]),
+    }
+
+
+def _tfds(name):
+    def load_splits(data_dir):
+        return {split: _read_tfds(name, split, data_dir) for split in ("train", "test")}
+
+    return load_splits
+
+
+def _read_tfds(name, split, data_dir):
+    logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    if not builder.is_prepared():
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ConfigError(
+                f"data set {name!r} is not prepared in {builder.data_path}: set "
+                "TFDS_DATA_DIR (or config.data.data_dir) to where it is, or "
+                "`pip install tensorflow` so that it can be downloaded and prepared"
+            )
+        builder.download_and_prepare()
+    examples = builder.as_data_source(split)
+    examples = examples.__getitems__(range(len(examples)))
+    return Split(
+        np.stack([e["image"] for e in examples]),
+        np.array([e["label"] for e in examples]),
+    )
+
+
+LOADERS = {"digits": _digits, "mnist": _tfds("mnist")}

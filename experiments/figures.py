@@ -1,0 +1,233 @@
+"""Figures of a trained run: latent planes, Langevin transition, training curves."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import jebm
+from experiments import datasets, pictures, report, train, workdir
+from jebm import checkpoints
+from jebm.metrics import energy_distance
+from jebm.sampling import decode, example_keys, trace_chains
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+
+PRIOR, POSTERIOR, UNTILTED = "#0072B2", "#E69F00", "#999999"  # colour-blind-safe
+_NUM_POINTS = 2000  # per sample in a latent plane
+_NUM_CHAINS = 8  # rows of the transition
+
+
+def figures(config, path: pathlib.Path) -> None:
+    """Draws all figures of the run in `path` and its report."""
+    workdir.check_settings(path, config, "read")
+    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    model = train.build_model(config, splits["train"].images.shape[1:])
+    _, params = jebm.load(path)
+    key = jax.random.fold_in(jax.random.key(config.seed), train.Role.PICTURES)
+    drawn = [training_curves(path)]
+    if model.energy is not None and model.chains.prior.num_steps:
+        drawn.append(transition(key, model, params, path))
+        drawn.append(latent_planes(key, model, params, splits["train"].images, path))
+    for file in drawn:
+        print(f"wrote {file}")
+    report.write(path)
+
+
+def training_curves(path: pathlib.Path) -> pathlib.Path:
+    """Draws the metrics over training steps."""
+    lines = workdir.read_metrics(path)
+    panels = [
+        ("log-likelihood of posterior samples", ["log_likelihood_nats"], "nats"),
+        ("energies", ["energy_positive_nats", "energy_negative_nats"], "nats"),
+        ("gap  E- minus E+", ["energy_gap_nats"], "nats"),
+        ("chain gradients", ["prior_grad_norm", "posterior_grad_norm"], "norm"),
+    ]
+    panels = [p for p in panels if any(name in line for line in lines for name in p[1])]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 2.8), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, (title, names, unit) in zip(axes[0], panels, strict=True):
+        for name, colour in zip(names, (POSTERIOR, PRIOR), strict=False):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*np.transpose(points), color=colour, label=_LABELS.get(name))
+        axis.set(title=title, xlabel="training step", ylabel=unit)
+        axis.title.set_fontsize(10)
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize=8)
+    return _save(figure, path / "figures" / "training.png")
+
+
+_LABELS = {
+    "energy_positive_nats": "E+  posterior samples",
+    "energy_negative_nats": "E-  prior samples",
+    "prior_grad_norm": "prior chain",
+    "posterior_grad_norm": "posterior chain",
+}
+
+
+def transition(key, model, params, path: pathlib.Path) -> pathlib.Path:
+    """Decodes prior chains along the way, above the energy profile of 256 chains."""
+    chain = model.chains.prior
+    keys = example_keys(key, jnp.arange(256))
+    traced = jax.jit(
+        lambda keys, params: trace_chains(keys, model, params, chain, every=1)
+    )(keys, params)
+    energies = jax.vmap(lambda z: jebm.energy(model, params, z))(traced)  # [T, B]
+    times = _times(chain.num_steps, 12)
+    shown = [decode(model, params, _at(traced, t, _NUM_CHAINS)) for t in times]
+    images = np.stack(shown, axis=1).reshape(-1, *model.image_shape)
+    picture = np.asarray(pictures.grid(images, columns=len(times)))
+
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(8, 7.5), height_ratios=[3, 1], layout="constrained"
+    )
+    top.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    width = picture.shape[1] / len(times)
+    top.set_xticks([width * (i + 0.5) for i in range(len(times))], times)
+    top.set_yticks([])
+    top.set(title="Langevin transition of the tilted prior", xlabel="Langevin step")
+    mean, spread = energies.mean(axis=1), energies.std(axis=1)
+    steps = np.arange(chain.num_steps + 1)
+    bottom.plot(steps, mean, color=PRIOR)
+    bottom.fill_between(steps, mean - spread, mean + spread, color=PRIOR, alpha=0.2)
+    bottom.set(xlabel="Langevin step", ylabel="E (nats)", xlim=(0, chain.num_steps))
+    bottom.set_title("energy of 256 chains: mean and standard deviation", fontsize=10)
+    bottom.grid(alpha=0.3)
+    return _save(figure, path / "figures" / "transition.png")
+
+
+def latent_planes(key, model, params, images, path: pathlib.Path) -> pathlib.Path:
+    """Draws each layer's latent plane along the Langevin transition.
+
+    Prior samples move from their start to the tilted prior, over samples of the
+    aggregate posterior of training images; 2-D layers are drawn as they are, with the
+    layer's energy as contours, others on the posterior's first two principal axes.
+    Writes beside the picture, per layer, the energy distances to the posterior of the
+    tilted and of the untilted prior, and of two halves of the posterior.
+    """
+    num = min(_NUM_POINTS, len(images))
+    key_prior, key_posterior, key_untilted = jax.random.split(key, 3)
+    x = datasets.to_unit(images[:num])
+    index = jnp.arange(num)
+    posterior = jebm.posterior_sample(key_posterior, model, params, x)
+    untilted = jebm.sample(key_untilted, model, params, num, prior="gaussian").latents
+    # In z-space the untilted start is not the hierarchy, so both are drawn.
+    prior = jax.jit(
+        lambda keys, params: trace_chains(
+            keys, model, params, model.chains.prior, every=1
+        )
+    )(example_keys(key_prior, index), params)
+
+    distances = {
+        f"z_{i + 1}": _distances(
+            np.asarray(posterior[i]), np.asarray(prior[i][-1]), np.asarray(untilted[i])
+        )
+        for i in range(len(posterior))
+    }
+    workdir.write_json(path / "figures" / "latent_planes.json", distances)
+
+    times = _times(model.chains.prior.num_steps, 6)
+    layers = len(posterior)
+    figure, axes = plt.subplots(
+        layers + 1, len(times), figsize=(2.1 * len(times), 2.2 * (layers + 1)),
+        layout="constrained",
+    )  # fmt: skip
+    for row, i in enumerate(reversed(range(layers))):
+        _draw_plane(axes[row], i, times, posterior, prior, model, params)
+        d = distances[f"z_{i + 1}"]
+        axes[row, 0].set_ylabel(
+            f"z_{i + 1}\nD tilted {d['tilted']:.2f}\nD untilted {d['untilted']:.2f}",
+            fontsize=9,
+        )
+    for axis, t in zip(axes[-1], times, strict=True):
+        axis.imshow(
+            np.asarray(pictures.grid(decode(model, params, _at(prior, t, 16)))),
+            cmap="gray", vmin=0, vmax=255,
+        )  # fmt: skip
+        axis.set(xticks=[], yticks=[])
+    axes[-1, 0].set_ylabel("decoded", fontsize=9)
+    for axis, t in zip(axes[0], times, strict=True):
+        axis.set_title(f"step {t}", fontsize=10)
+    figure.suptitle(
+        "Langevin transition of the prior (blue) over the aggregate posterior "
+        "(orange); contours: energy of the layer",
+        fontsize=11,
+    )
+    return _save(figure, path / "figures" / "latent_planes.png")
+
+
+def _draw_plane(axes, i, times, posterior, prior, model, params):
+    flat = np.asarray(posterior[i]).reshape(len(posterior[i]), -1)
+    plane = _plane(flat)
+    points = plane(flat)
+    low, high = np.percentile(points, [0.5, 99.5], axis=0)
+    low, high = np.minimum(low, -3.2), np.maximum(high, 3.2)
+    for axis, t in zip(axes, times, strict=True):
+        axis.scatter(*points.T, s=1.5, color=POSTERIOR, alpha=0.35, linewidths=0)
+        moving = plane(np.asarray(prior[i][t]).reshape(len(prior[i][t]), -1))
+        axis.scatter(*moving.T, s=1.5, color=PRIOR, alpha=0.35, linewidths=0)
+        if flat.shape[1] == 2 and hasattr(model.energy, "per_layer"):
+            _contours(axis, i, low, high, model, params)
+        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+
+
+def _contours(axis, i, low, high, model, params):
+    grid = np.meshgrid(*[np.linspace(a, b, 60) for a, b in zip(low, high, strict=True)])
+    points = jnp.asarray(np.stack([g.ravel() for g in grid], axis=-1), jnp.float32)
+    shapes = model.backbone.latent_shapes
+    latents = tuple(
+        points if j == i else jnp.zeros((len(points), *shape))
+        for j, shape in enumerate(shapes)
+    )
+    values = model.energy.apply(params.energy, latents, method="per_layer")[i]
+    axis.contour(
+        *grid, np.asarray(values).reshape(grid[0].shape), levels=10,
+        colors="black", linewidths=0.4, alpha=0.6, linestyles="solid",
+    )  # fmt: skip
+
+
+def _plane(points):
+    """The map to the plane that is drawn: principal axes beyond two dimensions."""
+    if points.shape[1] == 2:
+        return lambda z: z
+    if points.shape[1] == 1:
+        return lambda z: np.concatenate([z, np.zeros_like(z)], axis=1)
+    centre = points.mean(axis=0)
+    axes = np.linalg.svd(points - centre, full_matrices=False)[2][:2]
+    return lambda z: (z - centre) @ axes.T
+
+
+def _distances(posterior, tilted, untilted):
+    posterior, tilted, untilted = (
+        z.reshape(len(z), -1) for z in (posterior, tilted, untilted)
+    )
+    half = len(posterior) // 2
+    values = {
+        "tilted": energy_distance(tilted, posterior),
+        "untilted": energy_distance(untilted, posterior),
+        "halves_of_posterior": energy_distance(posterior[:half], posterior[half:]),
+    }
+    return values | {"ratio": values["tilted"] / values["untilted"]}
+
+
+def _times(num_steps, count):
+    """At most `count` steps from 0 to num_steps, closer together at the start."""
+    times = np.geomspace(1, num_steps, count - 1).round().astype(int).tolist()
+    return sorted({0, *times})
+
+
+def _at(traced, t, num):
+    return jax.tree.map(lambda z: z[t, :num], traced)
+
+
+def _save(figure, file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return file

@@ -1,0 +1,39 @@
+"""Trains, samples and draws one experiment.
+
+    python -m experiments.main --config=experiments/configs/digits.py
+
+All the work is in the module that the mode names; this one reads the command line.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments import command_line, figures, train
+
+MODES = {"train": train.train, "sample": train.sample, "figures": figures.figures}
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="File of experiments/configs.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG.")
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the mode on the configuration."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected arguments {argv[1:]}")
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+    logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
+    try:
+        MODES[_MODE.value](_CONFIG.value, workdir)
+    except command_line.USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)

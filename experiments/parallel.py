@@ -1,0 +1,45 @@
+"""The only module that knows about devices.
+
+A step runs under `jax.pmap` with one named axis; state is replicated, examples are
+sharded together with their chains, so the only collectives are means over devices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import jax_utils
+
+AXIS = "devices"
+
+
+def pmap(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """Maps `step(state, batch)` over devices; the state's buffers are reused."""
+    return jax.pmap(step, AXIS, devices=devices, donate_argnums=0)
+
+
+def mean(tree: Any) -> Any:
+    """Mean over all devices of all processes; inside a pmapped step."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def example_index(local_batch: int) -> jax.Array:
+    """Indices in the global batch of this device's examples; inside a pmapped step."""
+    return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Copies a pytree to every device, with a leading device axis."""
+    return jax_utils.replicate(tree, list(devices))
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard(batch: np.ndarray, num_devices: int) -> np.ndarray:
+    """Splits the first axis: [B, ...] to [num_devices, B / num_devices, ...]."""
+    return batch.reshape(num_devices, -1, *batch.shape[1:])

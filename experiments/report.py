@@ -1,0 +1,143 @@
+"""report.html: one self-contained page that shows what a run is and did."""
+
+import base64
+import html
+import json
+import pathlib
+
+from experiments import workdir
+
+_CAPTIONS = {
+    "ebm": "Samples of the tilted prior (short-run Langevin)",
+    "gaussian": "Samples of the Gaussian prior of the same generator",
+    "reconstruction": "Held-out images, each followed by its reconstruction",
+    "training": "Training curves",
+    "transition": "Langevin transition of the tilted prior",
+    "latent_planes": "Latent planes",
+}
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto;
+       padding: 0 1rem; }}
+h1 {{ margin-bottom: 0; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
+        gap: 1.5rem; }}
+figure {{ margin: 0; }}
+figcaption {{ opacity: .75; font-size: .9em; }}
+img {{ width: 100%; border-radius: 4px; background: white; }}
+.samples img {{ image-rendering: pixelated; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .15rem 1rem .15rem 0; text-align: left;
+         font-variant-numeric: tabular-nums; vertical-align: top; }}
+summary {{ cursor: pointer; font-weight: 600; }}
+.strip {{ display: flex; gap: .5rem; overflow-x: auto; }}
+.strip figure {{ flex: 0 0 11rem; }}
+</style></head><body>
+<h1>{title}</h1>
+<p>{subtitle}</p>
+<section class="grid samples">{samples}</section>
+<h2>Over training</h2>
+<section class="strip samples">{history}</section>
+<h2>Figures</h2>
+{figures}
+{distances}
+<h2>Last metrics</h2>
+{metrics}
+<details><summary>Configuration</summary>{config}</details>
+</body></html>
+"""
+
+
+def write(path: pathlib.Path) -> None:
+    """Writes report.html of the run in `path` from the files that it holds now."""
+    config = json.loads((path / "config.json").read_text())
+    lines = workdir.read_metrics(path)
+    last = lines[-1] if lines else {}
+    history = _by_name(path / "samples")
+    step = last.get("step", 0)
+    prior = "joint EBM prior" if config["prior"] == "ebm" else "Gaussian prior"
+    page = _PAGE.format(
+        title=html.escape(path.resolve().name),
+        subtitle=html.escape(
+            f"{prior} on {config['data']['name']}, {step} of "
+            f"{config['learning']['num_steps']} training steps, seed {config['seed']}"
+        ),
+        samples="".join(
+            _figure(files[-1], _CAPTIONS[name])
+            for name, files in sorted(history.items())
+            if name in _CAPTIONS
+        ),
+        history="".join(
+            _figure(file, f"step {int(file.stem.rsplit('_', 1)[1])}")
+            for file in _thin(history.get("ebm") or history.get("gaussian") or [], 8)
+        ),
+        figures="".join(
+            _figure(file, _CAPTIONS.get(file.stem, file.stem))
+            for file in sorted((path / "figures").glob("*.png"))
+        )
+        or "<p>None yet.</p>",
+        distances=_distances(path / "figures" / "latent_planes.json"),
+        metrics=_table(last.items()),
+        config=_table(_flat(config)),
+    )
+    (path / "report.html").write_text(page)
+
+
+def _distances(file):
+    if not file.is_file():
+        return ""
+    rows = [
+        (layer, *(f"{value:.3f}" for value in values.values()))
+        for layer, values in json.loads(file.read_text()).items()
+    ]
+    head = ("layer", "tilted", "untilted", "two halves of the posterior", "ratio")
+    return (
+        "<p>Energy distance between samples of the prior and of the aggregate "
+        "posterior, per layer; the ratio is tilted to untilted.</p>"
+    ) + _table(rows, head)
+
+
+def _by_name(directory):
+    files = {}
+    for file in sorted(directory.glob("*_*.png")):
+        files.setdefault(file.stem.rsplit("_", 1)[0], []).append(file)
+    return files
+
+
+def _thin(files, count):
+    if len(files) <= count:
+        return files
+    return [files[round(i * (len(files) - 1) / (count - 1))] for i in range(count)]
+
+
+def _figure(file, caption):
+    data = base64.b64encode(file.read_bytes()).decode()
+    caption = html.escape(caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _table(rows, head=()):
+    def row(cells, tag):
+        return "".join(f"<{tag}>{html.escape(_format(c))}</{tag}>" for c in cells)
+
+    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+    return f"<table><tr>{row(head, 'th')}</tr>{body}</table>"
+
+
+def _format(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,365 @@
+"""Maximum-likelihood training, and sampling of a trained run."""
+
+import contextlib
+import enum
+import math
+import pathlib
+import time
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu import parameter_overview
+from flax import struct
+from flax.training import train_state
+from tqdm import tqdm
+
+import jebm
+from experiments import datasets, figures, parallel, pictures, report, workdir
+from experiments.command_line import ConfigError, Diverged
+from jebm import checkpoints, objectives
+from jebm.model import num_values
+from jebm.sampling import example_keys, run_chains
+
+
+class Role(enum.IntEnum):
+    """What noise is for: folded into the seed's key, so that no two uses share it."""
+
+    INIT = 0
+    POSTERIOR = 1
+    PRIOR = 2
+    PICTURES = 3
+
+
+class TrainState(train_state.TrainState):
+    """Step, parameters and optimiser state (of Flax), and the averaged parameters."""
+
+    ema: jebm.Params = struct.field(kw_only=True)
+
+
+def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """What `jebm.build` takes, from a configuration and the data's image shape."""
+    plain = workdir.plain(config)
+    return {
+        "image_shape": list(image_shape),
+        "backbone": plain["backbone"],
+        "energy": plain["energy"] if config.prior == "ebm" else None,
+        "likelihood": plain["likelihood"],
+        "chains": plain["chains"],
+    }
+
+
+def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
+    """Builds the model; what `jebm.build` refuses is the user's mistake."""
+    if config.prior not in ("ebm", "gaussian"):
+        raise ConfigError(f"unknown prior {config.prior!r}; known: ['ebm', 'gaussian']")
+    try:
+        return jebm.build(model_spec(config, image_shape))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_learning(config, num_devices: int) -> None:
+    """Refuses settings of learning and log that cannot work, naming the field."""
+    learning, log = config.learning, config.log
+    if learning.method != "mle":
+        raise ConfigError(
+            f"unknown learning.method {learning.method!r}; known: ['mle']"
+        )
+    if learning.batch_size < 1 or learning.batch_size % num_devices:
+        raise ConfigError(
+            f"learning.batch_size must be a positive multiple of the {num_devices} "
+            f"devices, got {learning.batch_size}"
+        )
+    for name in ("every", "checkpoint_every", "sample_every", "keep", "num_samples"):
+        if log[name] < 1:
+            raise ConfigError(f"log.{name} must be at least 1, got {log[name]}")
+    if log.checkpoint_every % log.every:
+        raise ConfigError(
+            "log.checkpoint_every must be a multiple of log.every, so that nothing "
+            f"unchecked is saved, got {log.checkpoint_every} and {log.every}"
+        )
+    if math.isqrt(log.num_samples) ** 2 != log.num_samples or log.num_samples % 2:
+        raise ConfigError(
+            f"log.num_samples must be an even square, got {log.num_samples}"
+        )
+
+
+def create_optimizer(learning) -> optax.GradientTransformation:
+    """Adam for the generator and for the energies, each with its own rate."""
+
+    def adam(learning_rate):
+        schedule = optax.cosine_decay_schedule(
+            learning_rate, max(learning.num_steps, 1), learning.final_lr_fraction
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(learning.clip_norm),
+            optax.adam(schedule, learning.adam_b1, learning.adam_b2),
+        )
+
+    optimizers = {
+        "backbone": adam(learning.backbone_lr),
+        "energy": adam(learning.energy_lr),
+    }
+    return optax.multi_transform(
+        optimizers, jebm.Params(backbone="backbone", energy="energy")
+    )
+
+
+def create_state(config, model: jebm.Model) -> TrainState:
+    """The state before the first step, on one device."""
+    key = jax.random.fold_in(jax.random.key(config.seed), Role.INIT)
+    params = jebm.init(key, model)
+    return TrainState.create(
+        apply_fn=None, params=params, tx=create_optimizer(config.learning), ema=params
+    )
+
+
+def make_train_step(config, model: jebm.Model):
+    """Returns `step(state, images) -> (state, metrics)`, to be run by `parallel.pmap`.
+
+    Noise is keyed by (seed, role, step, index in the global batch): it is the same on
+    any number of devices.
+    """
+    learning = config.learning
+    base_key = jax.random.key(config.seed)
+
+    def train_step(state, images):
+        x = datasets.to_unit(images)
+        x = x.astype(jax.tree.leaves(state.params)[0].dtype)
+        index = parallel.example_index(x.shape[0])
+
+        def keys(role):
+            key = jax.random.fold_in(base_key, role)
+            return example_keys(jax.random.fold_in(key, state.step), index)
+
+        positive, info = run_chains(
+            keys(Role.POSTERIOR), model, state.params, model.chains.posterior, x=x
+        )
+        metrics = {"posterior_grad_norm": info.grad_norm}
+        negative = None
+        if model.energy is not None:
+            negative, info = run_chains(
+                keys(Role.PRIOR), model, state.params, model.chains.prior
+            )
+            metrics["prior_grad_norm"] = info.grad_norm
+
+        grads, terms = jax.grad(objective, argnums=1, has_aux=True)(
+            model, state.params, x, positive, negative, learning
+        )
+        metrics = jax.tree.map(jnp.mean, metrics | terms)
+        grads, metrics = parallel.mean((grads, metrics))
+        state = state.apply_gradients(grads=grads)
+        # Short runs should not average in the initial parameters.
+        decay = jnp.minimum(learning.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(
+            lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+            state.ema,
+            state.params,
+        )
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return state.replace(ema=ema), metrics
+
+    return train_step
+
+
+def objective(model, params, x, positive, negative, learning):
+    """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
+
+    `negative` is None for the Gaussian twin, whose prior has no negative phase.
+    Returns the loss and a dict of terms, in nats.
+    """
+    plus = objectives.positive_terms(model, params, x, positive)
+    loss = plus.loss().mean()
+    terms = {
+        "log_likelihood_nats": plus.log_likelihood,
+        "log_prior_positive_nats": plus.log_prior,
+    }
+    if negative is not None:
+        minus = objectives.negative_terms(model, params, negative)
+        loss += minus.loss().mean()
+        loss += learning.energy_penalty * (plus.energy**2).mean()
+        loss += learning.energy_penalty * (minus.energy**2).mean()
+        if learning.gradient_penalty:
+            penalty = objectives.energy_gradient_penalty(model, params, negative)
+            loss += learning.gradient_penalty * penalty.mean()
+        terms |= {
+            "log_prior_negative_nats": minus.log_prior,
+            "energy_positive_nats": plus.energy,
+            "energy_negative_nats": minus.energy,
+            "energy_gap_nats": minus.energy.mean() - plus.energy.mean(),
+        }
+    return loss, terms | {"loss_nats": loss}
+
+
+def train(config, path: pathlib.Path) -> None:
+    """Trains the run in `path`, from its newest checkpoint if it has one."""
+    devices = jax.local_devices()
+    check_learning(config, jax.device_count())
+    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    image_shape = splits["train"].images.shape[1:]
+    model = build_model(config, image_shape)
+    workdir.check_settings(path, config, "train")
+
+    state = create_state(config, model)
+    _print_overview(model, state.params)
+    state = _restore(path, state)
+    workdir.write_settings(path, config, model_spec(config, image_shape))
+
+    batches = datasets.Batches(
+        splits["train"].images, config.learning.batch_size, config.seed
+    )
+    first, last = int(state.step), config.learning.num_steps
+    if first >= last:
+        print(f"{path} is trained already: {first} of {last} steps.")
+    step_fn = parallel.pmap(make_train_step(config, model), devices)
+    metrics = workdir.Metrics(path, first)
+    progress = tqdm(
+        initial=first, total=last, unit="step", disable=None, dynamic_ncols=True
+    )
+    replicated = parallel.replicate(state, devices)
+    pending, started = [], time.perf_counter()
+    with (
+        checkpoints.manager(path, config.log.keep) as manager,
+        contextlib.closing(metrics),
+        progress,
+    ):
+        progress.set_description("compiling")
+        for step in range(first + 1, last + 1):
+            images = parallel.shard(batches(step - 1), len(devices))
+            replicated, values = step_fn(replicated, images)
+            if step == first + 1:
+                jax.block_until_ready(values)
+                started = time.perf_counter()  # compiling is not training time either
+            pending.append(values)
+            progress.update()
+            if step % config.log.every == 0 or step == last:
+                values = _mean_metrics(pending)
+                seconds = time.perf_counter() - started
+                values["images_per_second"] = (
+                    len(pending) * config.learning.batch_size / seconds
+                )
+                pending = []
+                metrics.write(step, values)
+                _show(progress, step, values)
+                _check_finite(step, values, path)
+            if step % config.log.checkpoint_every == 0 or step == last:
+                state = parallel.unreplicate(replicated)
+                checkpoints.save(manager, step, _items(state))
+            if step % config.log.sample_every == 0 or step == last:
+                params = parallel.unreplicate(replicated).ema
+                write_samples(config, path, model, params, splits["test"], step)
+                report.write(path)
+            if not pending:  # what was done since the step is not training time
+                started = time.perf_counter()
+    figures.figures(config, path)
+    print(f"Look at {path / 'report.html'}")
+
+
+def sample(config, path: pathlib.Path) -> None:
+    """Draws new pictures from the run in `path`; chains and seed may be overridden."""
+    workdir.check_settings(path, config, "read")
+    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    model = build_model(config, splits["test"].images.shape[1:])
+    _, params = jebm.load(path)
+    step = checkpoints.steps(path)[-1]
+    for file in write_samples(config, path, model, params, splits["test"], step):
+        print(f"wrote {file}")
+    report.write(path)
+    print(f"Look at {path / 'report.html'}")
+
+
+def write_samples(config, path, model, params, split, step) -> list[pathlib.Path]:
+    """Writes grids of samples and of reconstructions beside their originals.
+
+    The noise depends on the seed alone, so that pictures of different steps compare.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), Role.PICTURES)
+    num = config.log.num_samples
+    grids = {"gaussian": jebm.sample(key, model, params, num, prior="gaussian").x}
+    if model.energy is not None:
+        grids["ebm"] = jebm.sample(key, model, params, num).x
+    originals = datasets.to_unit(split.images[: num // 2])
+    grids["reconstruction"] = pictures.beside(
+        originals, jebm.reconstruct(key, model, params, originals)
+    )
+    files = []
+    for name, images in grids.items():
+        files.append(path / "samples" / f"{name}_{step:07d}.png")
+        pictures.save_grid(files[-1], images)
+    return files
+
+
+def _restore(path, state):
+    if not checkpoints.steps(path):
+        return state
+    with warnings.catch_warnings(record=True) as passed_over:
+        warnings.simplefilter("always")
+        step, items = checkpoints.restore(path, _items(state))
+    for warning in passed_over:
+        print(f"warning: {warning.message}")
+    print(f"Resuming {path} from step {step}.")
+    # Steps beyond a damaged checkpoint are trained and written again.
+    checkpoints.discard_after(path, step)
+    return state.replace(**items["train_state"], ema=items["ema"])
+
+
+def _items(state):
+    return {
+        "ema": state.ema,
+        "train_state": {
+            "step": state.step,
+            "params": state.params,
+            "opt_state": state.opt_state,
+        },
+    }
+
+
+def _mean_metrics(pending):
+    pending = parallel.unreplicate(pending)
+    return {
+        name: float(np.mean([values[name] for values in pending]))
+        for name in pending[0]
+    }
+
+
+_SHOWN = {
+    "loss_nats": "loss",
+    "log_likelihood_nats": "log p(x|z)",
+    "energy_positive_nats": "E+",
+    "energy_negative_nats": "E-",
+    "images_per_second": "images/s",
+}
+
+
+def _show(progress, step, values):
+    progress.set_description("training")
+    shown = {label: values[name] for name, label in _SHOWN.items() if name in values}
+    text = ", ".join(f"{label} {value:.1f}" for label, value in shown.items())
+    progress.set_postfix_str(text)
+    if progress.disable:  # not a terminal
+        print(f"step {step}/{progress.total}: {text}", flush=True)
+
+
+def _check_finite(step, values, path):
+    wrong = sorted(name for name, value in values.items() if not math.isfinite(value))
+    if wrong:
+        raise Diverged(
+            f"training diverged by step {step}: {wrong} not finite. The last good "
+            f"checkpoints in {path} are {checkpoints.steps(path)}; try a smaller "
+            "learning.energy_lr or chains.*.step_size"
+        )
+
+
+def _print_overview(model, params):
+    shapes = model.backbone.latent_shapes
+    print(f"image {model.image_shape}, {len(shapes)} layers of latents, top first:")
+    for i in reversed(range(len(shapes))):
+        above = "N(0, I)" if i == len(shapes) - 1 else f"p(z_{i + 1} | above)"
+        energy = "" if model.energy is None else f" exp(f_{i + 1}(z_{i + 1}))"
+        print(f"  z_{i + 1}  {shapes[i]!s:12} {above}{energy}")
+    print(f"{num_values(shapes)} latent units in all")
+    print(parameter_overview.get_parameter_overview(params._asdict(), include_stats=False))

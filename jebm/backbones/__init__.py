@@ -1,0 +1,1 @@
+"""Backbones: multi-layer generators under the contract of `jebm.hierarchy`."""

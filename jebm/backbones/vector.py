@@ -1,0 +1,103 @@
+"""Vector latents in any number of layers, with an MLP or deconvolution decoder.
+
+    z_L ~ N(0, I),   z_i ~ N(mu_i(c_i), sigma_i(c_i)),   output = decoder(c_0)
+
+where the context c_i is the next layer z_{i+1} (`conditioning="next"`, the Markov
+hierarchy of arXiv 2306.06323) or all layers above, z_{>i} (`conditioning="above"`).
+The data is layer 0: the decoder reads its context by the same rule.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jebm.distributions import Normal
+from jebm.networks import MLP, check_activation, soft_clamp
+
+CONDITIONINGS = ("next", "above")
+
+
+class VectorBackbone(nn.Module):
+    """Generator with vector latents.
+
+    Attributes:
+      output_shape: (H, W, channels) of the decoder's output.
+      latent_dims: D_i of each layer, bottom to top.
+      conditioning: "next" or "above", see the module's docstring.
+      prior_widths: hidden widths of each network for (mu_i, log sigma_i).
+      decoder_widths: hidden widths of the decoder.
+      activation: of all networks.
+      log_scale_bound: log sigma_i is softly clamped to plus or minus this. The floor
+        bounds the curvature of log p_beta, which limits a chain's step size.
+
+    Example:
+      >>> from jebm.hierarchy import top_down, transport
+      >>> backbone = VectorBackbone(output_shape=(8, 8, 1), latent_dims=(4, 2))
+      >>> eps = (jnp.zeros((3, 4)), jnp.zeros((3, 2)))
+      >>> def generate(backbone):
+      ...     latents, priors, state = top_down(backbone, 3, transport(eps))
+      ...     return backbone.decode(state)
+      >>> output, params = nn.init_with_output(generate, backbone)(jax.random.key(0))
+      >>> output.shape
+      (3, 8, 8, 1)
+    """
+
+    output_shape: tuple[int, int, int]
+    latent_dims: tuple[int, ...] = (16, 8)
+    conditioning: str = "next"
+    prior_widths: tuple[int, ...] = (200, 200)
+    decoder_widths: tuple[int, ...] = (512, 512)
+    activation: str = "gelu"
+    log_scale_bound: float = 3.0
+
+    def __post_init__(self):
+        if self.conditioning not in CONDITIONINGS:
+            raise ValueError(
+                f"unknown conditioning {self.conditioning!r}; known: {CONDITIONINGS}"
+            )
+        if not self.latent_dims or min(self.latent_dims) < 1:
+            raise ValueError(
+                f"latent_dims must be positive integers, got {self.latent_dims}"
+            )
+        check_activation(self.activation)
+        super().__post_init__()
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each layer's latent, bottom to top."""
+        return tuple((dim,) for dim in self.latent_dims)
+
+    def setup(self):
+        """Declares one prior network per layer below the top, and the decoder."""
+        self.priors = [
+            MLP(self.prior_widths, 2 * dim, self.activation)
+            for dim in self.latent_dims[:-1]
+        ]
+        self.decoder = MLP(
+            self.decoder_widths, math.prod(self.output_shape), self.activation
+        )
+
+    def start(self, batch: int) -> jax.Array:
+        """The empty context above the top layer, [B, 0]."""
+        return jnp.full((batch, 0), 0.0)  # weakly typed: takes the dtype of the latents
+
+    def prior(self, i: int, state: jax.Array) -> Normal:
+        """p_beta(z_i | z_{>i})."""
+        if i == len(self.latent_dims) - 1:
+            shape = (state.shape[0], self.latent_dims[i])
+            return Normal(jnp.full(shape, 0.0), jnp.full(shape, 1.0))
+        loc, log_scale = jnp.split(self.priors[i](state), 2, axis=-1)
+        return Normal(loc, jnp.exp(soft_clamp(log_scale, self.log_scale_bound)))
+
+    def merge(self, i: int, state: jax.Array, z: jax.Array) -> jax.Array:
+        """The context of the layer below."""
+        del i
+        if self.conditioning == "next":
+            return z
+        return jnp.concatenate([z, state], axis=-1)
+
+    def decode(self, state: jax.Array) -> jax.Array:
+        """Likelihood parameters, [B, *output_shape]."""
+        return self.decoder(state).reshape(-1, *self.output_shape)

@@ -1,0 +1,205 @@
+"""Checkpoints of a run: written atomically, verified leaf by leaf when read.
+
+    WORKDIR/model.json                      what `jebm.build` takes
+    WORKDIR/checkpoints/STEP/ema            Params, the averaged ones, for sampling
+    WORKDIR/checkpoints/STEP/train_state    everything else that training resumes from
+    WORKDIR/checkpoints/STEP/digests        sha256 of every leaf of the items above
+
+The array store restores flipped bits without noticing, hence the digests. A checkpoint
+that cannot be read or does not match is passed over, aloud, for the one before it.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+from jebm.model import Model, Params, build, init
+
+PyTree = Any
+
+
+class CorruptCheckpointError(Exception):
+    """Every checkpoint asked for is unreadable or differs from its digests."""
+
+
+def manager(workdir: str | pathlib.Path, keep: int):
+    """Opens `workdir/checkpoints` for writing: an orbax CheckpointManager, to be closed.
+
+    Args:
+      workdir: directory of a run.
+      keep: how many of the latest checkpoints to keep.
+    """
+    import orbax.checkpoint as ocp  # slow to import, and not needed to sample
+
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+        enable_async_checkpointing=False,
+    )
+    return ocp.CheckpointManager(
+        _directory(workdir), options=options, item_handlers=_handlers()
+    )
+
+
+def save(manager, step: int, items: dict[str, PyTree]) -> None:
+    """Writes one checkpoint, replacing one of the same step.
+
+    Args:
+      manager: from `manager`.
+      step: number of finished training steps.
+      items: "ema" and "train_state", pytrees of arrays.
+    """
+    import orbax.checkpoint as ocp
+
+    items = jax.tree.map(np.asarray, items)
+    if step in manager.all_steps():
+        manager.delete(step)
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            **{k: ocp.args.StandardSave(v) for k, v in items.items()},
+            digests=ocp.args.JsonSave({k: digests(v) for k, v in items.items()}),
+        ),
+    )
+
+
+def discard_after(workdir: str | pathlib.Path, step: int) -> None:
+    """Deletes checkpoints later than `step`, as training does when it goes back."""
+    for later in steps(workdir):
+        if later > step:
+            shutil.rmtree(_directory(workdir) / str(later))
+
+
+def steps(workdir: str | pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints of a run, in order."""
+    import orbax.checkpoint as ocp
+
+    directory = _directory(workdir)
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
+def restore(
+    workdir: str | pathlib.Path, templates: dict[str, PyTree], step: int | None = None
+) -> tuple[int, dict[str, PyTree]]:
+    """Reads the newest sound checkpoint, or that of `step`; writes nothing.
+
+    Args:
+      workdir: directory of a run.
+      templates: which items to read, as pytrees of anything with shape and dtype.
+      step: the one step to read; None for the newest that is sound.
+
+    Returns:
+      The step, and the items with NumPy leaves. A warning tells of each checkpoint
+      that was passed over.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint, or none of `step`.
+      CorruptCheckpointError: if none that may be read is sound.
+    """
+    directory, found = _directory(workdir), steps(workdir)
+    if not found or (step is not None and step not in found):
+        wanted = "" if step is None else f" of step {step}"
+        raise FileNotFoundError(
+            f"no checkpoint{wanted} in {directory}; found steps {found}"
+        )
+    reasons = []
+    for candidate in found[::-1] if step is None else [step]:
+        try:
+            return candidate, _read(directory / str(candidate), templates)
+        except Exception as error:  # many kinds: whatever a damaged file provokes
+            lines = str(error).strip().splitlines() or [""]
+            reasons.append(
+                f"checkpoint {directory / str(candidate)} is corrupt "
+                f"({type(error).__name__}: {lines[0][:200]})"
+            )
+            warnings.warn(f"{reasons[-1]}; trying the one before", stacklevel=2)
+    raise CorruptCheckpointError("; ".join(reasons))
+
+
+def _read(path, templates):
+    import orbax.checkpoint as ocp
+
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), templates)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+        restored = reader.restore(
+            path,
+            args=ocp.args.Composite(
+                **{k: ocp.args.StandardRestore(v) for k, v in zeros.items()},
+                digests=ocp.args.JsonRestore(),
+            ),
+        )
+    for name in templates:
+        expected, got = restored["digests"][name], digests(restored[name])
+        wrong = sorted(
+            k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k)
+        )
+        if wrong:
+            raise CorruptCheckpointError(f"digest mismatch in {name} at {wrong}")
+    return {name: restored[name] for name in templates}
+
+
+def _directory(workdir):
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _handlers():
+    import orbax.checkpoint as ocp
+
+    return {
+        "ema": ocp.StandardCheckpointHandler(),
+        "train_state": ocp.StandardCheckpointHandler(),
+        "digests": ocp.JsonCheckpointHandler(),
+    }
+
+
+def digests(tree: PyTree) -> dict[str, str]:
+    """sha256 of every leaf's dtype, shape and bytes, by its path.
+
+    Example:
+      >>> list(digests({"w": np.zeros(3)}))
+      ["['w']"]
+    """
+
+    def digest(leaf):
+        leaf = np.ascontiguousarray(leaf)
+        head = f"{leaf.dtype}{leaf.shape}".encode()
+        return hashlib.sha256(head + leaf.tobytes()).hexdigest()
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+
+
+def load(
+    workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[Model, Params]:
+    """Loads the model of a finished or running experiment, with its EMA parameters.
+
+    Args:
+      workdir: directory of a run.
+      step: the checkpoint to read; None for the newest that is sound.
+
+    Returns:
+      The model and its parameters.
+
+    Raises:
+      FileNotFoundError: if `workdir` holds no run, or no checkpoint of `step`.
+      CorruptCheckpointError: if no checkpoint that may be read is sound.
+
+    Example:
+      >>> load("/no/such/run")
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: no run in /no/such/run: it has no model.json
+    """
+    path = pathlib.Path(workdir) / "model.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no run in {workdir}: it has no model.json")
+    model = build(json.loads(path.read_text()))
+    template = jax.eval_shape(init, jax.random.key(0), model)
+    _, items = restore(workdir, {"ema": template}, step)
+    return model, Params(*jax.tree.map(jax.numpy.asarray, items["ema"]))

@@ -1,0 +1,112 @@
+"""Checks of arguments: one ValueError that names the argument, what came, what was due.
+
+Shapes and dtypes are checked at trace time; values only where they are known, that is
+outside the caller's jit, vmap and grad.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jebm import model as model_lib
+
+
+def key(value) -> None:
+    """Demands one typed key."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"key must be a typed key, as made by jax.random.key, got {_describe(value)}"
+        )
+    if value.shape != ():
+        raise ValueError(f"key must be a single key, got keys of shape {value.shape}")
+
+
+def positive_int(name: str, value) -> None:
+    """Demands a Python integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def one_of(name: str, value, known) -> None:
+    """Demands one of the known values."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {sorted(known)}")
+
+
+def step_size(value) -> None:
+    """Demands a positive step size, where its value is known."""
+    if not isinstance(value, jax.core.Tracer) and not value > 0:
+        raise ValueError(f"step_size must be positive, got {value}")
+
+
+def images(model, x) -> None:
+    """Demands floating-point images [N, H, W, C] in [0, 1]."""
+    shape = getattr(x, "shape", None)
+    expected = f"[N, {', '.join(map(str, model.image_shape))}]"
+    if shape is None or len(shape) != 4 or shape[1:] != model.image_shape:
+        raise ValueError(f"x must have shape {expected}, got {_describe(x)}")
+    if shape[0] < 1:
+        raise ValueError(f"x must hold at least one image, got shape {shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be floating-point in [0, 1], got {x.dtype}; "
+            "8-bit images are to be divided by 255"
+        )
+    if isinstance(x, jax.core.Tracer):
+        return
+    low, high = float(jnp.min(x)), float(jnp.max(x))  # NaN if any value is NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("x must be finite, got NaN or infinite pixels")
+    if low < 0 or high > 1:
+        raise ValueError(f"x must lie in [0, 1], got values in [{low:g}, {high:g}]")
+
+
+def latents(model, value, num: int | None = None) -> None:
+    """Demands a tuple of [num, *shape_i], bottom to top."""
+    shapes = model.backbone.latent_shapes
+    if not isinstance(value, tuple | list) or len(value) != len(shapes):
+        raise ValueError(
+            f"latents must be a tuple of {len(shapes)} layers, bottom to top, "
+            f"got {_describe(value)}"
+        )
+    if num is None:
+        num = value[0].shape[0] if getattr(value[0], "ndim", 0) else 0
+    for i, (z, shape) in enumerate(zip(value, shapes, strict=True)):
+        if getattr(z, "shape", None) != (num, *shape):
+            raise ValueError(
+                f"latents[{i}] must have shape {(num, *shape)}, got {_describe(z)}"
+            )
+
+
+def params(model, value) -> None:
+    """Demands Params of the tree structure and shapes that `init` makes."""
+    if not isinstance(value, model_lib.Params):
+        raise ValueError(f"params must be jebm.Params, got {type(value).__name__}")
+    expected, got = _expected_shapes(model), _shapes(value)
+    for path in sorted(expected.keys() | got.keys()):
+        if expected.get(path) != got.get(path):
+            raise ValueError(
+                f"params do not fit the model: {path} should be "
+                f"{expected.get(path, 'absent')}, got {got.get(path, 'nothing')}"
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def _expected_shapes(model):
+    return _shapes(jax.eval_shape(model_lib.init, jax.random.key(0), model))
+
+
+def _shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+
+def _describe(value) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{len(value)} of {type(value).__name__}"
+    return type(value).__name__

@@ -1,0 +1,139 @@
+"""Log-densities of the joint EBM prior, in nats, up to log Z.
+
+    z-space     log p(z)   = log p_beta(z) - E(z) - log Z
+    eps-space   log p(eps) = log N(eps; 0, I) - E(T(eps)) - log Z,     z = T(eps)
+
+The two are one law with the same Z: T is invertible, and N(eps; 0, I) is p_beta(z)
+times its Jacobian. With an image x both gain log p(x | z).
+(arXiv 2306.06323, eqs. 3, 4)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jebm import checks
+from jebm.hierarchy import (
+    Latents,
+    given,
+    log_prior,
+    log_standard_normal,
+    top_down,
+    transport,
+)
+from jebm.langevin import LogDensity
+from jebm.model import Model, Params, energy
+
+
+def logdensity(
+    model: Model,
+    params: Params,
+    position: Latents,
+    *,
+    space: str,
+    x: jax.Array | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+    """The equations above for a batch of positions; `x` [B, H, W, C] or None.
+
+    The decoder is not called where `x` is None. `temperature` scales every sigma_i
+    of the hierarchy. Returns [B].
+    """
+    batch = position[0].shape[0]
+    pick = transport(position) if space == "eps" else given(position)
+
+    def backbone_terms(backbone):
+        latents, priors, state = top_down(backbone, batch, pick, temperature)
+        output = None if x is None else backbone.decode(state)
+        return latents, priors, output
+
+    latents, priors, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
+    if space == "eps":
+        value = log_standard_normal(position)
+    else:
+        value = log_prior(latents, priors)
+    value = value - energy(model, params, latents)
+    if x is not None:
+        value = value + model.likelihood.log_prob(output, x)
+    return value
+
+
+def one_chain(
+    model: Model, params: Params, space: str, x: jax.Array | None, temperature: Any
+) -> LogDensity:
+    """The log-density of one position (no batch axis) as a Langevin chain takes it."""
+    images = None if x is None else x[None]
+
+    def logdensity_fn(position):
+        batch = jax.tree.map(lambda z: z[None], position)
+        value = logdensity(
+            model, params, batch, space=space, x=images, temperature=temperature
+        )
+        return value[0]
+
+    return logdensity_fn
+
+
+@jax.jit
+def _z_logdensity(model, params, latents, x):
+    return logdensity(model, params, latents, space="z", x=x)
+
+
+def prior_logdensity(model: Model, params: Params, latents: Latents) -> jax.Array:
+    """log p_beta(z) - E(z), the joint EBM prior up to log Z (arXiv 2306.06323, eq. 3).
+
+    Args:
+      model: the model.
+      params: its parameters.
+      latents: z, a tuple bottom to top of [N, *shape_i].
+
+    Returns:
+      [N], nats.
+
+    Raises:
+      ValueError: if `params` or `latents` do not fit the model.
+
+    Example:
+      >>> import jax, jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> samples = jebm.sample(jax.random.key(1), model, params, 3)
+      >>> prior_logdensity(model, params, samples.latents).shape
+      (3,)
+    """
+    checks.params(model, params)
+    checks.latents(model, latents)
+    return _z_logdensity(model, params, tuple(latents), None)
+
+
+def joint_logdensity(
+    model: Model, params: Params, x: jax.Array, latents: Latents
+) -> jax.Array:
+    """log p(x | z) + log p_beta(z) - E(z), up to log Z.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      x: images [N, H, W, C] in [0, 1].
+      latents: z, a tuple bottom to top of [N, *shape_i].
+
+    Returns:
+      [N], nats.
+
+    Raises:
+      ValueError: if `params`, `x` or `latents` do not fit the model, or if `x` leaves
+        [0, 1] or is not finite.
+
+    Example:
+      >>> import jax, jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> samples = jebm.sample(jax.random.key(1), model, params, 3)
+      >>> joint_logdensity(model, params, samples.x, samples.latents).shape
+      (3,)
+    """
+    checks.params(model, params)
+    checks.images(model, x)
+    checks.latents(model, latents, num=x.shape[0])
+    return _z_logdensity(model, params, tuple(latents), x)

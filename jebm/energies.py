@@ -1,0 +1,57 @@
+"""Energies of the latents.
+
+    E(z) = - sum_i f_i(z_i)                    (arXiv 2306.06323, eq. 4)
+
+An energy is any Linen module that maps latents (a tuple, bottom to top, each
+[B, *shape_i]) to [B], in nats; low energy is likely.
+"""
+
+import flax.linen as nn
+import jax
+
+from jebm.hierarchy import Latents
+from jebm.networks import MLP, check_activation
+
+
+class LayerwiseEnergy(nn.Module):
+    """One MLP f_i per layer, zero at initialisation: training starts at p_beta.
+
+    Attributes:
+      widths: hidden widths of f_i, either the same for every layer, (200, 200), or one
+        tuple per layer, bottom to top, ((200, 200, 200), (100, 100)).
+      activation: a smooth one by default, because the Langevin chain must follow f.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> energy, latents = LayerwiseEnergy(), (jnp.ones((5, 3)), jnp.ones((5, 2)))
+      >>> params = energy.init(jax.random.key(0), latents)
+      >>> energy.apply(params, latents).shape
+      (5,)
+    """
+
+    widths: tuple = (200, 200)
+    activation: str = "gelu"
+
+    def __post_init__(self):
+        check_activation(self.activation)
+        super().__post_init__()
+
+    @nn.compact
+    def per_layer(self, latents: Latents) -> tuple[jax.Array, ...]:
+        """Returns E_i(z_i) = -f_i(z_i), a tuple of [B], bottom to top."""
+        per_layer = self.widths
+        if not any(isinstance(w, tuple) for w in per_layer):
+            per_layer = (self.widths,) * len(latents)
+        if len(per_layer) != len(latents):
+            raise ValueError(
+                f"energy widths must have one tuple per layer: got {len(per_layer)} "
+                f"for {len(latents)} layers"
+            )
+        return tuple(
+            -MLP(widths, 1, self.activation, zero_init=True, name=f"f{i + 1}")(z)[:, 0]
+            for i, (widths, z) in enumerate(zip(per_layer, latents, strict=True))
+        )
+
+    def __call__(self, latents: Latents) -> jax.Array:
+        """Returns E(z), [B]."""
+        return sum(self.per_layer(latents))

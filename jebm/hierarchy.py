@@ -1,0 +1,80 @@
+"""The Gaussian hierarchy p_beta(z) and the one top-down pass through it.
+
+    p_beta(z) = p(z_L) prod_{i<L} p_beta(z_i | z_{>i}),      z_i = mu_i + sigma_i eps_i
+
+Latents are a tuple ordered bottom (next to the data) to top: `latents[k:]` is z_{>k}.
+A backbone is a Linen module with the attribute `latent_shapes`, bottom to top, and
+
+    start(batch) -> state                    any pytree
+    prior(i, state) -> Normal                loc, scale [B, *latent_shapes[i]]
+    merge(i, state, z_i) -> state
+    decode(state) -> likelihood parameters   [B, H, W, channels], unconstrained
+
+Here i is the tuple index, from L - 1 (top) down to 0; cost is linear in L. Functions
+of this module take a bound backbone, as inside `nn.apply`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jebm.distributions import Normal
+
+Latents = tuple[jax.Array, ...]
+Pick = Callable[[int, Any, Normal], jax.Array]
+
+
+def top_down(
+    backbone: Any, batch: int, pick: Pick, temperature: jax.typing.ArrayLike = 1.0
+) -> tuple[Latents, tuple[Normal, ...], Any]:
+    """Goes from the top layer to the bottom, letting `pick` choose each z_i.
+
+    Args:
+      backbone: a bound backbone.
+      batch: number of examples B.
+      pick: (i, state, prior_i) -> z_i [B, *latent_shapes[i]]: `transport`, `given`,
+        or a caller's own.
+      temperature: scales every sigma_i (NVAE's sampling temperature).
+
+    Returns:
+      latents and priors, tuples ordered bottom to top, and the state to decode from.
+    """
+    state = backbone.start(batch)
+    latents, priors = [], []
+    for i in reversed(range(len(backbone.latent_shapes))):
+        prior = backbone.prior(i, state)
+        prior = Normal(prior.loc, temperature * prior.scale)
+        z = pick(i, state, prior)
+        state = backbone.merge(i, state, z)
+        latents.append(z)
+        priors.append(prior)
+    return tuple(latents[::-1]), tuple(priors[::-1]), state
+
+
+def transport(eps: Latents) -> Pick:
+    """Picks z_i = mu_i + sigma_i eps_i, the map T from noise to latents."""
+    return lambda i, state, prior: prior.loc + prior.scale * eps[i]
+
+
+def given(latents: Latents) -> Pick:
+    """Picks the z_i of `latents`."""
+    return lambda i, state, prior: latents[i]
+
+
+def inverse_transport(latents: Latents, priors: tuple[Normal, ...]) -> Latents:
+    """The eps of `latents`, eps_i = (z_i - mu_i) / sigma_i."""
+    return tuple(
+        (z - prior.loc) / prior.scale for z, prior in zip(latents, priors, strict=True)
+    )
+
+
+def log_prior(latents: Latents, priors: tuple[Normal, ...]) -> jax.Array:
+    """log p_beta(z) in nats, [B], from the priors that `top_down` returned."""
+    return sum(p.log_prob(z) for z, p in zip(latents, priors, strict=True))
+
+
+def log_standard_normal(eps: Latents) -> jax.Array:
+    """log N(eps; 0, I) in nats, [B], summed over all layers."""
+    return sum(Normal(jnp.zeros_like(e), jnp.ones_like(e)).log_prob(e) for e in eps)

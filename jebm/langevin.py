@@ -1,0 +1,232 @@
+"""Langevin dynamics on any log-density, one chain at a time.
+
+    position <- position + (step_size^2 / 2) grad logdensity + step_size sqrt(T) noise
+
+This is the one step-size convention of the package. Posterior and prior chains
+differ by `logdensity_fn` only. Functions take one chain (`logdensity_fn` returns a
+scalar) and are to be vmapped over (key, position); nothing here is compiled, the
+caller compiles.
+
+On N(0, 1) the uncorrected chain has the stationary variance 1 / (1 - step_size^2 / 4)
+and is unstable from step_size = 2 on; in general it is stable only while
+step_size^2 / 4 times the largest curvature of -logdensity stays below 1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+LogDensity = Callable[[PyTree], jax.Array]
+
+
+class LangevinState(NamedTuple):
+    """What the next step needs."""
+
+    position: PyTree  # leaves of any shape
+
+
+class LangevinInfo(NamedTuple):
+    """What a person reads; `run` returns its average over the steps."""
+
+    logdensity: jax.Array  # [], nats, where the step started
+    grad_norm: jax.Array  # [], of grad logdensity, where the step started
+    acceptance: jax.Array  # [], probability; 1 for the uncorrected chain
+
+
+class Kernel(NamedTuple):
+    """A Markov chain as a pair of pure functions.
+
+    `init(position, logdensity_fn) -> state`, where `state.position` exists, and
+    `step(key, state, logdensity_fn, step_size, temperature) -> (state, LangevinInfo)`.
+    """
+
+    init: Callable
+    step: Callable
+
+
+def init(position: PyTree, logdensity_fn: LogDensity) -> LangevinState:
+    """Starts a chain at `position`."""
+    del logdensity_fn  # evaluated by `step`, so that K steps cost K gradients
+    return LangevinState(position)
+
+
+def step(
+    key: jax.Array,
+    state: LangevinState,
+    logdensity_fn: LogDensity,
+    step_size: jax.typing.ArrayLike,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> tuple[LangevinState, LangevinInfo]:
+    """One uncorrected Langevin step; costs one gradient.
+
+    Args:
+      key: typed key, [].
+      state: the chain's state; `state.position` is any pytree of float arrays.
+      logdensity_fn: position -> [], in nats, up to a constant.
+      step_size: [].
+      temperature: [], the T of the equation above. 0 is plain gradient ascent.
+
+    Returns:
+      The new state, and the info of the point the step started from.
+    """
+    logdensity, grad = jax.value_and_grad(logdensity_fn)(state.position)
+    position = diffuse(key, state.position, grad, step_size, temperature)
+    info = LangevinInfo(logdensity, global_norm(grad), jnp.ones_like(logdensity))
+    return LangevinState(position), info
+
+
+def diffuse(key, position, grad, step_size, temperature):
+    """The update of the equation above, given the gradient."""
+    return jax.tree.map(
+        lambda z, g, noise: (
+            z + 0.5 * step_size**2 * g + step_size * jnp.sqrt(temperature) * noise
+        ),
+        position,
+        grad,
+        normal_like(key, position),
+    )
+
+
+def normal_like(key: jax.Array, tree: PyTree) -> PyTree:
+    """Standard normal draws of the shapes and dtypes of `tree`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        jax.random.normal(k, leaf.shape, leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    )
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Euclidean norm over all leaves, []."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+LANGEVIN = Kernel(init, step)
+
+
+def run(
+    key: jax.Array,
+    position: PyTree,
+    logdensity_fn: LogDensity,
+    *,
+    num_steps: int,
+    step_size: jax.typing.ArrayLike,
+    temperature: jax.typing.ArrayLike = 1.0,
+    kernel: Kernel = LANGEVIN,
+) -> tuple[Any, LangevinInfo]:
+    """Runs one chain; equals `num_steps` calls of `kernel.step` in a loop.
+
+    Step t draws from `fold_in(key, t)`. Memory does not depend on `num_steps`.
+
+    Args:
+      key: typed key, [].
+      position: where to start, any pytree of float arrays.
+      logdensity_fn: position -> [], in nats, up to a constant.
+      num_steps: how many steps; 0 returns the start and an info of zeros.
+      step_size: [].
+      temperature: [], Langevin's T.
+      kernel: `langevin.LANGEVIN` or `mala.MALA`.
+
+    Returns:
+      The final state and the LangevinInfo averaged over the steps, so that a value
+      that is not finite at any step shows.
+
+    Raises:
+      ValueError: if `num_steps` is not a non-negative integer.
+
+    Example:
+      >>> logdensity_fn = lambda z: -0.5 * jnp.sum(z**2)
+      >>> def chain(key):
+      ...     return run(key, jnp.zeros(2), logdensity_fn, num_steps=100, step_size=0.5)
+      >>> state, info = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 8))
+      >>> state.position.shape, info.logdensity.shape
+      ((8, 2), (8,))
+    """
+    check_num_steps(num_steps)
+    carry = _start(position, logdensity_fn, kernel)
+    state, total, _ = _advance(
+        key, carry, logdensity_fn, num_steps, step_size, temperature, kernel
+    )
+    return state, _mean(total, num_steps)
+
+
+def trajectory(
+    key: jax.Array,
+    position: PyTree,
+    logdensity_fn: LogDensity,
+    *,
+    num_steps: int,
+    every: int,
+    step_size: jax.typing.ArrayLike,
+    temperature: jax.typing.ArrayLike = 1.0,
+    kernel: Kernel = LANGEVIN,
+) -> tuple[Any, LangevinInfo, PyTree]:
+    """Same chain and draws as `run`, storing the position at every `every`-th step.
+
+    Args:
+      key, position, logdensity_fn, num_steps, step_size, temperature, kernel: of `run`.
+      every: steps between stored positions; must divide `num_steps`.
+
+    Returns:
+      Final state and averaged info as of `run`, and the positions at steps 0, every,
+      ..., num_steps, with a leading axis of num_steps / every + 1.
+
+    Raises:
+      ValueError: if `every` is not a positive divisor of `num_steps`.
+
+    Example:
+      >>> _, _, path = trajectory(jax.random.key(0), jnp.zeros(2),
+      ...     lambda z: -0.5 * jnp.sum(z**2), num_steps=20, every=5, step_size=0.5)
+      >>> path.shape
+      (5, 2)
+    """
+    check_num_steps(num_steps)
+    if every < 1 or num_steps % every:
+        raise ValueError(
+            f"every must be a positive divisor of num_steps, got every={every}, "
+            f"num_steps={num_steps}"
+        )
+
+    def body(carry, _):
+        carry = _advance(
+            key, carry, logdensity_fn, every, step_size, temperature, kernel
+        )
+        return carry, carry[0].position
+
+    carry = _start(position, logdensity_fn, kernel)
+    (state, total, _), path = jax.lax.scan(body, carry, length=num_steps // every)
+    path = jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), position, path)
+    return state, _mean(total, num_steps), path
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Raises a ValueError unless `num_steps` is a non-negative integer."""
+    if not isinstance(num_steps, int) or num_steps < 0:
+        raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}")
+
+
+def _start(position, logdensity_fn, kernel):
+    state = kernel.init(position, logdensity_fn)
+    dtype = jax.eval_shape(logdensity_fn, position).dtype
+    return state, LangevinInfo(*[jnp.zeros((), dtype)] * 3), jnp.zeros((), jnp.int32)
+
+
+def _advance(key, carry, logdensity_fn, num_steps, step_size, temperature, kernel):
+    # The step's number is carried and its key derived from it, rather than scanning
+    # over split keys: those would be memory that grows with num_steps.
+    def body(carry, _):
+        state, total, t = carry
+        state, info = kernel.step(
+            jax.random.fold_in(key, t), state, logdensity_fn, step_size, temperature
+        )
+        return (state, jax.tree.map(jnp.add, total, info), t + 1), None
+
+    return jax.lax.scan(body, carry, length=num_steps)[0]
+
+
+def _mean(total, num_steps):
+    return jax.tree.map(lambda x: x / max(num_steps, 1), total)

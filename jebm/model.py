@@ -1,0 +1,258 @@
+"""The model: what is fixed (`Model`), what is learned (`Params`), and `build`.
+
+    p(x, z) = p(x | z) exp(-E(z)) p_beta(z) / Z
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jebm.backbones.vector import VectorBackbone
+from jebm.distributions import Bernoulli, Gaussian
+from jebm.energies import LayerwiseEnergy
+from jebm.hierarchy import Latents, top_down, transport
+
+BACKBONES = {"vector": VectorBackbone}
+ENERGIES = {"layerwise": LayerwiseEnergy}
+LIKELIHOODS = {"gaussian": Gaussian, "bernoulli": Bernoulli}
+SPACES = ("eps", "z")
+STARTS = ("normal", "prior")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A short-run Langevin chain.
+
+    Attributes:
+      num_steps: steps K, each one gradient.
+      step_size: s of `jebm.langevin`.
+      space: "eps" moves the noise of z = T(eps), whose Gaussian part is N(0, I)
+        whatever the hierarchy has learned; "z" moves the latents themselves.
+      start: "normal" starts at N(0, I) in every layer of that space, "prior" at a
+        sample of p_beta(z). In eps-space the two are one.
+    """
+
+    num_steps: int = 40
+    step_size: float = 0.4
+    space: str = "eps"
+    start: str = "normal"
+
+    def __post_init__(self):
+        if not isinstance(self.num_steps, int) or self.num_steps < 0:
+            raise ValueError(f"num_steps must be an integer >= 0, got {self.num_steps}")
+        if isinstance(self.step_size, int | float) and not self.step_size > 0:
+            raise ValueError(f"step_size must be positive, got {self.step_size}")
+        if self.space not in SPACES:
+            raise ValueError(f"unknown space {self.space!r}; known: {SPACES}")
+        if self.start not in STARTS:
+            raise ValueError(f"unknown start {self.start!r}; known: {STARTS}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chains:
+    """The chains a model was trained with."""
+
+    prior: Chain = Chain(num_steps=40, step_size=0.4)
+    posterior: Chain = Chain(num_steps=20, step_size=0.1)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A joint EBM prior over a multi-layer generator; holds no arrays.
+
+    Compared by value and registered static: it passes as an ordinary argument through
+    jit, grad, vmap and pmap, and equal models share one trace.
+
+    Attributes:
+      image_shape: (H, W, C).
+      backbone: a Linen module under the contract of `jebm.hierarchy`.
+      energy: a Linen module, latents -> [B]; None for the Gaussian hierarchy itself.
+      likelihood: p(x | z), see `jebm.distributions`.
+      chains: how prior and posterior are sampled unless the caller says otherwise.
+    """
+
+    image_shape: tuple[int, int, int]
+    backbone: nn.Module
+    energy: nn.Module | None
+    likelihood: Gaussian | Bernoulli = Gaussian()
+    chains: Chains = Chains()
+
+
+class Params(NamedTuple):
+    """Whole Linen variable dicts; `energy` is {} where the model has none."""
+
+    backbone: Any
+    energy: Any
+
+
+def build(spec: Mapping[str, Any]) -> Model:
+    """Builds a model from plain values, as stored in a run's `model.json`.
+
+    Args:
+      spec: a mapping with `image_shape` and, all optional, `backbone`, `energy` and
+        `likelihood`, each a mapping of `name` and that class's attributes, and
+        `chains`, a mapping of `prior` and `posterior` to attributes of `Chain`.
+        `energy=None` makes the Gaussian twin. Lists are read as tuples.
+
+    Returns:
+      The model; `build(spec) == build(spec)`.
+
+    Raises:
+      ValueError: for an unknown name or attribute (the message lists the known ones),
+        a missing `image_shape`, or a value that the named class refuses.
+
+    Example:
+      >>> model = build({"image_shape": [8, 8, 1], "backbone": {"latent_dims": [4, 2]}})
+      >>> model.backbone.latent_shapes
+      ((4,), (2,))
+    """
+    _check_known("field of the model", spec, [f.name for f in dataclasses.fields(Model)])
+    if "image_shape" not in spec:
+        raise ValueError("the model needs an image_shape, (H, W, C)")
+    image_shape = _freeze(spec["image_shape"])
+    if len(image_shape) != 3 or not all(
+        isinstance(n, int) and n > 0 for n in image_shape
+    ):
+        raise ValueError(
+            f"image_shape must be three positive integers (H, W, C), got {image_shape}"
+        )
+    likelihood = _make("likelihood", LIKELIHOODS, spec.get("likelihood", {}))
+    height, width, channels = image_shape
+    backbone = _make(
+        "backbone",
+        BACKBONES,
+        spec.get("backbone", {}),
+        output_shape=(height, width, channels * likelihood.outputs_per_channel),
+    )
+    energy = spec.get("energy", {})
+    if energy is not None:
+        energy = _make("energy", ENERGIES, energy)
+    chains = spec.get("chains", {})
+    chain_names = [f.name for f in dataclasses.fields(Chains)]
+    _check_known("chain", chains, chain_names)
+    defaults = Chains()
+    return Model(
+        image_shape,
+        backbone,
+        energy,
+        likelihood,
+        Chains(
+            **{
+                name: _replace(f"{name} chain", getattr(defaults, name), chains[name])
+                for name in chain_names
+                if name in chains
+            }
+        ),
+    )
+
+
+def init(key: jax.Array, model: Model) -> Params:
+    """Draws initial parameters.
+
+    Args:
+      key: typed key, [].
+      model: the model.
+
+    Returns:
+      Params in float32. Energies of `jebm.energies` start at E = 0.
+
+    Example:
+      >>> model = build({"image_shape": (8, 8, 1)})
+      >>> sorted(init(jax.random.key(0), model).energy["params"])
+      ['f1', 'f2']
+    """
+    return _init(key, model)
+
+
+@jax.jit
+def _init(key, model):
+    key_backbone, key_energy = jax.random.split(key)
+    eps = tuple(jnp.zeros((1, *shape)) for shape in model.backbone.latent_shapes)
+
+    def generate(backbone):
+        latents, _, state = top_down(backbone, 1, transport(eps))
+        return latents, backbone.decode(state)
+
+    (latents, output), backbone = nn.init_with_output(generate, model.backbone)(
+        key_backbone
+    )
+    height, width, channels = model.image_shape
+    expected = (1, height, width, channels * model.likelihood.outputs_per_channel)
+    if output.shape != expected:
+        raise ValueError(
+            f"the backbone's decode must return {expected} for image_shape "
+            f"{model.image_shape}, got {output.shape}"
+        )
+    if model.energy is None:
+        return Params(backbone, {})
+    return Params(backbone, model.energy.init(key_energy, latents))
+
+
+def energy(model: Model, params: Params, latents: Latents) -> jax.Array:
+    """E(z) in nats, [B]; 0 for a Gaussian prior.
+
+    Example:
+      >>> model = build({"image_shape": (8, 8, 1)})
+      >>> params = init(jax.random.key(0), model)
+      >>> energy(model, params, (jnp.ones((1, 16)), jnp.ones((1, 8)))).item()
+      0.0
+    """
+    if model.energy is None:
+        return jnp.zeros_like(latents[0], shape=latents[0].shape[:1])
+    return model.energy.apply(params.energy, latents)
+
+
+def float_dtype(params: Params) -> jnp.dtype:
+    """The dtype that noise is drawn in: that of the first parameter."""
+    leaves = jax.tree.leaves(params)
+    return leaves[0].dtype if leaves else jnp.zeros(()).dtype
+
+
+def num_values(shapes: tuple[tuple[int, ...], ...]) -> int:
+    """Number of latent units over all layers."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _make(kind, registry, options, **fixed):
+    options = dict(options)
+    name = options.pop("name", next(iter(registry)))
+    if name not in registry:
+        raise ValueError(f"unknown {kind} {name!r}; known: {sorted(registry)}")
+    cls = registry[name]
+    known = [f.name for f in dataclasses.fields(cls) if f.name not in _LINEN_FIELDS]
+    _check_known(f"field of {kind} {name!r}", options, set(known) - set(fixed))
+    return cls(**fixed, **{k: _freeze(v) for k, v in options.items()})
+
+
+_LINEN_FIELDS = ("parent", "name")
+
+
+def _replace(kind, default, options):
+    _check_known(
+        f"field of the {kind}", options, [f.name for f in dataclasses.fields(default)]
+    )
+    return dataclasses.replace(default, **options)
+
+
+def _check_known(what, options, known):
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{what}: expected a mapping, got {options!r}")
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"unknown {what}: {unknown}; known: {sorted(known)}")
+
+
+def _freeze(value):
+    """Makes lists, also nested ones, into tuples: module fields must hash."""
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(v) for v in value)
+    if isinstance(value, Mapping):
+        return types.MappingProxyType({k: _freeze(v) for k, v in value.items()})
+    return value

@@ -1,0 +1,46 @@
+"""Small networks shared by backbones and energies."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+    "tanh": nn.tanh,
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
+}
+
+
+def check_activation(name: str) -> None:
+    """Raises a ValueError naming the known activations, unless `name` is one."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {sorted(ACTIVATIONS)}")
+
+
+def soft_clamp(x: jax.Array, bound: float) -> jax.Array:
+    """Smoothly limits x to (-bound, bound); the identity near 0."""
+    return bound * jnp.tanh(x / bound)
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation between them.
+
+    `zero_init` starts the last layer at zero, so that the map starts as constant 0.
+    """
+
+    widths: tuple[int, ...]
+    features: int
+    activation: str = "gelu"
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, ...], flattened, to [B, features]."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths:
+            x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
+        if self.zero_init:
+            return nn.Dense(self.features, kernel_init=nn.initializers.zeros)(x)
+        return nn.Dense(self.features)(x)

@@ -1,0 +1,131 @@
+"""Maximum-likelihood learning of the generator, the hierarchy and the energies.
+
+    loss = mean[ -(log p(x|z+) + log p_beta(z+) - E(z+)) ]
+         + mean[   log p_beta(z-) - E(z-) ],            z+ ~ p(z|x),  z- ~ p(z)
+
+Its gradient, the samples held fixed, is that of -log p(x): the second line is the
+gradient of log Z for the energies, and for beta as well, since Z depends on beta.
+(arXiv 2306.06323, eqs. 5-7, 10)
+
+Terms are per example: the mean is taken once, by the caller, who may also weigh them.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jebm.hierarchy import (
+    Latents,
+    given,
+    inverse_transport,
+    log_prior,
+    top_down,
+    transport,
+)
+from jebm.model import Model, Params, energy
+
+
+class Positive(NamedTuple):
+    """Terms of posterior samples, in nats."""
+
+    log_likelihood: jax.Array  # [B], log p(x | z+)
+    log_prior: jax.Array  # [B], log p_beta(z+)
+    energy: jax.Array  # [B], E(z+)
+
+    def loss(self) -> jax.Array:
+        """First line of the loss, [B]."""
+        return -(self.log_likelihood + self.log_prior - self.energy)
+
+
+class Negative(NamedTuple):
+    """Terms of prior samples, in nats."""
+
+    log_prior: jax.Array  # [B'], log p_beta(z-)
+    energy: jax.Array  # [B'], E(z-)
+
+    def loss(self) -> jax.Array:
+        """Second line of the loss, [B']."""
+        return self.log_prior - self.energy
+
+
+def positive_terms(
+    model: Model, params: Params, x: jax.Array, latents: Latents
+) -> Positive:
+    """Terms of posterior samples z+ of `x` [B, H, W, C]; no gradient reaches z+.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> x, latents = jebm.sample(jax.random.key(1), model, params, 4)
+      >>> positive_terms(model, params, x, latents).loss().shape
+      (4,)
+    """
+    latents = jax.lax.stop_gradient(latents)
+
+    def backbone_terms(backbone):
+        _, priors, state = top_down(backbone, x.shape[0], given(latents))
+        return log_prior(latents, priors), backbone.decode(state)
+
+    log_p, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
+    return Positive(
+        model.likelihood.log_prob(output, x), log_p, energy(model, params, latents)
+    )
+
+
+def negative_terms(model: Model, params: Params, latents: Latents) -> Negative:
+    """Terms of prior samples z-; no gradient reaches z-, which is T(eps-) already.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> latents = jebm.sample(jax.random.key(1), model, params, 4).latents
+      >>> negative_terms(model, params, latents).loss().shape
+      (4,)
+    """
+    latents = jax.lax.stop_gradient(latents)
+    return Negative(
+        log_prior(latents, _priors(model, params, latents)),
+        energy(model, params, latents),
+    )
+
+
+def energy_gradient_penalty(
+    model: Model, params: Params, latents: Latents
+) -> jax.Array:
+    """|grad_eps E(T(eps))|^2 at the eps of `latents`, [B]; it reaches the energy only.
+
+    A chain follows an energy that is smooth on the scale of its step: this keeps the
+    drift of the eps-chain, and so the runaway of energy and sampler, in bounds.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> latents = jebm.sample(jax.random.key(1), model, params, 2).latents
+      >>> energy_gradient_penalty(model, params, latents)
+      Array([0., 0.], dtype=float32)
+    """
+    latents = jax.lax.stop_gradient(latents)
+    params = Params(jax.lax.stop_gradient(params.backbone), params.energy)
+    eps = inverse_transport(latents, _priors(model, params, latents))
+
+    def total_energy(eps):
+        def transported(backbone):
+            return top_down(backbone, eps[0].shape[0], transport(eps))[0]
+
+        z = nn.apply(transported, model.backbone)(params.backbone)
+        return jnp.sum(energy(model, params, z))  # examples are independent
+
+    grads = jax.grad(total_energy)(eps)
+    return sum(jnp.sum(g.reshape(g.shape[0], -1) ** 2, axis=-1) for g in grads)
+
+
+def _priors(model, params, latents):
+    def priors(backbone):
+        return top_down(backbone, latents[0].shape[0], given(latents))[1]
+
+    return nn.apply(priors, model.backbone)(params.backbone)

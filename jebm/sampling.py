@@ -1,0 +1,307 @@
+"""Short-run Langevin sampling of the tilted prior and of the posterior.
+
+    prior chain       log N(eps) - E(T(eps))                           (arXiv 2306.06323,
+    posterior chain   log N(eps) - E(T(eps)) + log p(x | T(eps))        eqs. 7-9)
+
+or the same laws in z-space. Each example runs its own chain from its own key, so a
+draw depends on the example's key alone, not on the batch or the device it sits in.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jebm import checks, langevin
+from jebm.densities import one_chain
+from jebm.hierarchy import Latents, given, top_down, transport
+from jebm.langevin import Kernel, LangevinInfo
+from jebm.model import Chain, Model, Params, float_dtype
+
+
+class Samples(NamedTuple):
+    """Images and the latents they were decoded from."""
+
+    x: jax.Array  # [N, H, W, C] in [0, 1], the decoder's mean
+    latents: Latents  # z, bottom to top, each [N, *shape_i]
+
+
+def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """One key per example, from the examples' global indices [B]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def run_chains(
+    keys: jax.Array,
+    model: Model,
+    params: Params,
+    chain: Chain,
+    *,
+    x: jax.Array | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+    kernel: Kernel = langevin.LANGEVIN,
+) -> tuple[Latents, LangevinInfo]:
+    """Runs one chain per key: of the posterior given `x`, else of the tilted prior.
+
+    Args:
+      keys: typed keys, [B].
+      model: the model.
+      params: its parameters.
+      chain: steps, step size, space and start.
+      x: images [B, H, W, C] in [0, 1], or None.
+      temperature: scales every sigma_i of the hierarchy.
+      kernel: `langevin.LANGEVIN` or `mala.MALA`.
+
+    Returns:
+      latents z, each [B, *shape_i], and the info averaged over the steps, fields [B].
+    """
+
+    def one(key, position, logdensity_fn):
+        state, info = langevin.run(
+            key,
+            position,
+            logdensity_fn,
+            num_steps=chain.num_steps,
+            step_size=chain.step_size,
+            kernel=kernel,
+        )
+        return state.position, info
+
+    position, info = _vmap_chains(one, keys, model, params, chain, x, temperature)
+    return to_latents(model, params, position, chain.space, temperature), info
+
+
+def trace_chains(
+    keys: jax.Array,
+    model: Model,
+    params: Params,
+    chain: Chain,
+    *,
+    every: int,
+    x: jax.Array | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> Latents:
+    """The latents of `run_chains` at steps 0, every, ..., num_steps: [T, B, *shape_i].
+
+    Raises:
+      ValueError: if `every` does not divide `chain.num_steps`.
+    """
+
+    def one(key, position, logdensity_fn):
+        _, _, path = langevin.trajectory(
+            key,
+            position,
+            logdensity_fn,
+            num_steps=chain.num_steps,
+            every=every,
+            step_size=chain.step_size,
+        )
+        return path
+
+    paths = _vmap_chains(one, keys, model, params, chain, x, temperature)
+
+    def latents(position):
+        return to_latents(model, params, position, chain.space, temperature)
+
+    return jax.vmap(latents)(jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
+
+
+def _vmap_chains(body: Callable, keys, model, params, chain, x, temperature):
+    shapes, dtype = model.backbone.latent_shapes, float_dtype(params)
+
+    def one(key, image):
+        key_start, key_chain = jax.random.split(key)
+        zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
+        position = langevin.normal_like(key_start, zeros)
+        if chain.space == "z" and chain.start == "prior":
+            batch = jax.tree.map(lambda eps: eps[None], position)
+            batch = to_latents(model, params, batch, "eps", temperature)
+            position = jax.tree.map(lambda z: z[0], batch)
+        logdensity_fn = one_chain(model, params, chain.space, image, temperature)
+        return body(key_chain, position, logdensity_fn)
+
+    return jax.vmap(one)(keys, x)
+
+
+def to_latents(
+    model: Model,
+    params: Params,
+    position: Latents,
+    space: str,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> Latents:
+    """z of a chain's position: T(eps) in eps-space, the position itself in z-space."""
+    if space == "z":
+        return position
+
+    def transported(backbone):
+        batch = position[0].shape[0]
+        return top_down(backbone, batch, transport(position), temperature)[0]
+
+    return nn.apply(transported, model.backbone)(params.backbone)
+
+
+def decode(model: Model, params: Params, latents: Latents) -> jax.Array:
+    """E[x | z], [B, H, W, C] in [0, 1]."""
+
+    def output(backbone):
+        _, _, state = top_down(backbone, latents[0].shape[0], given(latents))
+        return backbone.decode(state)
+
+    return model.likelihood.mean(nn.apply(output, model.backbone)(params.backbone))
+
+
+def sample(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    num_samples: int,
+    *,
+    prior: str = "ebm",
+    num_steps: int | None = None,
+    step_size: jax.typing.ArrayLike | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> Samples:
+    """Draws images from the model.
+
+    Args:
+      key: typed key, []. Example n draws from `fold_in(key, n)`.
+      model: the model.
+      params: its parameters.
+      num_samples: N.
+      prior: "ebm" for the tilted prior, by a Langevin chain; "gaussian" for the
+        hierarchy p_beta alone, exactly. For a model without energy the two are one.
+      num_steps: of the chain; None for the model's own. Each new value compiles anew.
+      step_size: of the chain; None for the model's own.
+      temperature: scales every sigma_i of the hierarchy, for both priors.
+
+    Returns:
+      Samples: x [N, H, W, C] in [0, 1], the decoder's mean, and the latents z.
+
+    Raises:
+      ValueError: for an argument out of range, or params that do not fit the model.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> sample(jax.random.key(1), model, params, 4).x.shape
+      (4, 8, 8, 1)
+    """
+    checks.key(key)
+    checks.params(model, params)
+    checks.positive_int("num_samples", num_samples)
+    checks.one_of("prior", prior, ("ebm", "gaussian"))
+    chain = _override(model.chains.prior, num_steps, step_size)
+    if prior == "gaussian" or model.energy is None:
+        chain = dataclasses.replace(chain, space="eps", num_steps=0)
+    keys = example_keys(key, jnp.arange(num_samples))
+    return _sample(keys, model, params, *_split(chain), temperature)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _sample(keys, model, params, static, step_size, temperature):
+    chain = _join(static, step_size)
+    latents, _ = run_chains(keys, model, params, chain, temperature=temperature)
+    return Samples(decode(model, params, latents), latents)
+
+
+def posterior_sample(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    x: jax.Array,
+    *,
+    num_steps: int | None = None,
+    step_size: jax.typing.ArrayLike | None = None,
+) -> Latents:
+    """Draws latents of p(z | x) by a Langevin chain.
+
+    Args:
+      key: typed key, []. Example n draws from `fold_in(key, n)`.
+      model: the model.
+      params: its parameters.
+      x: images [N, H, W, C], floating-point in [0, 1].
+      num_steps: of the chain; None for the model's own. Each new value compiles anew.
+      step_size: of the chain; None for the model's own.
+
+    Returns:
+      latents z, bottom to top, each [N, *shape_i].
+
+    Raises:
+      ValueError: for an argument out of range, images of another shape, dtype or
+        range, or params that do not fit the model.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> x = jnp.full((3, 8, 8, 1), 0.5)
+      >>> [z.shape for z in posterior_sample(jax.random.key(1), model, params, x)]
+      [(3, 16), (3, 8)]
+    """
+    checks.key(key)
+    checks.params(model, params)
+    checks.images(model, x)
+    chain = _override(model.chains.posterior, num_steps, step_size)
+    keys = example_keys(key, jnp.arange(x.shape[0]))
+    return _posterior_sample(keys, model, params, x, *_split(chain))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _posterior_sample(keys, model, params, x, static, step_size):
+    x = x.astype(float_dtype(params))
+    return run_chains(keys, model, params, _join(static, step_size), x=x)[0]
+
+
+def reconstruct(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    x: jax.Array,
+    *,
+    num_steps: int | None = None,
+    step_size: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """Decodes `posterior_sample(...)`; arguments and errors are its own.
+
+    Returns:
+      [N, H, W, C] in [0, 1], the decoder's mean.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> reconstruct(jax.random.key(1), model, params, jnp.ones((3, 8, 8, 1))).shape
+      (3, 8, 8, 1)
+    """
+    latents = posterior_sample(
+        key, model, params, x, num_steps=num_steps, step_size=step_size
+    )
+    return _decode(model, params, latents)
+
+
+_decode = jax.jit(decode)
+
+
+def _override(chain: Chain, num_steps, step_size) -> Chain:
+    if num_steps is not None:
+        langevin.check_num_steps(num_steps)
+        chain = dataclasses.replace(chain, num_steps=num_steps)
+    if step_size is not None:
+        checks.step_size(step_size)
+        chain = dataclasses.replace(chain, step_size=step_size)
+    return chain
+
+
+# A step size is data (a new one must not compile anew), the rest of a chain is static.
+def _split(chain: Chain):
+    return dataclasses.replace(chain, step_size=1.0), chain.step_size
+
+
+def _join(static: Chain, step_size) -> Chain:
+    return dataclasses.replace(static, step_size=step_size)
