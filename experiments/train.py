@@ -221,7 +221,7 @@ def train(config, path: pathlib.Path) -> None:
         initial=first, total=last, unit="step", disable=None, dynamic_ncols=True
     )
     replicated = parallel.replicate(state, devices)
-    pending, started = [], time.perf_counter()
+    pending, started, timed_from = [], time.perf_counter(), first
     with (
         checkpoints.manager(path, config.log.keep) as manager,
         contextlib.closing(metrics),
@@ -233,14 +233,14 @@ def train(config, path: pathlib.Path) -> None:
             replicated, values = step_fn(replicated, images)
             if step == first + 1:
                 jax.block_until_ready(values)
-                started = time.perf_counter()  # compiling is not training time either
+                started, timed_from = time.perf_counter(), step  # without compiling
             pending.append(values)
             progress.update()
             if step % config.log.every == 0 or step == last:
                 values = _mean_metrics(pending)
                 seconds = time.perf_counter() - started
                 values["images_per_second"] = (
-                    len(pending) * config.learning.batch_size / seconds
+                    (step - timed_from) * config.learning.batch_size / seconds
                 )
                 pending = []
                 metrics.write(step, values)
@@ -254,7 +254,7 @@ def train(config, path: pathlib.Path) -> None:
                 write_samples(config, path, model, params, splits["test"], step)
                 report.write(path)
             if not pending:  # what was done since the step is not training time
-                started = time.perf_counter()
+                started, timed_from = time.perf_counter(), step
     figures.figures(config, path)
     print(f"Look at {path / 'report.html'}")
 
