@@ -174,7 +174,8 @@ def init(key: jax.Array, model: Model) -> Params:
 @jax.jit
 def _init(key, model):
     key_backbone, key_energy = jax.random.split(key)
-    eps = tuple(jnp.zeros((1, *shape)) for shape in model.backbone.latent_shapes)
+    shapes = model.backbone.latent_shapes
+    eps = tuple(jnp.zeros((1, *shape), jnp.float32) for shape in shapes)
 
     def generate(backbone):
         latents, _, state = top_down(backbone, 1, transport(eps))

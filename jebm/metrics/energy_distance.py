@@ -29,8 +29,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
       Szekely, Rizzo, "Energy statistics", J. Stat. Plan. Inference 143 (2013), eq. 5.
 
     Example:
-      >>> energy_distance(np.zeros((5, 2)), np.array([[3.0, 4.0]])) ** 2
-      10.0
+      >>> energy_distance(np.zeros((5, 1)), np.array([[2.0]]))
+      2.0
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not x.size * y.size:

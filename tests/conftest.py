@@ -1,0 +1,42 @@
+"""Two CPU devices, so that pmap is truly run; no silent promotion of any kind."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+from ml_collections import config_dict
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the length of a test."""
+    enable = getattr(jax, "enable_x64", None)
+    if enable is None:  # before jax 0.8
+        from jax.experimental import enable_x64 as enable
+    with enable(True):
+        yield
+
+
+@pytest.fixture
+def test_config() -> config_dict.ConfigDict:
+    """The tiny configuration, free to be changed."""
+    from experiments.configs import test
+
+    return test.get_config()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """The directory of a finished run of the tiny configuration; not to be changed."""
+    from experiments import train
+    from experiments.configs import test
+
+    path = tmp_path_factory.mktemp("runs") / "test"
+    train.train(test.get_config(), path)
+    return path

@@ -1,0 +1,80 @@
+"""Runs of the tiny configuration, and what they leave behind."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import command_line, main, train, workdir
+from jebm import checkpoints
+
+ROOT = pathlib.Path(main.__file__).parents[1]
+CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'test.py'}"
+
+
+def run(config, path, **patches):
+    """`train.train` without figures; `patches` replace attributes of the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.figures, "figures", lambda config, path: None)
+        for name, value in patches.items():
+            patch.setattr(train, name, value)
+        train.train(config, path)
+
+
+def run_main(*arguments):
+    """The command line in this process, training without figures."""
+    argv = ["main", *map(str, arguments)]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
+        patch.setattr(train.figures, "figures", lambda config, path: None)
+        try:
+            main.main(command_line.parse(argv))
+        finally:
+            flags.FLAGS.unparse_flags()
+
+
+_WITHOUT_FIGURES = """
+import runpy
+from experiments import figures
+figures.figures = lambda config, path: None
+runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def start_main(*arguments, figures=True):
+    """The command line as a process of its own, on one device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    program = ["-m", "experiments.main"] if figures else ["-c", _WITHOUT_FIGURES]
+    return subprocess.Popen(
+        [sys.executable, *program, CONFIG, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def state_digests(config, path, step):
+    """A digest of every array of a checkpoint, as read back from it."""
+    model = train.build_model(config, (8, 8, 1))
+    templates = train._items(train.create_state(config, model))
+    return checkpoints.digests(checkpoints.restore(path, templates, step)[1])
+
+
+def metrics(path):
+    """The lines of metrics.jsonl but for what a clock decides."""
+    lines = workdir.read_metrics(path)
+    return [{k: v for k, v in x.items() if k != "images_per_second"} for x in lines]
+
+
+def contents(path):
+    """The bytes of every file below `path`."""
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()
+    }

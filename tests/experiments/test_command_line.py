@@ -1,0 +1,143 @@
+import re
+
+import pytest
+
+from experiments import datasets
+from jebm import model
+from tests.experiments.runs import CONFIG, run_main, start_main
+
+CONFIG_NAMES = "default.py, digits.py, mnist.py, mnist01.py, test.py"
+
+
+def error_of(*arguments):
+    """The one-line error that a command line ends in."""
+    with pytest.raises(SystemExit) as stopped:
+        run_main(*arguments)
+    message = stopped.value.code  # text goes to stderr, with exit code 1
+    assert isinstance(message, str), "sys.exit without a message"
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def absent(tmp_path):
+    """A workdir that must not be made."""
+    yield tmp_path / "run"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("nope=1", ["config has no field 'nope'", "'backbone'", "'seed'"]),
+        ("backbone.nope=1", ["config.backbone has no field 'nope'", "'latent_dims'"]),
+        ("chains.prior.nope=1", ["config.chains.prior has no", "'step_size'"]),
+        ("seed.nope=1", ["config.seed"]),
+        ("backbone.latent_dims.nope=1", ["config.backbone.latent_dims"]),
+    ],
+)
+def test_unknown_field_is_named_with_the_known_ones(absent, override, words):
+    message = error_of(CONFIG, f"--workdir={absent}", f"--config.{override}")
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("override", "known"),
+    [
+        ("data.name", datasets.LOADERS),
+        ("backbone.name", model.BACKBONES),
+        ("energy.name", model.ENERGIES),
+        ("likelihood.name", model.LIKELIHOODS),
+        ("chains.prior.space", model.SPACES),
+        ("chains.posterior.start", model.STARTS),
+        ("prior", ["ebm", "gaussian"]),
+        ("learning.method", ["mle"]),
+    ],
+)
+def test_unknown_name_is_answered_with_the_known_ones(absent, override, known):
+    message = error_of(CONFIG, f"--workdir={absent}", f"--config.{override}=nope")
+    assert "unknown" in message
+    assert all(repr(name) in message for name in ["nope", *known]), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [([], "--config=FILE is needed"), (["--config=nope.py"], "no file nope.py")],
+)
+def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word):
+    message = error_of(f"--workdir={absent}", *arguments)
+    assert word in message
+    assert CONFIG_NAMES in message
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--mode=fly", ["fly", "train", "sample", "figures"]),
+        ("--config.learning.batch_size=many", ["learning.batch_size", "many"]),
+        ("--config.likelihood.scale=wide", ["likelihood.scale", "wide"]),
+        ("--nope=1", ["nope"]),
+    ],
+)
+def test_value_that_does_not_parse_is_named(absent, argument, words):
+    message = error_of(CONFIG, f"--workdir={absent}", argument)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learning.batch_size=21", ["learning.batch_size", "2 devices", "21"]),
+        ("learning.batch_size=0", ["learning.batch_size", "got 0"]),
+        ("log.num_samples=7", ["log.num_samples", "even square", "7"]),
+        ("log.num_samples=9", ["log.num_samples", "even square", "9"]),
+        ("log.every=3", ["log.checkpoint_every", "multiple of log.every", "4 and 3"]),
+        ("log.keep=0", ["log.keep", "at least 1"]),
+        ("data.labels=(3,77)", ["data.labels", "[77]"]),
+        ("backbone.latent_dims=(4,-1)", ["latent_dims", "(4, -1)"]),
+        ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
+    ],
+)
+def test_setting_out_of_range_is_named(absent, override, words):
+    message = error_of(CONFIG, f"--workdir={absent}", f"--config.{override}")
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("mode", ["sample", "figures"])
+def test_reading_where_there_is_no_run_says_to_train(absent, mode):
+    message = error_of(CONFIG, f"--workdir={absent}", f"--mode={mode}")
+    assert str(absent) in message
+    assert "--mode=train" in message
+
+
+def test_stray_argument_is_named(absent):
+    assert "'nope'" in error_of(CONFIG, f"--workdir={absent}", "nope")
+
+
+def test_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    assert "not a directory" in error_of(CONFIG, f"--workdir={tmp_path / 'run'}")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_process_ends_in_one_line_on_stderr(absent):
+    process = start_main(f"--workdir={absent}", "--config.backbone.nope=1")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: config\.backbone has no field 'nope'.*\n", stderr)
+
+
+def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
+    path = tmp_path / "run"
+    run_main(CONFIG, f"--workdir={path}", "--config.learning.num_steps=2")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "image (8, 8, 1), 2 layers of latents, top first:"
+    assert lines[1].split()[:2] == ["z_2", "(2,)"]
+    assert lines[2].split()[:2] == ["z_1", "(4,)"]
+    assert lines[3] == "6 latent units in all"
+    kernel = r"\| backbone/params/decoder/Dense_1/kernel +\| \(16, 64\).*\| 1,024 "
+    assert any(re.match(kernel, line) for line in lines)
+    assert "Total: 1,346 -- 5,384 bytes" in lines
+    assert lines[-1] == f"Look at {path / 'report.html'}"
+    assert (path / "report.html").is_file()

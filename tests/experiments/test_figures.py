@@ -1,0 +1,62 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import figures
+from tests.experiments.runs import CONFIG, contents, run_main
+
+
+def test_mode_figures_draws_them_anew_and_nothing_else_but_the_report(
+    trained_run, tmp_path, capsys
+):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    shutil.rmtree(path / "figures")
+    run_main(CONFIG, f"--workdir={path}", "--mode=figures")
+    printed = capsys.readouterr().out
+    before, after = contents(trained_run), contents(path)
+    assert set(after) == set(before)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {"report.html"}
+    for name in ("training", "transition", "latent_planes"):
+        with Image.open(path / "figures" / f"{name}.png") as picture:
+            picture.load()
+            assert min(picture.size) > 300
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+        assert f"wrote {path / 'figures' / name}.png" in printed
+
+
+def test_latent_planes_json_has_four_distances_per_layer(trained_run):
+    layers = json.loads((trained_run / "figures" / "latent_planes.json").read_text())
+    assert set(layers) == {"z_1", "z_2"}
+    for values in layers.values():
+        assert set(values) == {"tilted", "untilted", "halves_of_posterior", "ratio"}
+        assert all(value > 0 for value in values.values())
+        assert values["ratio"] == pytest.approx(values["tilted"] / values["untilted"])
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 7, 20, 40, 200])
+@pytest.mark.parametrize("count", [6, 12])
+def test_times_rise_from_0_to_the_last_step(num_steps, count):
+    times = figures._times(num_steps, count)
+    assert times[0] == 0
+    assert times[-1] == num_steps
+    assert (np.diff(times) > 0).all()
+    assert len(times) <= count
+
+
+def test_plane_of_two_dimensions_is_the_identity():
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    np.testing.assert_array_equal(figures._plane(points)(points), points)
+
+
+def test_plane_of_more_dimensions_is_that_of_largest_variance():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(500, 4)) * [0.1, 3, 0.2, 2] + [5, 6, 7, 8]
+    flat = figures._plane(points)(points)
+    assert flat.shape == (500, 2)
+    np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-12)
+    eigenvalues = np.linalg.eigvalsh(np.cov(points.T))[::-1]
+    np.testing.assert_allclose(np.cov(flat.T), np.diag(eigenvalues[:2]), atol=1e-12)

@@ -1,0 +1,114 @@
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from experiments import report
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags with their attributes, and the text outside of <style>."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._style = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._style = False
+
+    def handle_data(self, data):
+        if not self._style and data.strip():
+            self.text.append(data.strip())
+
+    def images(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+@pytest.fixture
+def page(trained_run):
+    return Page((trained_run / "report.html").read_text())
+
+
+def test_report_refers_to_nothing_outside_itself(trained_run, page):
+    text = (trained_run / "report.html").read_text()
+    assert not re.search(r"https?://|file:|@import|url\(", text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        assert "href" not in attributes
+        assert "srcset" not in attributes
+        assert attributes.get("src", "data:").startswith("data:")
+
+
+def test_report_embeds_samples_and_figures(trained_run, page):
+    embedded = []
+    for image in page.images():
+        head, data = image["src"].split(",", 1)
+        assert head == "data:image/png;base64"
+        embedded.append(base64.b64decode(data))
+        Image.open(io.BytesIO(embedded[-1])).verify()
+    expected = [
+        *(trained_run / "samples").glob("*_0000008.png"),
+        *(trained_run / "samples").glob("ebm_*.png"),
+        *(trained_run / "figures").glob("*.png"),
+    ]
+    assert len(expected) == 3 + 2 + 3
+    assert sorted(embedded) == sorted(file.read_bytes() for file in expected)
+
+
+def test_report_tells_the_settings_and_how_far_the_run_is(page):
+    expected = "joint EBM prior on digits, 8 of 8 training steps, seed 0"
+    assert expected in page.text
+    cells = list(zip(page.text, page.text[1:], strict=False))
+    assert ("learning.batch_size", "20") in cells
+    assert ("backbone.latent_dims", "[4, 2]") in cells
+    assert ("likelihood.scale", "0.15") in cells
+
+
+def test_report_shows_the_last_metrics(trained_run, page):
+    last = json.loads((trained_run / "metrics.jsonl").read_text().splitlines()[-1])
+    cells = list(zip(page.text, page.text[1:], strict=False))
+    assert ("step", "8") in cells
+    assert ("loss_nats", f"{last['loss_nats']:.4g}") in cells
+
+
+def test_report_shows_the_distances_of_every_layer(trained_run, page):
+    file = trained_run / "figures" / "latent_planes.json"
+    for layer, values in json.loads(file.read_text()).items():
+        start = page.text.index(layer)
+        numbers = [f"{value:.3f}" for value in values.values()]
+        assert page.text[start + 1 : start + 5] == numbers
+
+
+def test_report_of_a_run_without_figures_says_so(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    shutil.rmtree(path / "figures")
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert "None yet." in page.text
+    assert len(page.images()) == 3 + 2
+
+
+def test_report_escapes_what_it_is_told(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "<b>run & co")
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert page.text.count("<b>run & co") == 2  # the title and the heading
+    assert "b" not in [tag for tag, _ in page.tags]
+
+
+def test_report_thins_the_history_and_keeps_its_ends():
+    assert report._thin([1, 2, 3], 8) == [1, 2, 3]
+    thinned = report._thin(list(range(100)), 8)
+    assert len(thinned) == 8
+    assert (thinned[0], thinned[-1]) == (0, 99)
+    assert thinned == sorted(set(thinned))

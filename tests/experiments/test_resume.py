@@ -1,0 +1,173 @@
+import re
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import jebm
+from experiments import train
+from experiments.command_line import Diverged
+from jebm import checkpoints
+from jebm.checkpoints import CorruptCheckpointError
+from tests.experiments.runs import (
+    CONFIG,
+    contents,
+    metrics,
+    run,
+    run_main,
+    start_main,
+    state_digests,
+)
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+    return shutil.copytree(trained_run, tmp_path / "run")
+
+
+def data_files(path, step, item):
+    """Where the arrays of a checkpoint's item are stored."""
+    files = sorted((path / "checkpoints" / str(step) / item).rglob("d/*"))
+    assert files
+    return [file for file in files if file.is_file()]
+
+
+def flip_bytes(path, step, item):
+    for file in data_files(path, step, item):
+        data = bytearray(file.read_bytes())
+        middle = len(data) // 2
+        for i in range(middle - 4, middle + 4):
+            data[i] ^= 0xFF
+        file.write_bytes(data)
+
+
+def truncate(path, step, item):
+    for file in data_files(path, step, item):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def lose_arrays(path, step, item):
+    for file in data_files(path, step, item):
+        file.unlink()
+
+
+def lose_digests(path, step, item):
+    shutil.rmtree(path / "checkpoints" / str(step) / "digests")
+
+
+def test_killed_run_continues_as_if_nothing_had_happened(tmp_path, test_config):
+    options = [
+        "--config.learning.num_steps=100",
+        "--config.log.every=1",
+        "--config.log.sample_every=100",
+    ]
+    # When to save may change: the killed run saves all along, which takes seconds, the
+    # other two at the end.
+    often = ["--config.log.checkpoint_every=1", "--config.log.keep=100"]
+    rarely = ["--config.log.checkpoint_every=100"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    process = start_main(f"--workdir={killed}", *options, *often, figures=False)
+    deadline = time.monotonic() + 200
+    while not (killed / "checkpoints" / "5").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    last = checkpoints.steps(killed)[-1]
+    assert 4 <= last < 100
+
+    finished = [
+        start_main(f"--workdir={path}", *options, *rarely, figures=False)
+        for path in (killed, whole)
+    ]
+    outputs = [process.communicate(timeout=300) for process in finished]
+    assert [process.returncode for process in finished] == [0, 0], outputs
+    assert f"Resuming {killed} from step {last}." in outputs[0][0]
+    assert "Resuming" not in outputs[1][0]
+    assert state_digests(test_config, killed, 100) == state_digests(
+        test_config, whole, 100
+    )
+    assert [line["step"] for line in metrics(whole)] == list(range(1, 101))
+    assert metrics(killed) == metrics(whole)
+
+
+@pytest.mark.parametrize("damage", [flip_bytes, truncate, lose_arrays, lose_digests])
+@pytest.mark.parametrize("item", ["ema", "train_state"])
+def test_damaged_checkpoint_is_passed_over_aloud(copied_run, test_config, damage, item):
+    damage(copied_run, 8, item)
+    state = train.create_state(test_config, train.build_model(test_config, (8, 8, 1)))
+    with pytest.warns(UserWarning, match=r"checkpoints/8 is corrupt"):
+        step, _ = checkpoints.restore(copied_run, train._items(state))
+    assert step == 4
+
+
+def test_run_with_a_damaged_newest_checkpoint_goes_back_and_ends_with_the_same_bits(
+    copied_run, trained_run, test_config, capsys
+):
+    flip_bytes(copied_run, 8, "train_state")
+    run(test_config, copied_run)
+    out = capsys.readouterr().out
+    assert re.search(r"^warning: checkpoint .*/checkpoints/8 is corrupt", out, re.M)
+    assert f"Resuming {copied_run} from step 4." in out
+    assert checkpoints.steps(copied_run) == [4, 8]
+    assert state_digests(test_config, copied_run, 8) == state_digests(
+        test_config, trained_run, 8
+    )
+    assert metrics(copied_run) == metrics(trained_run)
+
+
+@pytest.mark.parametrize("damage", [flip_bytes, lose_arrays])
+def test_run_without_a_sound_checkpoint_is_refused_and_left_as_it_is(
+    copied_run, test_config, damage
+):
+    damage(copied_run, 4, "ema")
+    damage(copied_run, 8, "train_state")
+    before = contents(copied_run)
+    test_config.learning.num_steps = 12
+    with pytest.raises(CorruptCheckpointError) as raised:
+        run(test_config, copied_run)
+    for step in (4, 8):
+        assert str(copied_run / "checkpoints" / str(step)) in str(raised.value)
+    assert contents(copied_run) == before
+
+
+def test_only_averaged_parameters_are_needed_to_load(copied_run, trained_run):
+    flip_bytes(copied_run, 8, "train_state")
+    loaded, sound = jebm.load(copied_run)[1], jebm.load(trained_run)[1]
+    assert checkpoints.digests(loaded) == checkpoints.digests(sound)
+
+
+def test_finished_run_is_left_as_it_is(copied_run, trained_run, test_config, capsys):
+    run(test_config, copied_run)
+    assert "trained already: 8 of 8 steps" in capsys.readouterr().out
+    assert contents(copied_run) == contents(trained_run)
+
+
+def nan_objective(*arguments, objective=train.objective):
+    return jax.tree.map(lambda x: x * np.float32("nan"), objective(*arguments))
+
+
+def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoints(
+    copied_run, trained_run, test_config
+):
+    test_config.learning.num_steps = 16
+    with pytest.raises(Diverged, match=r"diverged by step 10.*'loss_nats'") as raised:
+        run(test_config, copied_run, objective=nan_objective)
+    assert f"{copied_run} are [4, 8]" in str(raised.value)
+    assert contents(copied_run / "checkpoints") == contents(trained_run / "checkpoints")
+
+
+def test_diverging_command_ends_in_one_line_and_without_a_checkpoint(tmp_path, capsys):
+    path = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        run_main(CONFIG, f"--workdir={path}", "--config.learning.backbone_lr=1e30")
+    message = stopped.value.code
+    assert re.match(r"error: training diverged by step 2: \[.*loss_nats", message)
+    assert "\n" not in message
+    assert checkpoints.steps(path) == []

@@ -1,0 +1,152 @@
+import shutil
+from unittest import mock
+
+import pytest
+
+import jebm
+from experiments import train
+from jebm import checkpoints
+from tests.experiments.runs import contents, metrics, run, state_digests
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory):
+    """A second run of the tiny configuration, with a record of its calls."""
+    path = tmp_path_factory.mktemp("again") / "run"
+    calls = {
+        name: mock.Mock(side_effect=getattr(train, name))
+        for name in ("objective", "run_chains", "write_samples")
+    }
+    run(config_with(), path, **calls)
+    return path, calls
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory):
+    """A run of the Gaussian twin, with a record of its chains."""
+    path = tmp_path_factory.mktemp("gaussian") / "run"
+    run_chains = mock.Mock(side_effect=train.run_chains)
+    run(config_with(prior="gaussian"), path, run_chains=run_chains)
+    return path, run_chains
+
+
+def config_with(**fields):
+    from experiments.configs import test
+
+    config = test.get_config()
+    config.update(fields)
+    return config
+
+
+def test_same_seed_gives_the_same_bits(again, trained_run, test_config):
+    path, _ = again
+    for step in (4, 8):
+        digests = state_digests(test_config, path, step)
+        assert len(digests) > 40
+        assert digests == state_digests(test_config, trained_run, step)
+    assert metrics(path) == metrics(trained_run)
+    assert contents(path / "samples") == contents(trained_run / "samples")
+
+
+def test_another_seed_gives_other_bits(trained_run, test_config, tmp_path):
+    run(config_with(seed=1), tmp_path / "run")
+    ours, theirs = (
+        state_digests(test_config, path, 8) for path in (tmp_path / "run", trained_run)
+    )
+    kernels = [name for name in ours if "kernel" in name]
+    assert kernels
+    assert all(ours[name] != theirs[name] for name in kernels)
+
+
+def test_step_is_traced_once_in_a_run(again):
+    _, calls = again
+    assert calls["objective"].call_count == 1
+
+
+def test_step_runs_one_posterior_chain_and_one_prior_chain(again):
+    _, calls = again
+    traces = calls["objective"].call_count
+    given = [
+        call.kwargs.get("x") is not None for call in calls["run_chains"].mock_calls
+    ]
+    assert given == [True, False] * traces
+    used = [call.args[3] for call in calls["run_chains"].mock_calls]
+    chains = train.build_model(config_with(), (8, 8, 1)).chains
+    assert used == [chains.posterior, chains.prior] * traces
+
+
+def test_samples_are_drawn_with_the_averaged_parameters(again):
+    path, calls = again
+    *_, model, params, _, step = calls["write_samples"].mock_calls[-1].args
+    assert step == 8
+    assert checkpoints.digests(params) == checkpoints.digests(jebm.load(path)[1])
+    assert model == jebm.load(path)[0]
+
+
+def test_gaussian_twin_runs_no_prior_chain(gaussian):
+    _, run_chains = gaussian
+    assert run_chains.call_count >= 1
+    assert all(call.kwargs["x"] is not None for call in run_chains.mock_calls)
+
+
+def test_gaussian_twin_has_no_energy(gaussian):
+    model, params = jebm.load(gaussian[0])
+    assert model.energy is None
+    assert params.energy == {}
+    assert "decoder" in params.backbone["params"]
+
+
+def test_gaussian_twin_learns_without_terms_of_a_negative_phase(gaussian):
+    lines = metrics(gaussian[0])
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    for line in lines:
+        assert set(line) == {
+            "step",
+            "grad_norm",
+            "log_likelihood_nats",
+            "log_prior_positive_nats",
+            "loss_nats",
+            "posterior_grad_norm",
+        }
+        loss = -line["log_likelihood_nats"] - line["log_prior_positive_nats"]
+        assert line["loss_nats"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_gaussian_twin_has_pictures_of_its_own_prior_only(gaussian):
+    names = {
+        file.stem.rsplit("_", 1)[0] for file in (gaussian[0] / "samples").iterdir()
+    }
+    assert names == {"gaussian", "reconstruction"}
+
+
+def test_gaussian_twin_starts_at_the_generator_of_the_joint_model():
+    joint, twin = (
+        train.create_state(config, train.build_model(config, (8, 8, 1))).params
+        for config in (config_with(), config_with(prior="gaussian"))
+    )
+    assert checkpoints.digests(joint.backbone) == checkpoints.digests(twin.backbone)
+
+
+def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
+    config = config_with()
+    config.learning.num_steps = 200
+    config.log.every = config.log.checkpoint_every = config.log.sample_every = 50
+    run(config, tmp_path / "run")
+    losses = [line["loss_nats"] for line in metrics(tmp_path / "run")]
+    assert losses[-1] < losses[0] - 20
+    start = train.create_state(config, train.build_model(config, (8, 8, 1))).params
+    end = jebm.load(tmp_path / "run")[1]
+    before, after = checkpoints.digests(start), checkpoints.digests(end)
+    assert [name for name in before if before[name] == after[name]] == []
+
+
+def test_run_without_its_samples_and_figures_is_still_a_run(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    shutil.rmtree(path / "samples")
+    shutil.rmtree(path / "figures")
+    train.sample(config_with(), path)
+    assert {file.name for file in (path / "samples").iterdir()} == {
+        "ebm_0000008.png",
+        "gaussian_0000008.png",
+        "reconstruction_0000008.png",
+    }

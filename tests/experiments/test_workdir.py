@@ -1,0 +1,248 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jebm
+from experiments import train, workdir
+from experiments.command_line import ConfigError
+from jebm import checkpoints
+from tests.experiments.runs import CONFIG, contents, run, run_main, state_digests
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+    return shutil.copytree(trained_run, tmp_path / "run")
+
+
+def set_field(config, field, value):
+    """Sets a field of a configuration, named with dots."""
+    *above, name = field.split(".")
+    for part in above:
+        config = config[part]
+    config[name] = value
+
+
+def test_run_directory_holds_what_the_run_is_and_did(trained_run):
+    assert {p.name for p in trained_run.iterdir()} >= {
+        "checkpoints",
+        "config.json",
+        "figures",
+        "metrics.jsonl",
+        "model.json",
+        "report.html",
+        "samples",
+    }
+
+
+def test_config_json_is_the_configuration(trained_run, test_config):
+    stored = json.loads((trained_run / "config.json").read_text())
+    assert stored == json.loads(test_config.to_json())
+
+
+def test_model_json_builds_the_model(trained_run, test_config):
+    built = jebm.build(json.loads((trained_run / "model.json").read_text()))
+    assert built == train.build_model(test_config, (8, 8, 1))
+    assert built.backbone.latent_dims == (4, 2)
+    assert built.energy.widths == (8,)
+    assert built.chains.prior.num_steps == 4
+
+
+def test_metrics_are_finite_numbers_by_name_at_increasing_steps(trained_run):
+    text = (trained_run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    for line in lines:
+        assert set(line) == {
+            "step",
+            "energy_gap_nats",
+            "energy_negative_nats",
+            "energy_positive_nats",
+            "grad_norm",
+            "images_per_second",
+            "log_likelihood_nats",
+            "log_prior_negative_nats",
+            "log_prior_positive_nats",
+            "loss_nats",
+            "posterior_grad_norm",
+            "prior_grad_norm",
+        }
+        assert np.isfinite(list(line.values())).all()
+
+
+def test_metrics_agree_among_themselves(trained_run):
+    for line in workdir.read_metrics(trained_run):
+        gap = line["energy_negative_nats"] - line["energy_positive_nats"]
+        assert line["energy_gap_nats"] == pytest.approx(gap, abs=1e-6)
+        loss = -line["log_likelihood_nats"] - line["log_prior_positive_nats"]
+        loss += line["log_prior_negative_nats"] - gap
+        assert line["loss_nats"] == pytest.approx(loss, rel=1e-5)  # penalties: ~1e-9
+
+
+def test_checkpoints_are_kept_at_their_steps(trained_run):
+    assert checkpoints.steps(trained_run) == [4, 8]
+
+
+@pytest.mark.parametrize("name", ["ebm", "gaussian", "reconstruction"])
+def test_samples_are_grids_of_16_images(trained_run, name):
+    files = sorted((trained_run / "samples").glob(f"{name}_*.png"))
+    assert [f.stem for f in files] == [f"{name}_0000004", f"{name}_0000008"]
+    for file in files:
+        with Image.open(file) as picture:
+            picture.load()
+            assert picture.mode == "L"
+            assert picture.width == picture.height >= 640
+            assert len(picture.getcolors()) > 10
+
+
+@pytest.mark.parametrize("step", [None, 4])
+def test_load_gives_the_averaged_parameters_bit_for_bit(trained_run, test_config, step):
+    model, params = jebm.load(trained_run, step=step)
+    assert model == train.build_model(test_config, (8, 8, 1))
+    stored = state_digests(test_config, trained_run, step or 8)
+    loaded = checkpoints.digests({"ema": params})
+    assert loaded
+    assert loaded == {k: v for k, v in stored.items() if k.startswith("['ema']")}
+
+
+def test_averaged_parameters_are_neither_the_last_nor_the_first(
+    trained_run, test_config
+):
+    state = train.create_state(test_config, train.build_model(test_config, (8, 8, 1)))
+    items = checkpoints.restore(trained_run, train._items(state))[1]
+    kernel = [
+        tree.backbone["params"]["decoder"]["Dense_0"]["kernel"]
+        for tree in (state.params, items["ema"], items["train_state"]["params"])
+    ]
+    assert not np.array_equal(kernel[0], kernel[1])
+    assert not np.array_equal(kernel[1], kernel[2])
+
+
+def test_sampling_again_gives_the_same_bytes_and_another_seed_others(
+    copied_run, trained_run, capsys
+):
+    mode = (CONFIG, f"--workdir={copied_run}", "--mode=sample")
+    trained = contents(trained_run / "samples")
+    shutil.rmtree(copied_run / "samples")
+    run_main(*mode)
+    again = contents(copied_run / "samples")
+    names = {"ebm_0000008.png", "gaussian_0000008.png", "reconstruction_0000008.png"}
+    assert again == {name: trained[name] for name in names}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"Look at {copied_run / 'report.html'}"
+    assert {line.rsplit("/", 1)[1] for line in printed[:-1]} == names
+
+    run_main(*mode, "--config.seed=1")
+    other = contents(copied_run / "samples")
+    assert set(other) == names
+    assert all(other[name] != again[name] for name in names)
+    assert contents(copied_run / "checkpoints") == contents(trained_run / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("backbone.latent_dims", (4, 3), "[4, 2] there, [4, 3] here"),
+        ("energy.widths", (9,), "[8] there, [9] here"),
+        ("likelihood.scale", 0.3, "0.15 there, 0.3 here"),
+        ("likelihood.name", "bernoulli", "gaussian there, bernoulli here"),
+        ("prior", "gaussian", "ebm there, gaussian here"),
+        ("seed", 1, "0 there, 1 here"),
+        ("data.labels", (0, 1), "[] there, [0, 1] here"),
+        ("chains.prior.num_steps", 5, "4 there, 5 here"),
+        ("chains.posterior.step_size", 0.2, "0.1 there, 0.2 here"),
+        ("learning.batch_size", 40, "20 there, 40 here"),
+        ("learning.energy_lr", 1e-3, "0.0001 there, 0.001 here"),
+    ],
+)
+def test_run_with_other_settings_is_refused_and_left_as_it_is(
+    copied_run, trained_run, test_config, field, value, words
+):
+    if field == "likelihood.name":
+        del test_config.likelihood.scale
+    set_field(test_config, field, value)
+    with pytest.raises(ConfigError, match=re.escape(f"{field} is {words}")):
+        run(test_config, copied_run)
+    assert contents(copied_run) == contents(trained_run)
+
+
+@pytest.mark.parametrize("purpose", ["train", "read"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("log.every", 1),
+        ("log.keep", 7),
+        ("log.num_samples", 4),
+        ("learning.num_steps", 12),
+        ("data.data_dir", "/elsewhere"),
+    ],
+)
+def test_log_length_and_place_of_the_data_may_change(
+    trained_run, test_config, purpose, field, value
+):
+    set_field(test_config, field, value)
+    workdir.check_settings(trained_run, test_config, purpose)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("chains.prior.num_steps", 9), ("seed", 5)]
+)
+def test_chains_and_seed_may_change_for_reading(trained_run, test_config, field, value):
+    set_field(test_config, field, value)
+    workdir.check_settings(trained_run, test_config, "read")
+    with pytest.raises(ConfigError, match=re.escape(field)):
+        workdir.check_settings(trained_run, test_config, "train")
+
+
+def test_model_may_not_change_for_reading(trained_run, test_config):
+    test_config.backbone.latent_dims = (4, 3)
+    with pytest.raises(ConfigError, match=re.escape("backbone.latent_dims")):
+        workdir.check_settings(trained_run, test_config, "read")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning.batch_size", 21),
+        ("log.num_samples", 15),
+        ("log.num_samples", 25),
+        ("log.checkpoint_every", 5),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_workdir_exists(
+    tmp_path, test_config, field, value
+):
+    set_field(test_config, field, value)
+    with pytest.raises(ConfigError, match=re.escape(field)):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_beyond_the_step_and_a_cut_off_line_are_dropped(tmp_path):
+    writer = workdir.Metrics(tmp_path, 0)
+    for step in (2, 4, 6):
+        writer.write(step, {"loss_nats": step / 2})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "loss')  # killed while writing
+    assert [line["step"] for line in workdir.read_metrics(tmp_path)] == [2, 4, 6]
+
+    writer = workdir.Metrics(tmp_path, 4)
+    writer.write(6, {"loss_nats": 7.0})
+    writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 2, "loss_nats": 1.0},
+        {"step": 4, "loss_nats": 2.0},
+        {"step": 6, "loss_nats": 7.0},
+    ]
+
+
+def test_metrics_can_be_read_while_they_are_written(tmp_path):
+    writer = workdir.Metrics(tmp_path, 0)
+    writer.write(2, {"loss_nats": 1.0})
+    assert workdir.read_metrics(tmp_path) == [{"step": 2, "loss_nats": 1.0}]
+    writer.close()

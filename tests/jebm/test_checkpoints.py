@@ -1,0 +1,157 @@
+import json
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jebm
+from jebm import checkpoints
+from tests.models import random_params, small_model
+
+SPEC = {"image_shape": [2, 2, 1], "backbone": {"latent_dims": [3, 2]}}
+MODEL = jebm.build(SPEC)
+
+
+def items(step):
+    return {
+        "ema": random_params(MODEL, seed=step),
+        "train_state": {"step": jnp.int32(step), "moments": [jnp.ones(3) * step]},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    (path / "model.json").write_text(json.dumps(SPEC))
+    with checkpoints.manager(path, keep=2) as manager:
+        for step in (1, 2, 3):
+            checkpoints.save(manager, step, items(step))
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def data_files(path, step, item):
+    """The files that hold the arrays of one item."""
+    found = [p for p in (path / "checkpoints" / str(step) / item).rglob("d/*")]
+    assert found
+    return found
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+def test_restores_every_bit_of_the_newest(run):
+    assert checkpoints.steps(run) == [2, 3]  # keep=2
+    step, restored = checkpoints.restore(run, items(0))
+    assert step == 3
+    assert_same(restored, items(3))
+
+
+def test_restores_the_step_asked_for(run):
+    step, restored = checkpoints.restore(run, items(0), step=2)
+    assert step == 2
+    assert_same(restored, items(2))
+
+
+def test_saving_a_step_again_replaces_it(run):
+    with checkpoints.manager(run, keep=2) as manager:
+        checkpoints.save(manager, 3, items(9))
+    assert_same(checkpoints.restore(run, items(0))[1], items(9))
+
+
+def test_load_gives_model_and_averaged_parameters(run):
+    model, params = jebm.load(run)
+    assert model == MODEL
+    assert isinstance(params, jebm.Params)
+    assert_same(params, items(3)["ema"])
+    assert_same(jebm.load(run, step=2)[1], items(2)["ema"])
+    assert jebm.sample(jax.random.key(0), model, params, 2).x.shape == (2, 2, 2, 1)
+
+
+@pytest.mark.parametrize("item", ["ema", "train_state"])
+def test_any_damaged_array_file_is_noticed_and_the_one_before_is_read(run, item):
+    flip(max(data_files(run, 3, item), key=lambda p: p.stat().st_size))
+    with pytest.warns(UserWarning, match=r"checkpoints/3 is corrupt.*the one before"):
+        step, restored = checkpoints.restore(run, items(0))
+    assert step == 2
+    assert_same(restored, items(2))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "digests"])
+def test_truncated_missing_and_unlisted_data_are_noticed(run, damage):
+    if damage == "digests":
+        (run / "checkpoints/3/digests/metadata").write_text("{}")
+    for file in data_files(run, 3, "ema") if damage != "digests" else []:
+        if damage == "truncate":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        else:
+            file.unlink()
+    with pytest.warns(UserWarning, match="checkpoints/3 is corrupt"):
+        assert checkpoints.restore(run, items(0))[0] == 2
+
+
+def test_a_digest_of_other_values_is_a_mismatch_named_by_leaf(run):
+    # What the array store would not notice: sound files, other numbers.
+    path = run / "checkpoints/3/digests/metadata"
+    digests = json.loads(path.read_text())
+    leaf = sorted(digests["ema"])[0]
+    digests["ema"][leaf] = "0" * 64
+    path.write_text(json.dumps(digests))
+    with pytest.raises(checkpoints.CorruptCheckpointError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoints.restore(run, items(0), step=3)
+    assert "digest mismatch in ema" in str(error.value) and leaf in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint")
+def test_all_damaged_is_an_error_and_nothing_is_deleted(run):
+    for step in (2, 3):
+        flip(max(data_files(run, step, "ema"), key=lambda p: p.stat().st_size))
+    with pytest.raises(checkpoints.CorruptCheckpointError, match=r"3 is .*2 is "):
+        jebm.load(run)
+    assert checkpoints.steps(run) == [2, 3]
+
+
+def test_a_template_of_another_shape_does_not_pass(run):
+    other = {"ema": random_params(small_model((3, 2), image_shape=(2, 2, 1)))}
+    with pytest.raises(checkpoints.CorruptCheckpointError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoints.restore(run, other)
+
+
+def test_missing_runs_steps_and_checkpoints_are_told_apart(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model.json"):
+        jebm.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"step 7 .* found steps \[2, 3\]"):
+        jebm.load(run, step=7)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* steps \[\]"):
+        jebm.load(run)
+
+
+def test_discard_after_removes_later_steps_only(run):
+    checkpoints.discard_after(run, 2)
+    assert checkpoints.steps(run) == [2]
+
+
+def test_reading_writes_nothing(run):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    jebm.load(run)
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert before == after

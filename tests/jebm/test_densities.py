@@ -1,0 +1,140 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from jax.test_util import check_grads
+from scipy import stats
+
+import jebm
+from jebm.densities import logdensity
+from jebm.hierarchy import given, log_standard_normal, top_down
+from jebm.sampling import decode, to_latents
+from tests.models import random_latents, random_params, small_model
+
+CASES = [
+    (dims, conditioning)
+    for dims in [(3,), (3, 2), (2, 1, 3)]
+    for conditioning in ["next", "above"]
+]
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request, x64):
+    dims, conditioning = request.param
+    model = small_model(dims, conditioning, image_shape=(2, 2, 1))
+    params = random_params(model, dtype=jnp.float64)
+    eps = random_latents(model, 4, dtype=jnp.float64)
+    x = jnp.asarray(np.random.default_rng(1).uniform(size=(4, 2, 2, 1)))
+    return model, params, eps, x
+
+
+def test_joint_logdensity_is_the_sum_of_its_three_terms(case):
+    model, params, z, x = case
+    mean = decode(model, params, z)
+    log_likelihood = stats.norm.logpdf(x, mean, 0.3).reshape(4, -1).sum(1)
+    _, priors, _ = nn.apply(lambda b: top_down(b, 4, given(z)), model.backbone)(
+        params.backbone
+    )
+    log_prior = sum(
+        stats.norm.logpdf(z_i, p.loc, p.scale).sum(1)
+        for z_i, p in zip(z, priors, strict=True)
+    )
+    energy = jebm.energy(model, params, z)
+    np.testing.assert_allclose(
+        jebm.prior_logdensity(model, params, z), log_prior - energy, rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        jebm.joint_logdensity(model, params, x, z),
+        log_likelihood + log_prior - energy,
+        rtol=1e-10,
+    )
+
+
+def test_energy_is_minus_the_sum_of_one_network_per_layer(case):
+    model, params, z, _ = case
+    per_layer = model.energy.apply(params.energy, z, method="per_layer")
+    np.testing.assert_allclose(jebm.energy(model, params, z), sum(per_layer))
+    for i, energy_i in enumerate(per_layer):
+        moved = tuple(z_j + float(j != i) for j, z_j in enumerate(z))
+        again = model.energy.apply(params.energy, moved, method="per_layer")
+        np.testing.assert_array_equal(again[i], energy_i)
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_eps_and_z_densities_are_equal_up_to_the_jacobian(case, with_image):
+    model, params, eps, x = case
+    x = x if with_image else None
+    z = to_latents(model, params, eps, "eps")
+    in_eps = logdensity(model, params, eps, space="eps", x=x)
+    in_z = logdensity(model, params, z, space="z", x=x)
+
+    def transported(flat):
+        one = jax.tree.map(lambda e: e[None], unravel(flat))
+        return ravel_pytree(to_latents(model, params, one, "eps"))[0]
+
+    for n in range(4):
+        flat, unravel = ravel_pytree(jax.tree.map(lambda e: e[n], eps))
+        _, log_jacobian = np.linalg.slogdet(jax.jacfwd(transported)(flat))
+        np.testing.assert_allclose(in_eps[n], in_z[n] + log_jacobian, rtol=1e-10)
+
+
+@pytest.mark.parametrize("space", ["eps", "z"])
+@pytest.mark.parametrize("with_image", [False, True])
+def test_gradients_match_finite_differences(case, space, with_image):
+    model, params, position, x = case
+    x = x if with_image else None
+
+    def total(params, position):
+        return logdensity(model, params, position, space=space, x=x).sum()
+
+    check_grads(total, (params, position), order=1, modes=["rev"], rtol=1e-6)
+
+
+def test_energy_zero_is_the_gaussian_hierarchy(case):
+    model, params, eps, _ = case
+    fresh = jebm.init(jax.random.key(0), model)  # energies start at zero
+    zero = jebm.Params(
+        params.backbone, jax.tree.map(lambda p: p.astype(float), fresh.energy)
+    )
+    gaussian = small_model(
+        model.backbone.latent_dims,
+        model.backbone.conditioning,
+        model.image_shape,
+        energy=None,
+    )
+    for space in ("eps", "z"):
+        np.testing.assert_array_equal(
+            logdensity(model, zero, eps, space=space),
+            logdensity(gaussian, jebm.Params(params.backbone, {}), eps, space=space),
+        )
+    np.testing.assert_array_equal(
+        logdensity(model, zero, eps, space="eps"), log_standard_normal(eps)
+    )
+
+
+def test_the_decoder_is_not_called_without_an_image(case):
+    model, params, eps, _ = case
+    broken = jax.tree.map(lambda p: p, params)
+    decoder = broken.backbone["params"]["decoder"]
+    broken.backbone["params"]["decoder"] = jax.tree.map(
+        lambda p: jnp.full_like(p, jnp.nan), decoder
+    )
+    assert np.all(np.isfinite(logdensity(model, broken, eps, space="eps")))
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        ((jnp.ones((4, 3)),), "latents must be a tuple of 2 layers"),
+        ((jnp.ones((4, 3)), jnp.ones((4, 3))), r"latents\[1\] must have shape \(4, 2\)"),
+        ((jnp.ones((4, 3)), jnp.ones((5, 2))), r"latents\[1\] must have shape \(4, 2\)"),
+        ((jnp.ones(3), jnp.ones(2)), r"latents\[0\] must have shape \(3, 3\)"),
+        ("ab", "latents must be a tuple of 2 layers"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(latents, message):
+    model = small_model((3, 2))
+    with pytest.raises(ValueError, match=message):
+        jebm.prior_logdensity(model, random_params(model), latents)
