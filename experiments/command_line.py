@@ -4,7 +4,7 @@ import pathlib
 import runpy
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from jebm.checkpoints import CorruptCheckpointError
 
@@ -19,30 +19,33 @@ class Diverged(RuntimeError):
     """Training has left the finite numbers."""
 
 
-# Ended with one sentence and a non-zero exit; anything else is a bug and shows its trace.
-USER_ERRORS = (
-    ConfigError,
-    Diverged,
-    CorruptCheckpointError,
-    FileNotFoundError,
-    PermissionError,
-)
+# Ended with one sentence and a non-zero exit; anything else is a bug: show its trace.
+USER_ERRORS = (ConfigError, Diverged, CorruptCheckpointError, OSError)
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line, as `absl.app.run` expects of a `flags_parser`."""
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    path = _config_file(argv)
     if path is None:
         if not any("help" in a for a in argv):
             sys.exit(f"error: --config=FILE is needed; there are {_known_configs()}")
     elif not pathlib.Path(path).is_file():
         sys.exit(f"error: no file {path}; there are {_known_configs()}")
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError):  # what config_flags raises for unknown fields
+        return flags.FLAGS(argv)  # absl's own parser ends errors with usage
+    except (AttributeError, KeyError, TypeError):  # how config_flags refuses a field
         sys.exit(f"error: {_unknown_field(path, argv)}")
     except flags.Error as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _config_file(argv):
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if argument.lstrip("-") == "config":
+            return following
+        if argument.lstrip("-").startswith("config="):
+            return argument.split("=", 1)[1]
+    return None
 
 
 def _known_configs() -> str:
@@ -59,7 +62,7 @@ def _unknown_field(path, argv):
         fields = argument.split("=")[0].removeprefix("--config.").split(".")
         for depth, field in enumerate(fields):
             if not hasattr(node, "keys"):
-                break
+                return f"{'.'.join(['config', *fields[:depth]])} has no fields"
             if field not in node:
                 where = ".".join(["config", *fields[:depth]])
                 return f"{where} has no field {field!r}; known: {sorted(node.keys())}"

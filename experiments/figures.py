@@ -9,12 +9,11 @@ import numpy as np
 
 import jebm
 from experiments import datasets, pictures, report, train, workdir
-from jebm import checkpoints
 from jebm.metrics import energy_distance
 from jebm.sampling import decode, example_keys, trace_chains
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import matplotlib.pyplot as plt
 
 PRIOR, POSTERIOR, UNTILTED = "#0072B2", "#E69F00", "#999999"  # colour-blind-safe
 _NUM_POINTS = 2000  # per sample in a latent plane

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils
 
 AXIS = "devices"
 
@@ -27,12 +26,20 @@ def mean(tree: Any) -> Any:
 
 def example_index(local_batch: int) -> jax.Array:
     """Indices in the global batch of this device's examples; inside a pmapped step."""
-    return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
+    return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(
+        local_batch, dtype=jnp.int32
+    )
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Copies a pytree to every device, with a leading device axis."""
-    return jax_utils.replicate(tree, list(devices))
+    # The sharding that `pmap` returns: any other would make its second call compile.
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    return jax.tree.map(
+        lambda x: jax.device_put(np.stack([np.asarray(x)] * len(devices)), sharding),
+        tree,
+    )
 
 
 def unreplicate(tree: Any) -> Any:

@@ -21,7 +21,9 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
     for n in range(num):
         canvas[n // columns, :height, n % columns, :width] = pixels[n]
     canvas = canvas.reshape(rows * (height + 1), columns * (width + 1), channels)
-    picture = Image.fromarray(canvas[:-1, :-1].squeeze())
+    picture = Image.fromarray(
+        canvas[:-1, :-1, 0] if channels == 1 else canvas[:-1, :-1]
+    )
     scale = max(1, math.ceil(_MIN_WIDTH / picture.width))
     return picture.resize(
         (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST

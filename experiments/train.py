@@ -21,6 +21,7 @@ import jebm
 from experiments import datasets, figures, parallel, pictures, report, workdir
 from experiments.command_line import ConfigError, Diverged
 from jebm import checkpoints, objectives
+from jebm.langevin import global_norm
 from jebm.model import num_values
 from jebm.sampling import example_keys, run_chains
 
@@ -43,13 +44,10 @@ class TrainState(train_state.TrainState):
 def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """What `jebm.build` takes, from a configuration and the data's image shape."""
     plain = workdir.plain(config)
-    return {
-        "image_shape": list(image_shape),
-        "backbone": plain["backbone"],
-        "energy": plain["energy"] if config.prior == "ebm" else None,
-        "likelihood": plain["likelihood"],
-        "chains": plain["chains"],
-    }
+    spec = {k: plain[k] for k in ("backbone", "energy", "likelihood", "chains")}
+    if config.prior == "gaussian":
+        spec["energy"] = None
+    return {"image_shape": list(image_shape), **spec}
 
 
 def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
@@ -57,9 +55,11 @@ def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
     if config.prior not in ("ebm", "gaussian"):
         raise ConfigError(f"unknown prior {config.prior!r}; known: ['ebm', 'gaussian']")
     try:
-        return jebm.build(model_spec(config, image_shape))
+        model = jebm.build(model_spec(config, image_shape))
+        jax.eval_shape(jebm.init, jax.random.key(0), model)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    return model
 
 
 def check_learning(config, num_devices: int) -> None:
@@ -74,6 +74,10 @@ def check_learning(config, num_devices: int) -> None:
             f"learning.batch_size must be a positive multiple of the {num_devices} "
             f"devices, got {learning.batch_size}"
         )
+    if learning.num_steps < 1:
+        raise ConfigError(f"learning.num_steps must be >= 1, got {learning.num_steps}")
+    if config.seed < 0:
+        raise ConfigError(f"seed must be >= 0, got {config.seed}")
     for name in ("every", "checkpoint_every", "sample_every", "keep", "num_samples"):
         if log[name] < 1:
             raise ConfigError(f"log.{name} must be at least 1, got {log[name]}")
@@ -93,7 +97,7 @@ def create_optimizer(learning) -> optax.GradientTransformation:
 
     def adam(learning_rate):
         schedule = optax.cosine_decay_schedule(
-            learning_rate, max(learning.num_steps, 1), learning.final_lr_fraction
+            learning_rate, learning.num_steps, learning.final_lr_fraction
         )
         return optax.chain(
             optax.clip_by_global_norm(learning.clip_norm),
@@ -113,9 +117,11 @@ def create_state(config, model: jebm.Model) -> TrainState:
     """The state before the first step, on one device."""
     key = jax.random.fold_in(jax.random.key(config.seed), Role.INIT)
     params = jebm.init(key, model)
-    return TrainState.create(
+    state = TrainState.create(
         apply_fn=None, params=params, tx=create_optimizer(config.learning), ema=params
     )
+    # Flax starts at a Python integer, which is no template for a checkpoint.
+    return state.replace(step=jnp.zeros((), jnp.int32))
 
 
 def make_train_step(config, model: jebm.Model):
@@ -160,7 +166,7 @@ def make_train_step(config, model: jebm.Model):
             state.ema,
             state.params,
         )
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = global_norm(grads)
         return state.replace(ema=ema), metrics
 
     return train_step
@@ -239,16 +245,18 @@ def train(config, path: pathlib.Path) -> None:
             if step % config.log.every == 0 or step == last:
                 values = _mean_metrics(pending)
                 seconds = time.perf_counter() - started
-                values["images_per_second"] = (
-                    (step - timed_from) * config.learning.batch_size / seconds
-                )
+                if step > timed_from:
+                    values["images_per_second"] = (
+                        (step - timed_from) * config.learning.batch_size / seconds
+                    )
                 pending = []
                 metrics.write(step, values)
                 _show(progress, step, values)
                 _check_finite(step, values, path)
             if step % config.log.checkpoint_every == 0 or step == last:
-                state = parallel.unreplicate(replicated)
-                checkpoints.save(manager, step, _items(state))
+                items = _items(parallel.unreplicate(replicated))
+                _check_finite(step, _finite_leaves(items), path)
+                checkpoints.save(manager, step, items)
             if step % config.log.sample_every == 0 or step == last:
                 params = parallel.unreplicate(replicated).ema
                 write_samples(config, path, model, params, splits["test"], step)
@@ -264,8 +272,9 @@ def sample(config, path: pathlib.Path) -> None:
     workdir.check_settings(path, config, "read")
     splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
     model = build_model(config, splits["test"].images.shape[1:])
-    _, params = jebm.load(path)
-    step = checkpoints.steps(path)[-1]
+    template = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    step, items = _restore_aloud(path, {"ema": template})
+    params = items["ema"]
     for file in write_samples(config, path, model, params, splits["test"], step):
         print(f"wrote {file}")
     report.write(path)
@@ -296,15 +305,27 @@ def write_samples(config, path, model, params, split, step) -> list[pathlib.Path
 def _restore(path, state):
     if not checkpoints.steps(path):
         return state
-    with warnings.catch_warnings(record=True) as passed_over:
-        warnings.simplefilter("always")
-        step, items = checkpoints.restore(path, _items(state))
-    for warning in passed_over:
-        print(f"warning: {warning.message}")
+    step, items = _restore_aloud(path, _items(state))
     print(f"Resuming {path} from step {step}.")
     # Steps beyond a damaged checkpoint are trained and written again.
     checkpoints.discard_after(path, step)
     return state.replace(**items["train_state"], ema=items["ema"])
+
+
+def _restore_aloud(path, templates):
+    """`checkpoints.restore`, its warnings printed as sentences."""
+    with warnings.catch_warnings(record=True) as passed_over:
+        warnings.simplefilter("always", UserWarning)
+        restored = checkpoints.restore(path, templates)
+    for warning in passed_over:
+        print(f"warning: {warning.message}")
+    return restored
+
+
+def _finite_leaves(items):
+    """The sum of each parameter, by path: finite where the parameter is."""
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {jax.tree_util.keystr(path): float(np.sum(leaf)) for path, leaf in leaves}
 
 
 def _items(state):
@@ -362,4 +383,6 @@ def _print_overview(model, params):
         energy = "" if model.energy is None else f" exp(f_{i + 1}(z_{i + 1}))"
         print(f"  z_{i + 1}  {shapes[i]!s:12} {above}{energy}")
     print(f"{num_values(shapes)} latent units in all")
-    print(parameter_overview.get_parameter_overview(params._asdict(), include_stats=False))
+    print(
+        parameter_overview.get_parameter_overview(params._asdict(), include_stats=False)
+    )

@@ -1,6 +1,8 @@
 """The directory of a run: its settings, its metrics, and who may continue it."""
 
 import json
+import math
+import os
 import pathlib
 from typing import Any
 
@@ -29,6 +31,9 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir {workdir} is not a directory")
+    existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"workdir {workdir} cannot be written")
     path = workdir / "config.json"
     if not path.is_file():
         if purpose == "read":
@@ -74,8 +79,9 @@ class Metrics:
         self._tensorboard = _tensorboard_writer(workdir)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line, flushed."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends one line, flushed; JSON has no NaN, so it reads null."""
+        plain = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, values)
@@ -92,7 +98,9 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")[:-1]  # what follows the last newline is partial
+    lines = path.read_text().split("\n")[
+        :-1
+    ]  # what follows the last newline is partial
     return [json.loads(line) for line in lines]
 
 

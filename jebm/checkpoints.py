@@ -29,7 +29,7 @@ class CorruptCheckpointError(Exception):
 
 
 def manager(workdir: str | pathlib.Path, keep: int):
-    """Opens `workdir/checkpoints` for writing: an orbax CheckpointManager, to be closed.
+    """Opens `workdir/checkpoints` for writing: an orbax CheckpointManager to close.
 
     Args:
       workdir: directory of a run.
@@ -174,9 +174,7 @@ def digests(tree: PyTree) -> dict[str, str]:
     return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
 
 
-def load(
-    workdir: str | pathlib.Path, step: int | None = None
-) -> tuple[Model, Params]:
+def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, Params]:
     """Loads the model of a finished or running experiment, with its EMA parameters.
 
     Args:

@@ -18,7 +18,8 @@ def key(value) -> None:
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"key must be a typed key, as made by jax.random.key, got {_describe(value)}"
+            "key must be a typed key, as made by jax.random.key, "
+            f"got {_describe(value)}"
         )
     if value.shape != ():
         raise ValueError(f"key must be a single key, got keys of shape {value.shape}")

@@ -1,6 +1,6 @@
 """Distributions of latents and of images.
 
-    log N(z; loc, scale) = sum [ -((z - loc) / scale)^2 / 2 - log scale - log(2 pi) / 2 ]
+    log N(z; m, s) = sum [ -((z - m) / s)^2 / 2 - log s - log(2 pi) / 2 ]
 
 `log_prob` is normalised, in nats, and has shape [B]: every axis but the first is
 summed. Each likelihood owns the map from the decoder's unconstrained output to the

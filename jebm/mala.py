@@ -1,4 +1,4 @@
-"""Metropolis-adjusted Langevin (MALA): the exact chain to hold the short-run one against.
+"""Metropolis-adjusted Langevin (MALA), the exact chain to hold the short one against.
 
 The proposal is the step of `jebm.langevin`, accepted with probability
 

@@ -1,6 +1,6 @@
 """The model: what is fixed (`Model`), what is learned (`Params`), and `build`.
 
-    p(x, z) = p(x | z) exp(-E(z)) p_beta(z) / Z
+p(x, z) = p(x | z) exp(-E(z)) p_beta(z) / Z
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Model:
     image_shape: tuple[int, int, int]
     backbone: nn.Module
     energy: nn.Module | None
-    likelihood: Gaussian | Bernoulli = Gaussian()
+    likelihood: Gaussian | Bernoulli = dataclasses.field(default_factory=Gaussian)
     chains: Chains = Chains()
 
 
@@ -113,7 +113,9 @@ def build(spec: Mapping[str, Any]) -> Model:
       >>> model.backbone.latent_shapes
       ((4,), (2,))
     """
-    _check_known("field of the model", spec, [f.name for f in dataclasses.fields(Model)])
+    _check_known(
+        "field of the model", spec, [f.name for f in dataclasses.fields(Model)]
+    )
     if "image_shape" not in spec:
         raise ValueError("the model needs an image_shape, (H, W, C)")
     image_shape = _freeze(spec["image_shape"])
@@ -239,7 +241,10 @@ def _replace(kind, default, options):
     _check_known(
         f"field of the {kind}", options, [f.name for f in dataclasses.fields(default)]
     )
-    return dataclasses.replace(default, **options)
+    try:
+        return dataclasses.replace(default, **options)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from error
 
 
 def _check_known(what, options, known):

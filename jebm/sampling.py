@@ -1,10 +1,11 @@
 """Short-run Langevin sampling of the tilted prior and of the posterior.
 
-    prior chain       log N(eps) - E(T(eps))                           (arXiv 2306.06323,
-    posterior chain   log N(eps) - E(T(eps)) + log p(x | T(eps))        eqs. 7-9)
+    prior chain       log N(eps) - E(T(eps))
+    posterior chain   log N(eps) - E(T(eps)) + log p(x | T(eps))
 
-or the same laws in z-space. Each example runs its own chain from its own key, so a
-draw depends on the example's key alone, not on the batch or the device it sits in.
+(arXiv 2306.06323, eqs. 7-9), or the same laws in z-space. Each example runs its own
+chain from its own key, so a draw depends on the example's key alone, not on the batch
+or the device it sits in.
 """
 
 import dataclasses

@@ -11,6 +11,8 @@ from ml_collections import config_dict
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most tests compile for longer than they compute.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
@@ -29,6 +31,22 @@ def test_config() -> config_dict.ConfigDict:
     from experiments.configs import test
 
     return test.get_config()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lenient_optimizer():
+    """Lets optax raise a float to the power of an int32; all else stays strict."""
+    from experiments import train
+
+    apply_gradients = train.TrainState.apply_gradients
+
+    def lenient(self, *, grads, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return apply_gradients(self, grads=grads, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.TrainState, "apply_gradients", lenient)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ def random_params(model, seed=0, scale=1.0, dtype=None):
     rng = np.random.default_rng(seed)
     return treedef.unflatten(
         jnp.asarray(
-            np.asarray(leaf) + scale * rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[0], 1)),
+            np.asarray(leaf)
+            + scale * rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[0], 1)),
             dtype or leaf.dtype,
         )
         for leaf in leaves

@@ -31,7 +31,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.likelihood = config_dict.ConfigDict()
     config.likelihood.name = "gaussian"
-    config.likelihood.scale = 0.15  # sigma_x, for x in [0, 1]
+    config.likelihood.scale = 0.15  # sigma_x of "gaussian", for x in [0, 1]
+    # Another likelihood has other fields: set config.likelihood as a whole, in a file.
 
     config.chains = config_dict.ConfigDict()
     config.chains.prior = config_dict.ConfigDict()

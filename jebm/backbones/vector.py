@@ -57,7 +57,9 @@ class VectorBackbone(nn.Module):
             raise ValueError(
                 f"unknown conditioning {self.conditioning!r}; known: {CONDITIONINGS}"
             )
-        if not self.latent_dims or min(self.latent_dims) < 1:
+        if not self.latent_dims or not all(
+            isinstance(dim, int) and dim > 0 for dim in self.latent_dims
+        ):
             raise ValueError(
                 f"latent_dims must be positive integers, got {self.latent_dims}"
             )

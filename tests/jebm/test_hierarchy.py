@@ -89,7 +89,9 @@ def test_the_bottom_layer_reads_only_the_next_or_all_layers_above():
         moved = (z[0], z[1], z[2] + 1)
         _, priors = descend(model, params, given(z), 1)
         _, priors_moved = descend(model, params, given(moved), 1)
-        assert (float(priors[0].loc[0, 0]) != float(priors_moved[0].loc[0, 0])) is depends
+        assert (
+            float(priors[0].loc[0, 0]) != float(priors_moved[0].loc[0, 0])
+        ) is depends
 
 
 def test_temperature_scales_every_sigma():

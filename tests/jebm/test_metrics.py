@@ -21,7 +21,7 @@ def test_energy_distance_of_two_shifted_normals_in_the_plane():
 
     shift, num = 1.5, 3000
     x = RNG.normal(size=(num, 2))
-    y = RNG.normal(size=(num, 2)) + [shift, 0]
+    y = RNG.normal([shift, 0], size=(num, 2))
     between = np.sqrt(np.pi) * hyp1f1(-0.5, 1, -(shift**2) / 4)
     expected = 2 * between - 2 * np.sqrt(np.pi)
     # Each mean over pairs has a standard error of about 1 / sqrt(num).

@@ -17,7 +17,10 @@ SPEC = {
     "backbone": {"name": "vector", "latent_dims": [3, 2], "conditioning": "above"},
     "energy": {"name": "layerwise", "widths": [[8, 8], [4]]},
     "likelihood": {"name": "bernoulli"},
-    "chains": {"prior": {"num_steps": 3}, "posterior": {"space": "z", "start": "prior"}},
+    "chains": {
+        "prior": {"num_steps": 3},
+        "posterior": {"space": "z", "start": "prior"},
+    },
 }
 
 
@@ -176,7 +179,9 @@ def test_importing_jebm_needs_neither_tensorflow_nor_the_experiments_packages():
     banned = ["tensorflow", "ml_collections", "absl.flags", "clu", "orbax", "optax"]
     code = f"import jebm, sys; print([m for m in {banned} if m in sys.modules])"
     # Only what jebm itself imports counts: flax may load some of these.
-    flax_code = f"import flax.linen, sys; print([m for m in {banned} if m in sys.modules])"
+    flax_code = (
+        f"import flax.linen, sys; print([m for m in {banned} if m in sys.modules])"
+    )
     run = [
         subprocess.run([sys.executable, "-c", c], capture_output=True, text=True).stdout
         for c in (code, flax_code)

@@ -38,9 +38,10 @@ def test_learning_gradient_is_that_of_the_likelihood_by_quadrature(
     nodes, _ = grid_nodes(bound=12, num=301)
     x = jnp.full((1, 1, 1, 1), 0.8)
     images = jnp.broadcast_to(x, (len(nodes[0]), 1, 1, 1))
-    weights = jax.nn.softmax(
-        logdensity(model, params, nodes, space="z", x=images)
-    ), jax.nn.softmax(logdensity(model, params, nodes, space="z"))
+    weights = (
+        jax.nn.softmax(logdensity(model, params, nodes, space="z", x=images)),
+        jax.nn.softmax(logdensity(model, params, nodes, space="z")),
+    )
     grads = jax.grad(surrogate, argnums=1)(model, params, images, nodes, nodes, weights)
 
     eps_nodes, _ = grid_nodes(bound=6, num=161)
@@ -49,7 +50,9 @@ def test_learning_gradient_is_that_of_the_likelihood_by_quadrature(
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
     names = []
     for (path, got), want in zip(
-        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected), strict=True
+        jax.tree_util.tree_leaves_with_path(grads),
+        jax.tree.leaves(expected),
+        strict=True,
     ):
         names.append(jax.tree_util.keystr(path))
         np.testing.assert_allclose(got, want, atol=1e-6 * scale, err_msg=names[-1])
@@ -145,8 +148,8 @@ def test_energy_gradient_penalty_teaches_the_energy_alone():
     model = small_model((2, 3))
     params = random_params(model)
     z = random_latents(model, 4)
-    grads = jax.grad(
-        lambda p: objectives.energy_gradient_penalty(model, p, z).sum()
-    )(params)
+    grads = jax.grad(lambda p: objectives.energy_gradient_penalty(model, p, z).sum())(
+        params
+    )
     assert all(np.all(g == 0) for g in jax.tree.leaves(grads.backbone))
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads.energy))

@@ -284,5 +284,5 @@ def test_params_of_another_model_are_refused_by_leaf(model, params):
     with pytest.raises(ValueError, match=r"params do not fit.*should be \(4, 4\)"):
         jebm.sample(KEY, other, params, 2)
     twin = dataclasses.replace(model, energy=None)
-    with pytest.raises(ValueError, match="energy.*should be absent"):
+    with pytest.raises(ValueError, match=r"energy.*should be absent"):
         jebm.sample(KEY, twin, params, 2)
