@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PRIOR, POSTERIOR, UNTILTED = "#0072B2", "#E69F00", "#999999"  # colour-blind-safe
-_NUM_POINTS = 2000  # per sample in a latent plane
+_NUM_POINTS = 2000  # of prior and of posterior in a latent plane
 _NUM_CHAINS = 8  # rows of the transition
 
 
@@ -166,28 +166,35 @@ def _draw_plane(axes, i, times, posterior, prior, model, params):
     plane = _plane(flat)
     points = plane(flat)
     low, high = np.percentile(points, [0.5, 99.5], axis=0)
-    low, high = np.minimum(low, -3.2), np.maximum(high, 3.2)
+    margin = 0.1 * (high - low)
+    low, high = np.minimum(low - margin, -3), np.maximum(high + margin, 3)
     for axis, t in zip(axes, times, strict=True):
-        axis.scatter(*points.T, s=1.5, color=POSTERIOR, alpha=0.35, linewidths=0)
         moving = plane(np.asarray(prior[i][t]).reshape(len(prior[i][t]), -1))
-        axis.scatter(*moving.T, s=1.5, color=PRIOR, alpha=0.35, linewidths=0)
+        for cloud, colour in ((points, POSTERIOR), (moving, PRIOR)):
+            axis.scatter(*cloud.T, s=3, color=colour, alpha=0.4, linewidths=0)
         if flat.shape[1] == 2 and hasattr(model.energy, "per_layer"):
-            _contours(axis, i, low, high, model, params)
+            _contours(axis, i, points, low, high, model, params)
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
 
 
-def _contours(axis, i, low, high, model, params):
-    grid = np.meshgrid(*[np.linspace(a, b, 60) for a, b in zip(low, high, strict=True)])
-    points = jnp.asarray(np.stack([g.ravel() for g in grid], axis=-1), jnp.float32)
-    shapes = model.backbone.latent_shapes
-    latents = tuple(
-        points if j == i else jnp.zeros((len(points), *shape))
-        for j, shape in enumerate(shapes)
-    )
-    values = model.energy.apply(params.energy, latents, method="per_layer")[i]
+def _contours(axis, i, points, low, high, model, params):
+    """Level lines of E_i, from its minimum to its value at the rarer of `points`."""
+
+    def energy(points):
+        latents = tuple(
+            jnp.zeros((len(points), *shape)) for shape in model.backbone.latent_shapes
+        )
+        latents = (*latents[:i], jnp.asarray(points, jnp.float32), *latents[i + 1 :])
+        return np.asarray(
+            model.energy.apply(params.energy, latents, method="per_layer")[i]
+        )
+
+    grid = np.meshgrid(*np.linspace(low, high, 80).T)
+    values = energy(np.stack([g.ravel() for g in grid], axis=-1))
+    top = max(np.percentile(energy(points), 98), values.min() + 1e-6)
     axis.contour(
-        *grid, np.asarray(values).reshape(grid[0].shape), levels=10,
-        colors="black", linewidths=0.4, alpha=0.6, linestyles="solid",
+        *grid, values.reshape(grid[0].shape), levels=np.linspace(values.min(), top, 8),
+        colors="black", linewidths=0.6, alpha=0.7,
     )  # fmt: skip
 
 

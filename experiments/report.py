@@ -28,7 +28,7 @@ h1 {{ margin-bottom: 0; }}
         gap: 1.5rem; }}
 figure {{ margin: 0; }}
 figcaption {{ opacity: .75; font-size: .9em; }}
-img {{ width: 100%; border-radius: 4px; background: white; }}
+img {{ width: 100%; max-width: 62rem; border-radius: 4px; background: white; }}
 .samples img {{ image-rendering: pixelated; }}
 table {{ border-collapse: collapse; }}
 td, th {{ padding: .15rem 1rem .15rem 0; text-align: left;
@@ -67,19 +67,20 @@ def write(path: pathlib.Path) -> None:
             f"{config['learning']['num_steps']} training steps, seed {config['seed']}"
         ),
         samples="".join(
-            _figure(files[-1], _CAPTIONS[name])
-            for name, files in sorted(history.items())
-            if name in _CAPTIONS
+            _figure(history[name][-1], caption)
+            for name, caption in _CAPTIONS.items()
+            if name in history
         ),
         history="".join(
             _figure(file, f"step {int(file.stem.rsplit('_', 1)[1])}")
             for file in _thin(history.get("ebm") or history.get("gaussian") or [], 8)
         ),
         figures="".join(
-            _figure(file, _CAPTIONS.get(file.stem, file.stem))
-            for file in sorted((path / "figures").glob("*.png"))
+            _figure(file, caption)
+            for name, caption in _CAPTIONS.items()
+            if (file := path / "figures" / f"{name}.png").is_file()
         )
-        or "<p>None yet.</p>",
+        or "<p>None yet: they are drawn when training ends.</p>",
         distances=_distances(path / "figures" / "latent_planes.json"),
         metrics=_table(last.items()),
         config=_table(_flat(config)),

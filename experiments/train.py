@@ -4,6 +4,7 @@ import contextlib
 import enum
 import math
 import pathlib
+import shutil
 import time
 import warnings
 from typing import Any
@@ -22,7 +23,6 @@ from experiments import datasets, figures, parallel, pictures, report, workdir
 from experiments.command_line import ConfigError, Diverged
 from jebm import checkpoints, objectives
 from jebm.langevin import global_norm
-from jebm.model import num_values
 from jebm.sampling import example_keys, run_chains
 
 
@@ -223,11 +223,10 @@ def train(config, path: pathlib.Path) -> None:
         print(f"{path} is trained already: {first} of {last} steps.")
     step_fn = parallel.pmap(make_train_step(config, model), devices)
     metrics = workdir.Metrics(path, first)
-    progress = tqdm(
-        initial=first, total=last, unit="step", disable=None, dynamic_ncols=True
-    )
+    columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
+    progress = tqdm(initial=first, total=last, unit="step", disable=None, ncols=columns)
     replicated = parallel.replicate(state, devices)
-    pending, started, timed_from = [], time.perf_counter(), first
+    pending, clock = [], _Clock()
     with (
         checkpoints.manager(path, config.log.keep) as manager,
         contextlib.closing(metrics),
@@ -237,18 +236,14 @@ def train(config, path: pathlib.Path) -> None:
         for step in range(first + 1, last + 1):
             images = parallel.shard(batches(step - 1), len(devices))
             replicated, values = step_fn(replicated, images)
-            if step == first + 1:
-                jax.block_until_ready(values)
-                started, timed_from = time.perf_counter(), step  # without compiling
             pending.append(values)
+            clock.add(config.learning.batch_size)
             progress.update()
+            if step == first + 1:  # it compiled
+                jax.block_until_ready(values)
+                clock.restart()
             if step % config.log.every == 0 or step == last:
-                values = _mean_metrics(pending)
-                seconds = time.perf_counter() - started
-                if step > timed_from:
-                    values["images_per_second"] = (
-                        (step - timed_from) * config.learning.batch_size / seconds
-                    )
+                values = _mean_metrics(pending) | clock.rate()
                 pending = []
                 metrics.write(step, values)
                 _show(progress, step, values)
@@ -261,8 +256,8 @@ def train(config, path: pathlib.Path) -> None:
                 params = parallel.unreplicate(replicated).ema
                 write_samples(config, path, model, params, splits["test"], step)
                 report.write(path)
-            if not pending:  # what was done since the step is not training time
-                started, timed_from = time.perf_counter(), step
+            if not pending:  # saving and drawing is not training
+                clock.restart()
     figures.figures(config, path)
     print(f"Look at {path / 'report.html'}")
 
@@ -339,6 +334,26 @@ def _items(state):
     }
 
 
+class _Clock:
+    """Speed of training alone; read it when the device has finished."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        self._started, self._images = time.perf_counter(), 0
+
+    def add(self, images):
+        self._images += images
+
+    def rate(self):
+        if not self._images:
+            return {}
+        return {
+            "images_per_second": self._images / (time.perf_counter() - self._started)
+        }
+
+
 def _mean_metrics(pending):
     pending = parallel.unreplicate(pending)
     return {
@@ -382,7 +397,7 @@ def _print_overview(model, params):
         above = "N(0, I)" if i == len(shapes) - 1 else f"p(z_{i + 1} | above)"
         energy = "" if model.energy is None else f" exp(f_{i + 1}(z_{i + 1}))"
         print(f"  z_{i + 1}  {shapes[i]!s:12} {above}{energy}")
-    print(f"{num_values(shapes)} latent units in all")
+    print(f"{sum(map(math.prod, shapes))} latent units in all")
     print(
         parameter_overview.get_parameter_overview(params._asdict(), include_stats=False)
     )

@@ -4,8 +4,6 @@ p(x, z) = p(x | z) exp(-E(z)) p_beta(z) / Z
 """
 
 import dataclasses
-import math
-import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -218,11 +216,6 @@ def float_dtype(params: Params) -> jnp.dtype:
     return leaves[0].dtype if leaves else jnp.zeros(()).dtype
 
 
-def num_values(shapes: tuple[tuple[int, ...], ...]) -> int:
-    """Number of latent units over all layers."""
-    return sum(math.prod(shape) for shape in shapes)
-
-
 def _make(kind, registry, options, **fixed):
     options = dict(options)
     name = options.pop("name", next(iter(registry)))
@@ -259,6 +252,4 @@ def _freeze(value):
     """Makes lists, also nested ones, into tuples: module fields must hash."""
     if isinstance(value, list | tuple):
         return tuple(_freeze(v) for v in value)
-    if isinstance(value, Mapping):
-        return types.MappingProxyType({k: _freeze(v) for k, v in value.items()})
     return value
