@@ -1,6 +1,6 @@
 """The paper's toy: MNIST's zeros and ones, two layers of 2-D latents.
 
-    python -m experiments.main --config=experiments/configs/mnist01.py
+python -m experiments.main --config=experiments/configs/mnist01.py
 
 `figures/latent_planes.png` is its figure: the Gaussian prior of each layer is tilted
 to the multi-modal posterior. p(z_1 | z_2) is kept linear, so that the modes are the
@@ -27,6 +27,5 @@ def get_config():
     config.learning.num_steps = 4000
     config.learning.backbone_lr = 3e-4
     config.learning.energy_lr = 5e-4
-    config.learning.energy_penalty = 0.0
     config.learning.gradient_penalty = 0.01
     return config

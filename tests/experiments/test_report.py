@@ -71,7 +71,7 @@ def test_report_tells_the_settings_and_how_far_the_run_is(page):
     cells = list(zip(page.text, page.text[1:], strict=False))
     assert ("learning.batch_size", "20") in cells
     assert ("backbone.latent_dims", "[4, 2]") in cells
-    assert ("likelihood.scale", "0.15") in cells
+    assert ("likelihood.scale", "0.1") in cells
 
 
 def test_report_shows_the_last_metrics(trained_run, page):

@@ -147,7 +147,7 @@ def test_sampling_again_gives_the_same_bytes_and_another_seed_others(
     [
         ("backbone.latent_dims", (4, 3), "[4, 2] there, [4, 3] here"),
         ("energy.widths", (9,), "[8] there, [9] here"),
-        ("likelihood.scale", 0.3, "0.15 there, 0.3 here"),
+        ("likelihood.scale", 0.3, "0.1 there, 0.3 here"),
         ("likelihood.name", "bernoulli", "gaussian there, bernoulli here"),
         ("prior", "gaussian", "ebm there, gaussian here"),
         ("seed", 1, "0 there, 1 here"),
@@ -155,7 +155,7 @@ def test_sampling_again_gives_the_same_bytes_and_another_seed_others(
         ("chains.prior.num_steps", 5, "4 there, 5 here"),
         ("chains.posterior.step_size", 0.2, "0.1 there, 0.2 here"),
         ("learning.batch_size", 40, "20 there, 40 here"),
-        ("learning.energy_lr", 1e-3, "0.0001 there, 0.001 here"),
+        ("learning.energy_lr", 1e-3, "0.0003 there, 0.001 here"),
     ],
 )
 def test_run_with_other_settings_is_refused_and_left_as_it_is(
