@@ -155,7 +155,7 @@ def latent_planes(key, model, params, images, path: pathlib.Path) -> pathlib.Pat
         axis.set_title(f"step {t}", fontsize=10)
     figure.suptitle(
         "Langevin transition of the prior (blue) over the aggregate posterior "
-        "(orange); contours: energy of the layer",
+        "(orange)\ncontours: energy of the layer;  D: energy distance to the posterior",
         fontsize=11,
     )
     return _save(figure, path / "figures" / "latent_planes.png")
@@ -194,7 +194,7 @@ def _contours(axis, i, points, low, high, model, params):
     top = max(np.percentile(energy(points), 98), values.min() + 1e-6)
     axis.contour(
         *grid, values.reshape(grid[0].shape), levels=np.linspace(values.min(), top, 8),
-        colors="black", linewidths=0.6, alpha=0.7,
+        colors="black", linewidths=0.6, alpha=0.7, linestyles="solid",
     )  # fmt: skip
 
 
