@@ -4,6 +4,7 @@ To add a data set, write a loader `(data_dir) -> {split: (images, labels)}` with
 images uint8 [N, H, W, C] and labels int [N], and enter it in `LOADERS`.
 """
 
+import functools
 import importlib.util
 import logging
 from typing import NamedTuple
@@ -23,6 +24,7 @@ class Split(NamedTuple):
     labels: np.ndarray  # int [N]
 
 
+@functools.lru_cache(maxsize=1)  # training and its figures read the same images
 def load(
     name: str, data_dir: str | None = None, labels: tuple[int, ...] = ()
 ) -> dict[str, Split]:
@@ -62,7 +64,6 @@ class Batches:
     """Random-access batches of shuffled images, reshuffled every epoch.
 
     `batches(step)` depends on (seed, step) alone: nothing to save, nothing to restore.
-    With several processes each reads its own contiguous share of the global batch.
     """
 
     def __init__(self, images: np.ndarray, batch_size: int, seed: int):
@@ -71,10 +72,9 @@ class Batches:
         self._order = order.repeat()
 
     def __call__(self, step: int) -> np.ndarray:
-        """Returns this process's images of the batch of `step`, uint8 [B, H, W, C]."""
-        local = self._batch_size // jax.process_count()
-        start = step * self._batch_size + jax.process_index() * local
-        return self._images[[self._order[start + i] for i in range(local)]]
+        """Returns the images of the batch of `step`, uint8 [B, H, W, C]."""
+        start = step * self._batch_size
+        return self._images[[self._order[start + i] for i in range(self._batch_size)]]
 
 
 def _digits(data_dir):

@@ -16,29 +16,29 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PRIOR, POSTERIOR, UNTILTED = "#0072B2", "#E69F00", "#999999"  # colour-blind-safe
-_NUM_POINTS = 2000  # of prior and of posterior in a latent plane
+_NUM_POINTS = 4000  # of prior and of posterior in a latent plane
 _NUM_CHAINS = 8  # rows of the transition
 
 
 def figures(config, path: pathlib.Path) -> None:
     """Draws all figures of the run in `path` and its report."""
-    workdir.check_settings(path, config, "read")
-    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
-    model = train.build_model(config, splits["train"].images.shape[1:])
-    _, params = jebm.load(path)
-    key = jax.random.fold_in(jax.random.key(config.seed), train.Role.PICTURES)
-    drawn = [training_curves(path)]
+    model, params, _, splits = train.open_run(config, path)
+    folder = path / "figures" / workdir.variant(path, config)
+    key = jax.random.fold_in(jax.random.key(config.seed), train.Role.FIGURES)
+    images = splits["train"].images
+    drawn = []
+    if lines := workdir.read_metrics(path):
+        drawn.append(training_curves(lines, path / "figures"))
     if model.energy is not None and model.chains.prior.num_steps:
-        drawn.append(transition(key, model, params, path))
-        drawn.append(latent_planes(key, model, params, splits["train"].images, path))
+        drawn.append(transition(key, model, params, folder))
+        drawn.append(latent_planes(key, model, params, images, folder))
     for file in drawn:
         print(f"wrote {file}")
     report.write(path)
 
 
-def training_curves(path: pathlib.Path) -> pathlib.Path:
+def training_curves(lines: list[dict], folder: pathlib.Path) -> pathlib.Path:
     """Draws the metrics over training steps."""
-    lines = workdir.read_metrics(path)
     panels = [
         ("log-likelihood of posterior samples", ["log_likelihood_nats"], "nats"),
         ("energies", ["energy_positive_nats", "energy_negative_nats"], "nats"),
@@ -52,14 +52,18 @@ def training_curves(path: pathlib.Path) -> pathlib.Path:
     )  # fmt: skip
     for axis, (title, names, unit) in zip(axes[0], panels, strict=True):
         for name, colour in zip(names, (POSTERIOR, PRIOR), strict=False):
-            points = [(line["step"], line[name]) for line in lines if name in line]
+            points = [
+                (line["step"], line[name])
+                for line in lines
+                if line.get(name) is not None  # null where it was not finite
+            ]
             axis.plot(*np.transpose(points), color=colour, label=_LABELS.get(name))
         axis.set(title=title, xlabel="training step", ylabel=unit)
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=8)
-    return _save(figure, path / "figures" / "training.png")
+    return _save(figure, folder / "training.png")
 
 
 _LABELS = {
@@ -70,7 +74,7 @@ _LABELS = {
 }
 
 
-def transition(key, model, params, path: pathlib.Path) -> pathlib.Path:
+def transition(key, model, params, folder: pathlib.Path) -> pathlib.Path:
     """Decodes prior chains along the way, above the energy profile of 256 chains."""
     chain = model.chains.prior
     keys = example_keys(key, jnp.arange(256))
@@ -98,17 +102,17 @@ def transition(key, model, params, path: pathlib.Path) -> pathlib.Path:
     bottom.set(xlabel="Langevin step", ylabel="E (nats)", xlim=(0, chain.num_steps))
     bottom.set_title("energy of 256 chains: mean and standard deviation", fontsize=10)
     bottom.grid(alpha=0.3)
-    return _save(figure, path / "figures" / "transition.png")
+    return _save(figure, folder / "transition.png")
 
 
-def latent_planes(key, model, params, images, path: pathlib.Path) -> pathlib.Path:
+def latent_planes(key, model, params, images, folder: pathlib.Path) -> pathlib.Path:
     """Draws each layer's latent plane along the Langevin transition.
 
     Prior samples move from their start to the tilted prior, over samples of the
     aggregate posterior of training images; 2-D layers are drawn as they are, with the
     layer's energy as contours, others on the posterior's first two principal axes.
     Writes beside the picture, per layer, the energy distances to the posterior of the
-    tilted and of the untilted prior, and of two halves of the posterior.
+    tilted prior, of the untilted prior, and of the posterior itself: the floor.
     """
     num = min(_NUM_POINTS, len(images))
     key_prior, key_posterior, key_untilted = jax.random.split(key, 3)
@@ -129,7 +133,8 @@ def latent_planes(key, model, params, images, path: pathlib.Path) -> pathlib.Pat
         )
         for i in range(len(posterior))
     }
-    workdir.write_json(path / "figures" / "latent_planes.json", distances)
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(folder / "latent_planes.json", distances)
 
     times = _times(model.chains.prior.num_steps, 6)
     layers = len(posterior)
@@ -155,10 +160,11 @@ def latent_planes(key, model, params, images, path: pathlib.Path) -> pathlib.Pat
         axis.set_title(f"step {t}", fontsize=10)
     figure.suptitle(
         "Langevin transition of the prior (blue) over the aggregate posterior "
-        "(orange)\ncontours: energy of the layer;  D: energy distance to the posterior",
+        "(orange)\ncontours: energy of a 2-D layer; other layers are drawn on the "
+        "posterior's principal axes.  D: energy distance to the posterior",
         fontsize=11,
     )
-    return _save(figure, path / "figures" / "latent_planes.png")
+    return _save(figure, folder / "latent_planes.png")
 
 
 def _draw_plane(axes, i, times, posterior, prior, model, params):
@@ -171,7 +177,7 @@ def _draw_plane(axes, i, times, posterior, prior, model, params):
     for axis, t in zip(axes, times, strict=True):
         moving = plane(np.asarray(prior[i][t]).reshape(len(prior[i][t]), -1))
         for cloud, colour in ((points, POSTERIOR), (moving, PRIOR)):
-            axis.scatter(*cloud.T, s=3, color=colour, alpha=0.4, linewidths=0)
+            axis.scatter(*cloud[:2000].T, s=3, color=colour, alpha=0.4, linewidths=0)
         if flat.shape[1] == 2 and hasattr(model.energy, "per_layer"):
             _contours(axis, i, points, low, high, model, params)
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
@@ -213,11 +219,13 @@ def _distances(posterior, tilted, untilted):
     posterior, tilted, untilted = (
         z.reshape(len(z), -1) for z in (posterior, tilted, untilted)
     )
+    # Each with half of the points: the distance of finite samples grows as they shrink,
+    # and the posterior against itself is to be the floor of the other two.
     half = len(posterior) // 2
     values = {
-        "tilted": energy_distance(tilted, posterior),
-        "untilted": energy_distance(untilted, posterior),
-        "halves_of_posterior": energy_distance(posterior[:half], posterior[half:]),
+        "tilted": energy_distance(tilted[:half], posterior[half:]),
+        "untilted": energy_distance(untilted[:half], posterior[half:]),
+        "posterior": energy_distance(posterior[:half], posterior[half:]),
     }
     return values | {"ratio": values["tilted"] / values["untilted"]}
 

@@ -20,7 +20,7 @@ def pmap(step: Callable, devices: Sequence[jax.Device]) -> Callable:
 
 
 def mean(tree: Any) -> Any:
-    """Mean over all devices of all processes; inside a pmapped step."""
+    """Mean over all devices; inside a pmapped step."""
     return jax.lax.pmean(tree, AXIS)
 
 

@@ -45,6 +45,7 @@ summary {{ cursor: pointer; font-weight: 600; }}
 <h2>Figures</h2>
 {figures}
 {distances}
+{variants}
 <h2>Last metrics</h2>
 {metrics}
 <details><summary>Configuration</summary>{config}</details>
@@ -82,10 +83,22 @@ def write(path: pathlib.Path) -> None:
         )
         or "<p>None yet: they are drawn when training ends.</p>",
         distances=_distances(path / "figures" / "latent_planes.json"),
+        variants="".join(_variants(path)),
         metrics=_table(last.items()),
-        config=_table(_flat(config)),
+        config=_table(workdir.flat(config)),
     )
-    (path / "report.html").write_text(page)
+    workdir.write_text(path / "report.html", page)
+
+
+def _variants(path):
+    """Pictures drawn with other chains or seeds than the run's own."""
+    for kind in ("samples", "figures"):
+        for folder in sorted(p for p in (path / kind).glob("*") if p.is_dir()):
+            shown = "".join(_figure(p, p.stem) for p in sorted(folder.glob("*.png")))
+            yield (
+                f"<h2>With {html.escape(folder.name)}</h2>"
+                f'<section class="grid samples">{shown}</section>'
+            )
 
 
 def _distances(file):
@@ -95,7 +108,7 @@ def _distances(file):
         (layer, *(f"{value:.3f}" for value in values.values()))
         for layer, values in json.loads(file.read_text()).items()
     ]
-    head = ("layer", "tilted", "untilted", "two halves of the posterior", "ratio")
+    head = ("layer", "tilted", "untilted", "posterior (floor)", "ratio")
     return (
         "<p>Energy distance between samples of the prior and of the aggregate "
         "posterior, per layer; the ratio is tilted to untilted.</p>"
@@ -134,11 +147,3 @@ def _table(rows, head=()):
 
 def _format(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _flat(tree, prefix=""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -27,12 +27,13 @@ from jebm.sampling import example_keys, run_chains
 
 
 class Role(enum.IntEnum):
-    """What noise is for: folded into the seed's key, so that no two uses share it."""
+    """What noise is for: folded into the seed's key, so that no two roles share it."""
 
     INIT = 0
     POSTERIOR = 1
     PRIOR = 2
     PICTURES = 3
+    FIGURES = 4
 
 
 class TrainState(train_state.TrainState):
@@ -56,37 +57,65 @@ def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
         raise ConfigError(f"unknown prior {config.prior!r}; known: ['ebm', 'gaussian']")
     try:
         model = jebm.build(model_spec(config, image_shape))
-        jax.eval_shape(jebm.init, jax.random.key(0), model)
-    except (TypeError, ValueError) as error:
+        params = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if others := (params.backbone.keys() | params.energy.keys()) - {"params"}:
+        raise ConfigError(f"training does not support variables of kind {others}")
     return model
 
 
-def check_learning(config, num_devices: int) -> None:
-    """Refuses settings of learning and log that cannot work, naming the field."""
-    learning, log = config.learning, config.log
+def check_learning(config) -> None:
+    """Refuses settings of learning that cannot work, naming the field."""
+    learning = config.learning
+    if jax.process_count() > 1:
+        raise ConfigError("training on several processes is not supported")
     if learning.method != "mle":
         raise ConfigError(
             f"unknown learning.method {learning.method!r}; known: ['mle']"
         )
-    if learning.batch_size < 1 or learning.batch_size % num_devices:
+    devices = jax.local_device_count()
+    if learning.batch_size < 1 or learning.batch_size % devices:
         raise ConfigError(
-            f"learning.batch_size must be a positive multiple of the {num_devices} "
+            f"learning.batch_size must be a positive multiple of the {devices} "
             f"devices, got {learning.batch_size}"
         )
-    if learning.num_steps < 1:
-        raise ConfigError(f"learning.num_steps must be >= 1, got {learning.num_steps}")
-    if config.seed < 0:
-        raise ConfigError(f"seed must be >= 0, got {config.seed}")
-    for name in ("every", "checkpoint_every", "sample_every", "keep", "num_samples"):
-        if log[name] < 1:
-            raise ConfigError(f"log.{name} must be at least 1, got {log[name]}")
-    if log.checkpoint_every % log.every:
-        raise ConfigError(
-            "log.checkpoint_every must be a multiple of log.every, so that nothing "
-            f"unchecked is saved, got {log.checkpoint_every} and {log.every}"
-        )
-    if math.isqrt(log.num_samples) ** 2 != log.num_samples or log.num_samples % 2:
+    for name, low, high in (
+        ("num_steps", 1, math.inf),
+        ("backbone_lr", 0, math.inf),
+        ("energy_lr", 0, math.inf),
+        ("final_lr_fraction", 0, 1),
+        ("adam_b1", 0, 1),
+        ("adam_b2", 0, 1),
+        ("clip_norm", 0, math.inf),
+        ("ema_decay", 0, 1),
+        ("energy_penalty", 0, math.inf),
+        ("gradient_penalty", 0, math.inf),
+    ):
+        if not low <= learning[name] <= high:
+            raise ConfigError(
+                f"learning.{name} must lie in [{low}, {high}], got {learning[name]}"
+            )
+
+
+def check_log(config) -> None:
+    """Refuses a seed and settings of log that cannot work, naming the field."""
+    log = config.log
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed must lie in [0, 2**32), got {config.seed}")
+    # With two checkpoints kept, one damaged or just being deleted leaves another.
+    least = {"every": 1, "checkpoint_every": 1, "sample_every": 1, "keep": 2}
+    for name, low in least.items():
+        if log[name] < low:
+            raise ConfigError(f"log.{name} must be at least {low}, got {log[name]}")
+    for name in ("checkpoint_every", "sample_every"):
+        if log[name] % log.every:
+            raise ConfigError(
+                f"log.{name} must be a multiple of log.every, so that what is saved "
+                f"and drawn has been checked, got {log[name]} and {log.every}"
+            )
+    root = math.isqrt(max(log.num_samples, 0))
+    if root**2 != log.num_samples or root % 2 or not root:
         raise ConfigError(
             f"log.num_samples must be an even square, got {log.num_samples}"
         )
@@ -204,7 +233,8 @@ def objective(model, params, x, positive, negative, learning):
 def train(config, path: pathlib.Path) -> None:
     """Trains the run in `path`, from its newest checkpoint if it has one."""
     devices = jax.local_devices()
-    check_learning(config, jax.device_count())
+    check_learning(config)
+    check_log(config)
     splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
     image_shape = splits["train"].images.shape[1:]
     model = build_model(config, image_shape)
@@ -213,14 +243,19 @@ def train(config, path: pathlib.Path) -> None:
     state = create_state(config, model)
     _print_overview(model, state.params)
     state = _restore(path, state)
+    first, last = int(state.step), config.learning.num_steps
+    if first > last:
+        raise ConfigError(
+            f"{path} has been trained for {first} steps already, more than the "
+            f"learning.num_steps of {last}"
+        )
+    if first == last:
+        print(f"{path} is trained already, for {first} steps.")
     workdir.write_settings(path, config, model_spec(config, image_shape))
 
     batches = datasets.Batches(
         splits["train"].images, config.learning.batch_size, config.seed
     )
-    first, last = int(state.step), config.learning.num_steps
-    if first >= last:
-        print(f"{path} is trained already: {first} of {last} steps.")
     step_fn = parallel.pmap(make_train_step(config, model), devices)
     metrics = workdir.Metrics(path, first)
     columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
@@ -241,6 +276,8 @@ def train(config, path: pathlib.Path) -> None:
             progress.update()
             if step == first + 1:  # it compiled
                 jax.block_until_ready(values)
+                progress.set_description("training")
+                progress.unpause()
                 clock.restart()
             if step % config.log.every == 0 or step == last:
                 values = _mean_metrics(pending) | clock.rate()
@@ -254,45 +291,56 @@ def train(config, path: pathlib.Path) -> None:
                 checkpoints.save(manager, step, items)
             if step % config.log.sample_every == 0 or step == last:
                 params = parallel.unreplicate(replicated).ema
-                write_samples(config, path, model, params, splits["test"], step)
+                folder = path / "samples"
+                write_samples(config, folder, model, params, splits["test"], step)
                 report.write(path)
             if not pending:  # saving and drawing is not training
+                progress.unpause()
                 clock.restart()
     figures.figures(config, path)
     print(f"Look at {path / 'report.html'}")
 
 
 def sample(config, path: pathlib.Path) -> None:
-    """Draws new pictures from the run in `path`; chains and seed may be overridden."""
-    workdir.check_settings(path, config, "read")
-    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
-    model = build_model(config, splits["test"].images.shape[1:])
-    template = jax.eval_shape(jebm.init, jax.random.key(0), model)
-    step, items = _restore_aloud(path, {"ema": template})
-    params = items["ema"]
-    for file in write_samples(config, path, model, params, splits["test"], step):
+    """Draws pictures from the run in `path`; chains and seed may be overridden."""
+    model, params, step, splits = open_run(config, path)
+    folder = path / "samples" / workdir.variant(path, config)
+    for file in write_samples(config, folder, model, params, splits["test"], step):
         print(f"wrote {file}")
     report.write(path)
     print(f"Look at {path / 'report.html'}")
 
 
-def write_samples(config, path, model, params, split, step) -> list[pathlib.Path]:
+def open_run(config, path: pathlib.Path):
+    """Model, averaged parameters, their step, and data of the run in `path`."""
+    check_log(config)
+    workdir.check_settings(path, config, "read")
+    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    model = build_model(config, splits["test"].images.shape[1:])
+    template = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    step, items = _restore_aloud(path, {"ema": template})
+    return model, items["ema"], step, splits
+
+
+def write_samples(config, folder, model, params, split, step) -> list[pathlib.Path]:
     """Writes grids of samples and of reconstructions beside their originals.
 
-    The noise depends on the seed alone, so that pictures of different steps compare.
+    The noise depends on the seed alone: pictures of different steps compare, and the
+    chains of the tilted prior start from the pictures of the Gaussian one.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), Role.PICTURES)
+    key_prior, key_posterior = jax.random.split(key)
     num = config.log.num_samples
-    grids = {"gaussian": jebm.sample(key, model, params, num, prior="gaussian").x}
+    grids = {"gaussian": jebm.sample(key_prior, model, params, num, prior="gaussian").x}
     if model.energy is not None:
-        grids["ebm"] = jebm.sample(key, model, params, num).x
+        grids["ebm"] = jebm.sample(key_prior, model, params, num).x
     originals = datasets.to_unit(split.images[: num // 2])
     grids["reconstruction"] = pictures.beside(
-        originals, jebm.reconstruct(key, model, params, originals)
+        originals, jebm.reconstruct(key_posterior, model, params, originals)
     )
     files = []
     for name, images in grids.items():
-        files.append(path / "samples" / f"{name}_{step:07d}.png")
+        files.append(folder / f"{name}_{step:07d}.png")
         pictures.save_grid(files[-1], images)
     return files
 
@@ -302,8 +350,7 @@ def _restore(path, state):
         return state
     step, items = _restore_aloud(path, _items(state))
     print(f"Resuming {path} from step {step}.")
-    # Steps beyond a damaged checkpoint are trained and written again.
-    checkpoints.discard_after(path, step)
+    checkpoints.set_aside_after(path, step)
     return state.replace(**items["train_state"], ema=items["ema"])
 
 
@@ -372,7 +419,6 @@ _SHOWN = {
 
 
 def _show(progress, step, values):
-    progress.set_description("training")
     shown = {label: values[name] for name, label in _SHOWN.items() if name in values}
     text = ", ".join(f"{label} {value:.1f}" for label, value in shown.items())
     progress.set_postfix_str(text)
@@ -386,7 +432,7 @@ def _check_finite(step, values, path):
         raise Diverged(
             f"training diverged by step {step}: {wrong} not finite. The last good "
             f"checkpoints in {path} are {checkpoints.steps(path)}; try a smaller "
-            "learning.energy_lr or chains.*.step_size"
+            "learning.energy_lr or chains.*.step_size, in another --workdir"
         )
 
 

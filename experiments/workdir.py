@@ -4,13 +4,16 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from experiments.command_line import ConfigError
 
-# What may change while a run goes on. Everything else makes it another run.
+# What may change while a run goes on (a longer num_steps stretches the decay of the
+# learning rates). Everything else makes it another run.
 _FREE = {"train": ("log.", "learning.num_steps", "data.data_dir")}
-_FREE["read"] = (*_FREE["train"], "chains.", "seed")  # other samples of one model
+_OTHER_SAMPLES = ("chains.", "seed")  # may also differ when a trained run is read
+_FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 
 
 def plain(config) -> dict[str, Any]:
@@ -39,17 +42,40 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
         if purpose == "read":
             raise ConfigError(f"no run in {workdir}: train it first, with --mode=train")
         return
-    old, new = _flat(json.loads(path.read_text())), _flat(plain(config))
     changed = [
-        f"{field} is {old.get(field)} there, {new.get(field)} here"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not field.startswith(_FREE[purpose])
+        f"{field} is {old} there, {new} here"
+        for field, old, new in _changes(path, config)
+        if not field.startswith(_FREE[purpose])
     ]
     if changed:
         raise ConfigError(
             f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
             "Choose another --workdir, or the settings of that run"
         )
+
+
+def variant(workdir: pathlib.Path, config) -> str:
+    """Names what `config` samples otherwise than the run; "" where nothing differs.
+
+    Pictures of other chains or seeds go to a folder of this name: those of the run
+    itself are never replaced by what its config.json does not say.
+    """
+    return ",".join(
+        f"{field}={new}"
+        for field, _, new in _changes(workdir / "config.json", config)
+        if field.startswith(_OTHER_SAMPLES)
+    )
+
+
+def _changes(path, config):
+    try:
+        old = dict(flat(json.loads(path.read_text())))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    new = dict(flat(plain(config)))
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field):
+            yield field, old.get(field), new.get(field)
 
 
 def write_settings(workdir: pathlib.Path, config, spec: dict[str, Any]) -> None:
@@ -61,9 +87,14 @@ def write_settings(workdir: pathlib.Path, config, spec: dict[str, Any]) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one piece: a reader never sees half of it."""
+    """Writes a JSON file in one piece."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one piece: neither a reader nor a kill sees half of it."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 
@@ -74,7 +105,7 @@ class Metrics:
         """Opens the file, dropping lines beyond `step`, which will be written anew."""
         path = workdir / "metrics.jsonl"
         lines = [line for line in read_metrics(workdir) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a")
         self._tensorboard = _tensorboard_writer(workdir)
 
@@ -112,10 +143,10 @@ def _tensorboard_writer(workdir):
     return metric_writers.SummaryWriter(str(workdir))
 
 
-def _flat(tree, prefix=""):
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    flat = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, as ("a.b.c", value)."""
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

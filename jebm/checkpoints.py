@@ -47,7 +47,7 @@ def manager(workdir: str | pathlib.Path, keep: int):
 
 
 def save(manager, step: int, items: dict[str, PyTree]) -> None:
-    """Writes one checkpoint, replacing one of the same step.
+    """Writes one checkpoint; `step` must not exist yet.
 
     Args:
       manager: from `manager`.
@@ -57,8 +57,6 @@ def save(manager, step: int, items: dict[str, PyTree]) -> None:
     import orbax.checkpoint as ocp
 
     items = jax.tree.map(np.asarray, items)
-    if step in manager.all_steps():
-        manager.delete(step)
     manager.save(
         step,
         args=ocp.args.Composite(
@@ -68,11 +66,18 @@ def save(manager, step: int, items: dict[str, PyTree]) -> None:
     )
 
 
-def discard_after(workdir: str | pathlib.Path, step: int) -> None:
-    """Deletes checkpoints later than `step`, as training does when it goes back."""
+def set_aside_after(workdir: str | pathlib.Path, step: int) -> None:
+    """Moves checkpoints later than `step` to `workdir/checkpoints_set_aside`.
+
+    Training does so when it goes back behind a damaged one, whose step it will write
+    anew. Nothing is deleted: what could not be read today may be read tomorrow.
+    """
     for later in steps(workdir):
         if later > step:
-            shutil.rmtree(_directory(workdir) / str(later))
+            target = pathlib.Path(workdir) / "checkpoints_set_aside" / str(later)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            (_directory(workdir) / str(later)).rename(target)
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
@@ -108,16 +113,20 @@ def restore(
             f"no checkpoint{wanted} in {directory}; found steps {found}"
         )
     reasons = []
-    for candidate in found[::-1] if step is None else [step]:
+    candidates = found[::-1] if step is None else [step]
+    for candidate in candidates:
         try:
             return candidate, _read(directory / str(candidate), templates)
+        except (MemoryError, PermissionError):
+            raise  # says nothing about the file
         except Exception as error:  # many kinds: whatever a damaged file provokes
             lines = str(error).strip().splitlines() or [""]
             reasons.append(
                 f"checkpoint {directory / str(candidate)} is corrupt "
                 f"({type(error).__name__}: {lines[0][:200]})"
             )
-            warnings.warn(f"{reasons[-1]}; trying the one before", stacklevel=2)
+            if candidate != candidates[-1]:
+                warnings.warn(f"{reasons[-1]}; trying the one before", stacklevel=2)
     raise CorruptCheckpointError("; ".join(reasons))
 
 
@@ -200,4 +209,4 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, P
     model = build(json.loads(path.read_text()))
     template = jax.eval_shape(init, jax.random.key(0), model)
     _, items = restore(workdir, {"ema": template}, step)
-    return model, Params(*jax.tree.map(jax.numpy.asarray, items["ema"]))
+    return model, jax.tree.map(jax.numpy.asarray, items["ema"])

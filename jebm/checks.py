@@ -38,9 +38,29 @@ def one_of(name: str, value, known) -> None:
 
 
 def step_size(value) -> None:
-    """Demands a positive step size, where its value is known."""
-    if not isinstance(value, jax.core.Tracer) and not value > 0:
+    """Demands a positive, finite number; a traced one is taken on trust."""
+    if _number("step_size", value) <= 0:
         raise ValueError(f"step_size must be positive, got {value}")
+
+
+def temperature(value) -> None:
+    """Demands a finite number of at least 0; a traced one is taken on trust."""
+    if _number("temperature", value) < 0:
+        raise ValueError(f"temperature must be at least 0, got {value}")
+
+
+def _number(name, value):
+    if np.shape(value) != ():
+        raise ValueError(f"{name} must be one number, got {_describe(value)}")
+    if isinstance(value, jax.core.Tracer):
+        return 1.0
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    if not np.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def images(model, x) -> None:
@@ -75,11 +95,14 @@ def latents(model, value, num: int | None = None) -> None:
         )
     if num is None:
         num = value[0].shape[0] if getattr(value[0], "ndim", 0) else 0
+        num = max(num, 1)  # an empty batch is refused with the shape that is due
     for i, (z, shape) in enumerate(zip(value, shapes, strict=True)):
         if getattr(z, "shape", None) != (num, *shape):
             raise ValueError(
                 f"latents[{i}] must have shape {(num, *shape)}, got {_describe(z)}"
             )
+        if not jnp.issubdtype(z.dtype, jnp.floating):
+            raise ValueError(f"latents[{i}] must be floating-point, got {z.dtype}")
 
 
 def params(model, value) -> None:

@@ -5,7 +5,7 @@
 
 The two are one law with the same Z: T is invertible, and N(eps; 0, I) is p_beta(z)
 times its Jacobian. With an image x both gain log p(x | z).
-(arXiv 2306.06323, eqs. 3, 4)
+(arXiv 2306.06323)
 """
 
 from typing import Any
@@ -81,7 +81,7 @@ def _z_logdensity(model, params, latents, x):
 
 
 def prior_logdensity(model: Model, params: Params, latents: Latents) -> jax.Array:
-    """log p_beta(z) - E(z), the joint EBM prior up to log Z (arXiv 2306.06323, eq. 3).
+    """log p_beta(z) - E(z), the joint EBM prior (arXiv 2306.06323) up to log Z.
 
     Args:
       model: the model.

@@ -1,6 +1,6 @@
 """Energies of the latents.
 
-    E(z) = - sum_i f_i(z_i)                    (arXiv 2306.06323, eq. 4)
+    E(z) = - sum_i f_i(z_i)                    (arXiv 2306.06323)
 
 An energy is any Linen module that maps latents (a tuple, bottom to top, each
 [B, *shape_i]) to [B], in nats; low energy is likely.
@@ -34,6 +34,8 @@ class LayerwiseEnergy(nn.Module):
 
     def __post_init__(self):
         check_activation(self.activation)
+        if not isinstance(self.widths, tuple):
+            raise ValueError(f"energy widths must be a tuple, got {self.widths!r}")
         super().__post_init__()
 
     @nn.compact
@@ -48,7 +50,9 @@ class LayerwiseEnergy(nn.Module):
                 f"for {len(latents)} layers"
             )
         return tuple(
-            -MLP(widths, 1, self.activation, zero_init=True, name=f"f{i + 1}")(z)[:, 0]
+            -MLP(widths, 1, self.activation, energy_head=True, name=f"f{i + 1}")(z)[
+                :, 0
+            ]
             for i, (widths, z) in enumerate(zip(per_layer, latents, strict=True))
         )
 

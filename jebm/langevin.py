@@ -83,7 +83,7 @@ def diffuse(key, position, grad, step_size, temperature):
     return jax.tree.map(
         lambda z, g, noise: (
             z + 0.5 * step_size**2 * g + step_size * jnp.sqrt(temperature) * noise
-        ),
+        ).astype(z.dtype),
         position,
         grad,
         normal_like(key, position),
@@ -147,7 +147,7 @@ def run(
       ((8, 2), (8,))
     """
     check_num_steps(num_steps)
-    carry = _start(position, logdensity_fn, kernel)
+    carry = _start(key, position, logdensity_fn, step_size, temperature, kernel)
     state, total, _ = _advance(
         key, carry, logdensity_fn, num_steps, step_size, temperature, kernel
     )
@@ -197,7 +197,7 @@ def trajectory(
         )
         return carry, carry[0].position
 
-    carry = _start(position, logdensity_fn, kernel)
+    carry = _start(key, position, logdensity_fn, step_size, temperature, kernel)
     (state, total, _), path = jax.lax.scan(body, carry, length=num_steps // every)
     path = jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), position, path)
     return state, _mean(total, num_steps), path
@@ -205,14 +205,17 @@ def trajectory(
 
 def check_num_steps(num_steps: int) -> None:
     """Raises a ValueError unless `num_steps` is a non-negative integer."""
-    if not isinstance(num_steps, int) or num_steps < 0:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}")
 
 
-def _start(position, logdensity_fn, kernel):
+def _start(key, position, logdensity_fn, step_size, temperature, kernel):
     state = kernel.init(position, logdensity_fn)
-    dtype = jax.eval_shape(logdensity_fn, position).dtype
-    return state, LangevinInfo(*[jnp.zeros((), dtype)] * 3), jnp.zeros((), jnp.int32)
+    _, info = jax.eval_shape(
+        lambda s: kernel.step(key, s, logdensity_fn, step_size, temperature), state
+    )
+    zeros = jax.tree.map(lambda i: jnp.zeros(i.shape, i.dtype), info)
+    return state, zeros, jnp.zeros((), jnp.int32)
 
 
 def _advance(key, carry, logdensity_fn, num_steps, step_size, temperature, kernel):

@@ -68,7 +68,8 @@ def step(
         + log_transition(proposal, state)
         - log_transition(state, proposal)
     )
-    log_ratio = jnp.where(jnp.isfinite(log_ratio), log_ratio, -jnp.inf)
+    sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
+    log_ratio = jnp.where(sound, log_ratio, -jnp.inf)
     acceptance = jnp.exp(jnp.minimum(log_ratio, 0))
     uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
     accepted = uniform < acceptance

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jebm.backbones.vector import VectorBackbone
 from jebm.distributions import Bernoulli, Gaussian
 from jebm.energies import LayerwiseEnergy
 from jebm.hierarchy import Latents, top_down, transport
+from jebm.langevin import check_num_steps
 
 BACKBONES = {"vector": VectorBackbone}
 ENERGIES = {"layerwise": LayerwiseEnergy}
@@ -42,10 +44,11 @@ class Chain:
     start: str = "normal"
 
     def __post_init__(self):
-        if not isinstance(self.num_steps, int) or self.num_steps < 0:
-            raise ValueError(f"num_steps must be an integer >= 0, got {self.num_steps}")
-        if isinstance(self.step_size, int | float) and not self.step_size > 0:
-            raise ValueError(f"step_size must be positive, got {self.step_size}")
+        check_num_steps(self.num_steps)
+        if not hasattr(self.step_size, "dtype") and not (
+            isinstance(self.step_size, int | float) and self.step_size > 0
+        ):
+            raise ValueError(f"step_size must be positive, got {self.step_size!r}")
         if self.space not in SPACES:
             raise ValueError(f"unknown space {self.space!r}; known: {SPACES}")
         if self.start not in STARTS:
@@ -117,7 +120,7 @@ def build(spec: Mapping[str, Any]) -> Model:
     if "image_shape" not in spec:
         raise ValueError("the model needs an image_shape, (H, W, C)")
     image_shape = _freeze(spec["image_shape"])
-    if len(image_shape) != 3 or not all(
+    if np.shape(image_shape) != (3,) or not all(
         isinstance(n, int) and n > 0 for n in image_shape
     ):
         raise ValueError(
@@ -205,6 +208,9 @@ def energy(model: Model, params: Params, latents: Latents) -> jax.Array:
       >>> energy(model, params, (jnp.ones((1, 16)), jnp.ones((1, 8)))).item()
       0.0
     """
+    layers = len(model.backbone.latent_shapes)
+    if len(latents) != layers:
+        raise ValueError(f"latents must have {layers} layers, got {len(latents)}")
     if model.energy is None:
         return jnp.zeros_like(latents[0], shape=latents[0].shape[:1])
     return model.energy.apply(params.energy, latents)
@@ -217,6 +223,8 @@ def float_dtype(params: Params) -> jnp.dtype:
 
 
 def _make(kind, registry, options, **fixed):
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{kind} must be a mapping, got {options!r}")
     options = dict(options)
     name = options.pop("name", next(iter(registry)))
     if name not in registry:
@@ -224,7 +232,10 @@ def _make(kind, registry, options, **fixed):
     cls = registry[name]
     known = [f.name for f in dataclasses.fields(cls) if f.name not in _LINEN_FIELDS]
     _check_known(f"field of {kind} {name!r}", options, set(known) - set(fixed))
-    return cls(**fixed, **{k: _freeze(v) for k, v in options.items()})
+    try:
+        return cls(**fixed, **{k: _freeze(v) for k, v in options.items()})
+    except TypeError as error:  # a value of another type than the class expects
+        raise ValueError(f"{kind} {name!r}: {error}") from error
 
 
 _LINEN_FIELDS = ("parent", "name")

@@ -27,13 +27,14 @@ def soft_clamp(x: jax.Array, bound: float) -> jax.Array:
 class MLP(nn.Module):
     """Dense layers with an activation between them.
 
-    `zero_init` starts the last layer at zero, so that the map starts as constant 0.
+    `energy_head` starts the last layer at zero, so that the map starts as constant 0,
+    and leaves out its bias, a constant that the normaliser would cancel.
     """
 
     widths: tuple[int, ...]
     features: int
     activation: str = "gelu"
-    zero_init: bool = False
+    energy_head: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,6 +42,7 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:
             x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
-        if self.zero_init:
-            return nn.Dense(self.features, kernel_init=nn.initializers.zeros)(x)
+        if self.energy_head:
+            zeros = nn.initializers.zeros
+            return nn.Dense(self.features, use_bias=False, kernel_init=zeros)(x)
         return nn.Dense(self.features)(x)

@@ -5,7 +5,7 @@
 
 Its gradient, the samples held fixed, is that of -log p(x): the second line is the
 gradient of log Z for the energies, and for beta as well, since Z depends on beta.
-(arXiv 2306.06323, eqs. 5-7, 10)
+(arXiv 2306.06323)
 
 Terms are per example: the mean is taken once, by the caller, who may also weigh them.
 """

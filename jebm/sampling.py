@@ -3,9 +3,9 @@
     prior chain       log N(eps) - E(T(eps))
     posterior chain   log N(eps) - E(T(eps)) + log p(x | T(eps))
 
-(arXiv 2306.06323, eqs. 7-9), or the same laws in z-space. Each example runs its own
-chain from its own key, so a draw depends on the example's key alone, not on the batch
-or the device it sits in.
+or the same laws in z-space, where the joint chains of arXiv 2306.06323 move. Each
+example runs its own chain from its own key, so a draw depends on the example's key
+alone, not on the batch or the device it sits in.
 """
 
 import dataclasses
@@ -197,6 +197,7 @@ def sample(
     checks.params(model, params)
     checks.positive_int("num_samples", num_samples)
     checks.one_of("prior", prior, ("ebm", "gaussian"))
+    checks.temperature(temperature)
     chain = _override(model.chains.prior, num_steps, step_size)
     if prior == "gaussian" or model.energy is None:
         chain = dataclasses.replace(chain, space="eps", num_steps=0)

@@ -58,8 +58,7 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.clip_norm = 100.0  # of the gradient, per optimiser
     config.learning.ema_decay = 0.999  # of the parameters that sampling uses
     config.learning.energy_penalty = 0.0  # times mean E^2, z+ and z-
-    # Times mean |grad_eps E|^2, z-: a chain can only follow a smooth energy. At 0.005,
-    # energy_lr 5e-4 and a nonlinear p(z_1 | z_2), a run of mnist01 went to |E| = 1e7.
+    # Times mean |grad_eps E|^2, z-: a chain can only follow a smooth energy.
     config.learning.gradient_penalty = 0.02
 
     config.log = config_dict.ConfigDict()

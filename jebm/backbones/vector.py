@@ -63,6 +63,10 @@ class VectorBackbone(nn.Module):
             raise ValueError(
                 f"latent_dims must be positive integers, got {self.latent_dims}"
             )
+        if not self.log_scale_bound > 0:
+            raise ValueError(
+                f"log_scale_bound must be positive, got {self.log_scale_bound}"
+            )
         check_activation(self.activation)
         super().__post_init__()
 

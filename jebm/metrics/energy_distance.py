@@ -26,7 +26,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
       ValueError: if x and y are not two non-empty sets of points of one dimension.
 
     References:
-      Szekely, Rizzo, "Energy statistics", J. Stat. Plan. Inference 143 (2013), eq. 5.
+      Szekely, Rizzo, "Energy statistics: a class of statistics based on distances",
+      J. Stat. Plan. Inference 143 (2013). D here is the square root, as in SciPy.
 
     Example:
       >>> energy_distance(np.zeros((5, 1)), np.array([[2.0]]))

@@ -93,7 +93,7 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
         ("log.num_samples=7", ["log.num_samples", "even square", "7"]),
         ("log.num_samples=9", ["log.num_samples", "even square", "9"]),
         ("log.every=3", ["log.checkpoint_every", "multiple of log.every", "4 and 3"]),
-        ("log.keep=0", ["log.keep", "at least 1"]),
+        ("log.keep=1", ["log.keep", "at least 2"]),
         ("data.labels=(3,77)", ["data.labels", "[77]"]),
         ("backbone.latent_dims=(4,-1)", ["latent_dims", "(4, -1)"]),
         ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
@@ -138,6 +138,6 @@ def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
     assert lines[3] == "6 latent units in all"
     kernel = r"\| backbone/params/decoder/Dense_1/kernel +\| \(16, 64\).*\| 1,024 "
     assert any(re.match(kernel, line) for line in lines)
-    assert "Total: 1,346 -- 5,384 bytes" in lines
+    assert "Total: 1,344 -- 5,376 bytes" in lines
     assert lines[-1] == f"Look at {path / 'report.html'}"
     assert (path / "report.html").is_file()

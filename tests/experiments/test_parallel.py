@@ -40,8 +40,7 @@ def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, ba
     (one, metrics_one), (two, metrics_two) = results
     largest = max(np.abs(g).max() for g in one)
     assert one[0].dtype == np.float64
-    # All learn, but for the biases of the energies' last layers: without the penalty
-    # theirs would be zero.
+    # All learn.
     assert all(np.abs(g).max() > 1e-9 * largest for g in one)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * largest)

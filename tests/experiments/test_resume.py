@@ -145,7 +145,7 @@ def test_only_averaged_parameters_are_needed_to_load(copied_run, trained_run):
 
 def test_finished_run_is_left_as_it_is(copied_run, trained_run, test_config, capsys):
     run(test_config, copied_run)
-    assert "trained already: 8 of 8 steps" in capsys.readouterr().out
+    assert "trained already, for 8 steps" in capsys.readouterr().out
     assert contents(copied_run) == contents(trained_run)
 
 

@@ -136,9 +136,12 @@ def test_sampling_again_gives_the_same_bytes_and_another_seed_others(
     assert {line.rsplit("/", 1)[1] for line in printed[:-1]} == names
 
     run_main(*mode, "--config.seed=1")
-    other = contents(copied_run / "samples")
+    after = contents(copied_run / "samples")
+    assert {name: after[name] for name in names} == again  # those of the run stay
+    other = contents(copied_run / "samples" / "seed=1")
     assert set(other) == names
     assert all(other[name] != again[name] for name in names)
+    assert "With seed=1" in (copied_run / "report.html").read_text()
     assert contents(copied_run / "checkpoints") == contents(trained_run / "checkpoints")
 
 

@@ -66,12 +66,6 @@ def test_restores_the_step_asked_for(run):
     assert_same(restored, items(2))
 
 
-def test_saving_a_step_again_replaces_it(run):
-    with checkpoints.manager(run, keep=2) as manager:
-        checkpoints.save(manager, 3, items(9))
-    assert_same(checkpoints.restore(run, items(0))[1], items(9))
-
-
 def test_load_gives_model_and_averaged_parameters(run):
     model, params = jebm.load(run)
     assert model == MODEL
@@ -142,9 +136,24 @@ def test_missing_runs_steps_and_checkpoints_are_told_apart(run, tmp_path):
         jebm.load(run)
 
 
-def test_discard_after_removes_later_steps_only(run):
-    checkpoints.discard_after(run, 2)
+def test_set_aside_after_moves_later_steps_and_deletes_nothing(run):
+    before = {p.name: p.read_bytes() for p in data_files(run, 3, "ema")}
+    checkpoints.set_aside_after(run, 2)
     assert checkpoints.steps(run) == [2]
+    moved = run / "checkpoints_set_aside" / "3"
+    after = {p.name: p.read_bytes() for p in (moved / "ema").rglob("d/*")}
+    assert before == after
+
+
+def test_an_error_that_says_nothing_about_the_file_is_not_taken_for_damage(
+    run, monkeypatch
+):
+    def refuse(*args):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(checkpoints, "_read", refuse)
+    with pytest.raises(PermissionError):
+        checkpoints.restore(run, items(0))
 
 
 def test_reading_writes_nothing(run):

@@ -140,9 +140,17 @@ def test_the_decoder_is_not_called_without_an_image(case):
         ),
         ((jnp.ones(3), jnp.ones(2)), r"latents\[0\] must have shape \(3, 3\)"),
         ("ab", "latents must be a tuple of 2 layers"),
+        ((jnp.ones((0, 3)), jnp.ones((0, 2))), r"shape \(1, 3\), got float32\[0, 3\]"),
+        ((jnp.ones((4, 3), int), jnp.ones((4, 2))), r"latents\[0\] must be floating"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused(latents, message):
     model = small_model((3, 2))
     with pytest.raises(ValueError, match=message):
         jebm.prior_logdensity(model, random_params(model), latents)
+
+
+def test_energy_refuses_another_number_of_layers():
+    model = small_model((3, 2))
+    with pytest.raises(ValueError, match="latents must have 2 layers, got 1"):
+        jebm.energy(model, random_params(model), (jnp.ones((4, 3)),))

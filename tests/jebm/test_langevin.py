@@ -245,3 +245,24 @@ def test_mala_accepts_tiny_steps_and_rejects_huge_ones():
     _, tiny = run_many(double_well, 50, num_steps=20, step_size=0.01, kernel=mala.MALA)
     _, huge = run_many(double_well, 50, num_steps=20, step_size=20.0, kernel=mala.MALA)
     assert tiny.acceptance.mean() > 0.999 and huge.acceptance.mean() < 0.01
+
+
+def test_mala_leaves_a_start_outside_the_support():
+    def walled(z):
+        return jnp.where(jnp.all(jnp.abs(z) < 1), standard_normal(z), -jnp.inf)
+
+    state, _ = langevin.run(
+        jax.random.key(0), jnp.array([1.05]), walled,
+        num_steps=100, step_size=0.5, kernel=mala.MALA,
+    )  # fmt: skip
+    assert abs(state.position[0]) < 1
+
+
+@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA])
+def test_low_precision_positions_keep_their_dtype(kernel):
+    with jax.numpy_dtype_promotion("standard"):
+        state, _ = langevin.run(
+            jax.random.key(0), jnp.ones(3, jnp.bfloat16), standard_normal,
+            num_steps=3, step_size=jnp.float32(0.1), kernel=kernel,
+        )  # fmt: skip
+    assert state.position.dtype == jnp.bfloat16
