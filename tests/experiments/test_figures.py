@@ -32,7 +32,7 @@ def test_latent_planes_json_has_four_distances_per_layer(trained_run):
     layers = json.loads((trained_run / "figures" / "latent_planes.json").read_text())
     assert set(layers) == {"z_1", "z_2"}
     for values in layers.values():
-        assert set(values) == {"tilted", "untilted", "halves_of_posterior", "ratio"}
+        assert set(values) == {"tilted", "untilted", "posterior", "ratio"}
         assert all(value > 0 for value in values.values())
         assert values["ratio"] == pytest.approx(values["tilted"] / values["untilted"])
 
