@@ -9,7 +9,7 @@ import pytest
 
 import jebm
 from experiments import train
-from experiments.command_line import Diverged
+from experiments.command_line import ConfigError, Diverged
 from jebm import checkpoints
 from jebm.checkpoints import CorruptCheckpointError
 from tests.experiments.runs import (
@@ -171,3 +171,12 @@ def test_diverging_command_ends_in_one_line_and_without_a_checkpoint(tmp_path, c
     assert re.match(r"error: training diverged by step 2: \[.*loss_nats", message)
     assert "\n" not in message
     assert checkpoints.steps(path) == []
+
+
+def test_fewer_steps_than_trained_are_refused_and_nothing_is_written(
+    copied_run, trained_run, test_config
+):
+    test_config.learning.num_steps = 4
+    with pytest.raises(ConfigError, match="trained for 8 steps already"):
+        run(test_config, copied_run)
+    assert contents(copied_run) == contents(trained_run)

@@ -1,11 +1,15 @@
 import shutil
 from unittest import mock
 
+import flax.linen as nn
+import jax
 import pytest
 
 import jebm
 from experiments import train
-from jebm import checkpoints
+from experiments.command_line import ConfigError
+from jebm import checkpoints, model
+from jebm.backbones.vector import VectorBackbone
 from tests.experiments.runs import contents, metrics, run, state_digests
 
 
@@ -150,3 +154,52 @@ def test_run_without_its_samples_and_figures_is_still_a_run(trained_run, tmp_pat
         "gaussian_0000008.png",
         "reconstruction_0000008.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ema_decay", 2.0),
+        ("clip_norm", -1.0),
+        ("backbone_lr", -1e-3),
+        ("adam_b1", 1.5),
+        ("gradient_penalty", -0.1),
+    ],
+)
+def test_learning_out_of_range_is_refused_before_any_work(
+    tmp_path, test_config, field, value
+):
+    test_config.learning[field] = value
+    with pytest.raises(ConfigError, match=f"learning.{field} must lie in .* got"):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_that_jax_cannot_tell_apart_is_refused(tmp_path, test_config, seed):
+    test_config.seed = seed
+    with pytest.raises(ConfigError, match="seed must lie in"):
+        run(test_config, tmp_path / "run")
+
+
+def test_several_processes_are_refused(tmp_path, test_config, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="several processes is not supported"):
+        run(test_config, tmp_path / "run")
+
+
+class NormalisedBackbone(VectorBackbone):
+    """Keeps batch statistics, which training cannot treat as it should yet."""
+
+    def setup(self):
+        super().setup()
+        self.norm = nn.BatchNorm(use_running_average=True)
+
+    def decode(self, state):
+        return super().decode(self.norm(state))
+
+
+def test_backbone_with_batch_statistics_is_refused(test_config, monkeypatch):
+    monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
+    with pytest.raises(ConfigError, match=r"does not support .*batch_stats"):
+        train.build_model(test_config, (8, 8, 1))
