@@ -232,7 +232,6 @@ def objective(model, params, x, positive, negative, learning):
 
 def train(config, path: pathlib.Path) -> None:
     """Trains the run in `path`, from its newest checkpoint if it has one."""
-    devices = jax.local_devices()
     check_learning(config)
     check_log(config)
     splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
@@ -249,10 +248,19 @@ def train(config, path: pathlib.Path) -> None:
             f"{path} has been trained for {first} steps already, more than the "
             f"learning.num_steps of {last}"
         )
+    workdir.write_settings(path, config, model_spec(config, image_shape))
     if first == last:
         print(f"{path} is trained already, for {first} steps.")
-    workdir.write_settings(path, config, model_spec(config, image_shape))
+    else:
+        run_steps(config, path, model, state, splits)
+    figures.figures(config, path)
+    print(f"Look at {path / 'report.html'}")
 
+
+def run_steps(config, path, model, state, splits) -> None:
+    """Takes the steps that `state` has not seen; logs, saves and draws on the way."""
+    devices = jax.local_devices()
+    first, last = int(state.step), config.learning.num_steps
     batches = datasets.Batches(
         splits["train"].images, config.learning.batch_size, config.seed
     )
@@ -297,8 +305,6 @@ def train(config, path: pathlib.Path) -> None:
             if not pending:  # saving and drawing is not training
                 progress.unpause()
                 clock.restart()
-    figures.figures(config, path)
-    print(f"Look at {path / 'report.html'}")
 
 
 def sample(config, path: pathlib.Path) -> None:
