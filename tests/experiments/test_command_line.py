@@ -125,7 +125,10 @@ def test_process_ends_in_one_line_on_stderr(absent):
     process = start_main(f"--workdir={absent}", "--config.backbone.nope=1")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert re.fullmatch(r"error: config\.backbone has no field 'nope'.*\n", stderr)
+    *others, error = stderr.splitlines()
+    assert re.fullmatch(r"error: config\.backbone has no field 'nope'.*", error)
+    # Some releases of Grain warn of older jaxlibs when they are imported.
+    assert all("WARNING:absl:Grain" in line for line in others)
 
 
 def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
