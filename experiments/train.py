@@ -252,6 +252,10 @@ def train(config, path: pathlib.Path) -> None:
     if first == last:
         print(f"{path} is trained already, for {first} steps.")
     else:
+        if model.energy is not None:
+            print(
+                "E+, E-: energy of posterior and prior samples in nats, to stay close."
+            )
         run_steps(config, path, model, state, splits)
     figures.figures(config, path)
     print(f"Look at {path / 'report.html'}")
