@@ -15,7 +15,7 @@ from jebm.sampling import decode, example_keys, trace_chains
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PRIOR, POSTERIOR, UNTILTED = "#0072B2", "#E69F00", "#999999"  # colour-blind-safe
+PRIOR, POSTERIOR = "#0072B2", "#E69F00"  # colour-blind-safe
 _NUM_POINTS = 4000  # of prior and of posterior in a latent plane
 _NUM_CHAINS = 8  # rows of the transition
 

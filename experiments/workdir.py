@@ -129,9 +129,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")[
-        :-1
-    ]  # what follows the last newline is partial
+    *lines, _partial = path.read_text().split("\n")
     return [json.loads(line) for line in lines]
 
 

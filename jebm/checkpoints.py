@@ -70,7 +70,8 @@ def set_aside_after(workdir: str | pathlib.Path, step: int) -> None:
     """Moves checkpoints later than `step` to `workdir/checkpoints_set_aside`.
 
     Training does so when it goes back behind a damaged one, whose step it will write
-    anew. Nothing is deleted: what could not be read today may be read tomorrow.
+    anew: what could not be read today may be read tomorrow. Of two set aside at one
+    step the later is kept.
     """
     for later in steps(workdir):
         if later > step:

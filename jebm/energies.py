@@ -49,12 +49,11 @@ class LayerwiseEnergy(nn.Module):
                 f"energy widths must have one tuple per layer: got {len(per_layer)} "
                 f"for {len(latents)} layers"
             )
-        return tuple(
-            -MLP(widths, 1, self.activation, energy_head=True, name=f"f{i + 1}")(z)[
-                :, 0
-            ]
-            for i, (widths, z) in enumerate(zip(per_layer, latents, strict=True))
-        )
+        networks = [
+            MLP(widths, 1, self.activation, energy_head=True, name=f"f{i + 1}")
+            for i, widths in enumerate(per_layer)
+        ]
+        return tuple(-f(z)[:, 0] for f, z in zip(networks, latents, strict=True))
 
     def __call__(self, latents: Latents) -> jax.Array:
         """Returns E(z), [B]."""

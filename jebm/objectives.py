@@ -22,9 +22,9 @@ from jebm.hierarchy import (
     inverse_transport,
     log_prior,
     top_down,
-    transport,
 )
 from jebm.model import Model, Params, energy
+from jebm.sampling import to_latents
 
 
 class Positive(NamedTuple):
@@ -114,10 +114,7 @@ def energy_gradient_penalty(
     eps = inverse_transport(latents, _priors(model, params, latents))
 
     def total_energy(eps):
-        def transported(backbone):
-            return top_down(backbone, eps[0].shape[0], transport(eps))[0]
-
-        z = nn.apply(transported, model.backbone)(params.backbone)
+        z = to_latents(model, params, eps, "eps")
         return jnp.sum(energy(model, params, z))  # examples are independent
 
     grads = jax.grad(total_energy)(eps)
