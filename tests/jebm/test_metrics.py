@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
-from jebm.metrics import energy_distance
+from jebm.metrics import energy_distance, feature_statistics, frechet_distance
 
 RNG = np.random.default_rng(0)
 
@@ -40,3 +40,120 @@ def test_energy_distance_is_zero_for_a_sample_and_itself_in_another_order():
 def test_energy_distance_refuses_what_are_not_two_sets_of_points(x, y):
     with pytest.raises(ValueError, match="x and y must be non-empty"):
         energy_distance(np.zeros(x), np.zeros(y))
+
+
+def random_covariance(dim, rank):
+    factor = RNG.normal(size=(dim, rank))
+    return factor @ factor.T
+
+
+def random_rotation(dim):
+    return stats.ortho_group.rvs(dim, random_state=RNG)
+
+
+def root_trace_of_scipy(cov1, cov2):
+    return np.trace(linalg.sqrtm(cov1 @ cov2)).real
+
+
+def test_feature_statistics_are_numpys_in_float64():
+    features = RNG.normal(3, 2, size=(40, 5)).astype(np.float32)
+    mean, covariance = feature_statistics(features)
+    assert mean.dtype == covariance.dtype == np.float64
+    np.testing.assert_allclose(mean, features.mean(0, np.float64), rtol=1e-12)
+    expected = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-12)
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_that_of_means_and_deviations():
+    means, scales = RNG.normal(size=(2, 6)), RNG.uniform(0.1, 3, size=(2, 6))
+    distance = frechet_distance(
+        means[0], np.diag(scales[0] ** 2), means[1], np.diag(scales[1] ** 2)
+    )
+    expected = ((means[0] - means[1]) ** 2 + (scales[0] - scales[1]) ** 2).sum()
+    np.testing.assert_allclose(distance, expected, rtol=1e-12)
+
+
+def test_frechet_distance_of_commuting_covariances_is_that_of_their_spectra():
+    rotation, spectra = random_rotation(7), RNG.uniform(0.1, 3, size=(2, 7))
+    cov1, cov2 = (rotation * s @ rotation.T for s in spectra)
+    distance = frechet_distance(np.zeros(7), cov1, np.zeros(7), cov2)
+    expected = ((np.sqrt(spectra[0]) - np.sqrt(spectra[1])) ** 2).sum()
+    np.testing.assert_allclose(distance, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 20])
+def test_frechet_distance_is_that_of_scipys_matrix_root(dim):
+    mean1, mean2 = RNG.normal(size=(2, dim))
+    cov1, cov2 = random_covariance(dim, dim + 3), random_covariance(dim, dim + 3)
+    expected = ((mean1 - mean2) ** 2).sum() + np.trace(cov1 + cov2)
+    expected -= 2 * root_trace_of_scipy(cov1, cov2)
+    distance = frechet_distance(mean1, cov1, mean2, cov2)
+    np.testing.assert_allclose(distance, expected, rtol=1e-9)
+
+
+def test_frechet_distance_of_singular_covariances_lives_in_what_they_span():
+    inside1, inside2 = random_covariance(5, 8), random_covariance(5, 8)
+    expected = np.trace(inside1 + inside2) - 2 * root_trace_of_scipy(inside1, inside2)
+    span = random_rotation(12)[:, :5]
+    cov1, cov2 = (span @ cov @ span.T for cov in (inside1, inside2))
+    distance = frechet_distance(np.zeros(12), cov1, np.zeros(12), cov2)
+    np.testing.assert_allclose(distance, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 9])
+def test_frechet_distance_is_zero_for_equal_statistics_of_any_rank(rank):
+    mean, cov = RNG.normal(size=9), random_covariance(9, rank)
+    assert 0 <= frechet_distance(mean, cov, mean, cov) < 1e-12 * np.trace(cov)
+
+
+def test_frechet_distance_to_a_point_is_the_shift_and_the_variance():
+    cov = random_covariance(6, 2)
+    distance = frechet_distance(np.zeros(6), cov, np.full(6, 2), np.zeros((6, 6)))
+    np.testing.assert_allclose(distance, 24 + np.trace(cov), rtol=1e-12)
+
+
+def test_frechet_distance_is_symmetric_and_blind_to_rotations_of_the_features():
+    # Fewer points than dimensions, so that both covariances are singular.
+    x, y = RNG.normal(size=(8, 10)), RNG.normal(0.5, 2, size=(9, 10))
+    rotation = random_rotation(10)
+
+    def distance(x, y):
+        return frechet_distance(*feature_statistics(x), *feature_statistics(y))
+
+    np.testing.assert_allclose(distance(y, x), distance(x, y), rtol=1e-10)
+    rotated = distance(x @ rotation, y @ rotation)
+    np.testing.assert_allclose(rotated, distance(x, y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (0, 3), (5,), (5, 0), (2, 3, 4)])
+def test_feature_statistics_refuse_what_is_not_two_rows(shape):
+    with pytest.raises(ValueError, match=r"features must be \[N >= 2, D >= 1\]"):
+        feature_statistics(np.zeros(shape))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_and_statistics_must_be_finite(bad):
+    features = np.ones((3, 2))
+    features[1, 1] = bad
+    with pytest.raises(ValueError, match="features must be finite"):
+        feature_statistics(features)
+    mean, cov = np.zeros(2), np.eye(2)
+    with pytest.raises(ValueError, match="mean2 must be finite"):
+        frechet_distance(mean, cov, np.array([0, bad]), cov)
+    with pytest.raises(ValueError, match="cov1 must be finite"):
+        frechet_distance(mean, np.diag([1, bad]), mean, cov)
+
+
+@pytest.mark.parametrize(
+    ("mean2", "cov2", "words"),
+    [
+        (np.zeros(2), np.eye(3), r"mean2 and cov2 must be \[D\] and \[D, D\]"),
+        (np.zeros((2, 1)), np.eye(2), "mean2 and cov2 must be"),
+        (np.zeros(0), np.zeros((0, 0)), "mean2 and cov2 must be"),
+        (np.zeros(3), np.eye(3), r"unequal dimensions: \(2,\) and \(3,\)"),
+        (np.zeros(2), np.array([[1, 0.5], [0, 1]]), "cov2 must be symmetric"),
+    ],
+)
+def test_frechet_distance_refuses_statistics_that_do_not_fit(mean2, cov2, words):
+    with pytest.raises(ValueError, match=words):
+        frechet_distance(np.zeros(2), np.eye(2), mean2, cov2)
