@@ -8,7 +8,9 @@ import matplotlib
 import numpy as np
 
 import jebm
-from experiments import datasets, pictures, report, train, workdir
+from experiments import datasets, pictures, report, workdir
+from experiments.learning import Role
+from experiments.sample import open_run
 from jebm.metrics import energy_distance
 from jebm.sampling import decode, example_keys, trace_chains
 
@@ -22,9 +24,9 @@ _NUM_CHAINS = 8  # rows of the transition
 
 def figures(config, path: pathlib.Path) -> None:
     """Draws all figures of the run in `path` and its report."""
-    model, params, _, splits = train.open_run(config, path)
+    model, params, _, splits = open_run(config, path)
     folder = path / "figures" / workdir.variant(path, config)
-    key = jax.random.fold_in(jax.random.key(config.seed), train.Role.FIGURES)
+    key = jax.random.fold_in(jax.random.key(config.seed), Role.FIGURES)
     images = splits["train"].images
     drawn = []
     if lines := workdir.read_metrics(path):

@@ -11,9 +11,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, figures, train
+from experiments import command_line, evaluate, figures, sample, train
 
-MODES = {"train": train.train, "sample": train.sample, "figures": figures.figures}
+MODES = {
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "sample": sample.sample,
+    "figures": figures.figures,
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of experiments/configs.", lock_config=True

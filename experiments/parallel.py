@@ -14,9 +14,20 @@ import numpy as np
 AXIS = "devices"
 
 
-def pmap(step: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """Maps `step(state, batch)` over devices; the state's buffers are reused."""
-    return jax.pmap(step, AXIS, devices=devices, donate_argnums=0)
+def pmap(
+    step: Callable, devices: Sequence[jax.Device], donate: bool = True
+) -> Callable:
+    """Maps `step(key, state, batch)` over devices, which all take the same key.
+
+    The state's buffers are reused for the result unless `donate` is False.
+    """
+    return jax.pmap(
+        step,
+        AXIS,
+        in_axes=(None, 0, 0),
+        devices=devices,
+        donate_argnums=(1,) if donate else (),
+    )
 
 
 def mean(tree: Any) -> Any:

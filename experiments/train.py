@@ -1,84 +1,52 @@
-"""Maximum-likelihood training, and sampling of a trained run."""
+"""Trains a run: steps, checkpoints, rescues, pictures, figures, evaluation."""
 
 import contextlib
-import enum
 import math
 import pathlib
 import shutil
 import time
-import warnings
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from clu import parameter_overview
-from flax import struct
-from flax.training import train_state
 from tqdm import tqdm
 
-import jebm
-from experiments import datasets, figures, parallel, pictures, report, workdir
+from experiments import (
+    datasets,
+    evaluate,
+    figures,
+    guard,
+    learning,
+    parallel,
+    report,
+    workdir,
+)
 from experiments.command_line import ConfigError, Diverged
-from jebm import checkpoints, objectives
-from jebm.langevin import global_norm
-from jebm.sampling import example_keys, run_chains
+from experiments.sample import (
+    build_model,
+    check_log,
+    model_spec,
+    restore_aloud,
+    write_samples,
+)
+from jebm import checkpoints
 
-
-class Role(enum.IntEnum):
-    """What noise is for: folded into the seed's key, so that no two roles share it."""
-
-    INIT = 0
-    POSTERIOR = 1
-    PRIOR = 2
-    PICTURES = 3
-    FIGURES = 4
-
-
-class TrainState(train_state.TrainState):
-    """Step, parameters and optimiser state (of Flax), and the averaged parameters."""
-
-    ema: jebm.Params = struct.field(kw_only=True)
-
-
-def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """What `jebm.build` takes, from a configuration and the data's image shape."""
-    plain = workdir.plain(config)
-    spec = {k: plain[k] for k in ("backbone", "energy", "likelihood", "chains")}
-    if config.prior == "gaussian":
-        spec["energy"] = None
-    return {"image_shape": list(image_shape), **spec}
-
-
-def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
-    """Builds the model; what `jebm.build` refuses is the user's mistake."""
-    if config.prior not in ("ebm", "gaussian"):
-        raise ConfigError(f"unknown prior {config.prior!r}; known: ['ebm', 'gaussian']")
-    try:
-        model = jebm.build(model_spec(config, image_shape))
-        params = jax.eval_shape(jebm.init, jax.random.key(0), model)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    if others := (params.backbone.keys() | params.energy.keys()) - {"params"}:
-        raise ConfigError(f"training does not support variables of kind {others}")
-    return model
+_NUM_DIAGNOSED = 16  # images whose chains are examined
+_STIFF = 0.5
 
 
 def check_learning(config) -> None:
     """Refuses settings of learning that cannot work, naming the field."""
-    learning = config.learning
+    fields = config.learning
     if jax.process_count() > 1:
         raise ConfigError("training on several processes is not supported")
-    if learning.method != "mle":
-        raise ConfigError(
-            f"unknown learning.method {learning.method!r}; known: ['mle']"
-        )
+    if fields.method != "mle":
+        raise ConfigError(f"unknown learning.method {fields.method!r}; known: ['mle']")
     devices = jax.local_device_count()
-    if learning.batch_size < 1 or learning.batch_size % devices:
+    if fields.batch_size < 1 or fields.batch_size % devices:
         raise ConfigError(
             f"learning.batch_size must be a positive multiple of the {devices} "
-            f"devices, got {learning.batch_size}"
+            f"devices, got {fields.batch_size}"
         )
     for name, low, high in (
         ("num_steps", 1, math.inf),
@@ -92,142 +60,16 @@ def check_learning(config) -> None:
         ("energy_penalty", 0, math.inf),
         ("gradient_penalty", 0, math.inf),
     ):
-        if not low <= learning[name] <= high:
-            raise ConfigError(
-                f"learning.{name} must lie in [{low}, {high}], got {learning[name]}"
-            )
+        _check_range(config, "learning", name, low, high)
+    for name in ("max_rescues", *guard.LIMITS):
+        _check_range(config, "guard", name, 0, math.inf)
 
 
-def check_log(config) -> None:
-    """Refuses a seed and settings of log that cannot work, naming the field."""
-    log = config.log
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed must lie in [0, 2**32), got {config.seed}")
-    # With two checkpoints kept, one damaged or just being deleted leaves another.
-    least = {"every": 1, "checkpoint_every": 1, "sample_every": 1, "keep": 2}
-    for name, low in least.items():
-        if log[name] < low:
-            raise ConfigError(f"log.{name} must be at least {low}, got {log[name]}")
-    for name in ("checkpoint_every", "sample_every"):
-        if log[name] % log.every:
-            raise ConfigError(
-                f"log.{name} must be a multiple of log.every, so that what is saved "
-                f"and drawn has been checked, got {log[name]} and {log.every}"
-            )
-    root = math.isqrt(max(log.num_samples, 0))
-    if root**2 != log.num_samples or root % 2 or not root:
+def _check_range(config, group, name, low, high):
+    if not low <= config[group][name] <= high:
         raise ConfigError(
-            f"log.num_samples must be an even square, got {log.num_samples}"
+            f"{group}.{name} must lie in [{low}, {high}], got {config[group][name]}"
         )
-
-
-def create_optimizer(learning) -> optax.GradientTransformation:
-    """Adam for the generator and for the energies, each with its own rate."""
-
-    def adam(learning_rate):
-        schedule = optax.cosine_decay_schedule(
-            learning_rate, learning.num_steps, learning.final_lr_fraction
-        )
-        return optax.chain(
-            optax.clip_by_global_norm(learning.clip_norm),
-            optax.adam(schedule, learning.adam_b1, learning.adam_b2),
-        )
-
-    optimizers = {
-        "backbone": adam(learning.backbone_lr),
-        "energy": adam(learning.energy_lr),
-    }
-    return optax.multi_transform(
-        optimizers, jebm.Params(backbone="backbone", energy="energy")
-    )
-
-
-def create_state(config, model: jebm.Model) -> TrainState:
-    """The state before the first step, on one device."""
-    key = jax.random.fold_in(jax.random.key(config.seed), Role.INIT)
-    params = jebm.init(key, model)
-    state = TrainState.create(
-        apply_fn=None, params=params, tx=create_optimizer(config.learning), ema=params
-    )
-    # Flax starts at a Python integer, which is no template for a checkpoint.
-    return state.replace(step=jnp.zeros((), jnp.int32))
-
-
-def make_train_step(config, model: jebm.Model):
-    """Returns `step(state, images) -> (state, metrics)`, to be run by `parallel.pmap`.
-
-    Noise is keyed by (seed, role, step, index in the global batch): it is the same on
-    any number of devices.
-    """
-    learning = config.learning
-    base_key = jax.random.key(config.seed)
-
-    def train_step(state, images):
-        x = datasets.to_unit(images)
-        x = x.astype(jax.tree.leaves(state.params)[0].dtype)
-        index = parallel.example_index(x.shape[0])
-
-        def keys(role):
-            key = jax.random.fold_in(base_key, role)
-            return example_keys(jax.random.fold_in(key, state.step), index)
-
-        positive, info = run_chains(
-            keys(Role.POSTERIOR), model, state.params, model.chains.posterior, x=x
-        )
-        metrics = {"posterior_grad_norm": info.grad_norm}
-        negative = None
-        if model.energy is not None:
-            negative, info = run_chains(
-                keys(Role.PRIOR), model, state.params, model.chains.prior
-            )
-            metrics["prior_grad_norm"] = info.grad_norm
-
-        grads, terms = jax.grad(objective, argnums=1, has_aux=True)(
-            model, state.params, x, positive, negative, learning
-        )
-        metrics = jax.tree.map(jnp.mean, metrics | terms)
-        grads, metrics = parallel.mean((grads, metrics))
-        state = state.apply_gradients(grads=grads)
-        # Short runs should not average in the initial parameters.
-        decay = jnp.minimum(learning.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(
-            lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
-            state.ema,
-            state.params,
-        )
-        metrics["grad_norm"] = global_norm(grads)
-        return state.replace(ema=ema), metrics
-
-    return train_step
-
-
-def objective(model, params, x, positive, negative, learning):
-    """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
-
-    `negative` is None for the Gaussian twin, whose prior has no negative phase.
-    Returns the loss and a dict of terms, in nats.
-    """
-    plus = objectives.positive_terms(model, params, x, positive)
-    loss = plus.loss().mean()
-    terms = {
-        "log_likelihood_nats": plus.log_likelihood,
-        "log_prior_positive_nats": plus.log_prior,
-    }
-    if negative is not None:
-        minus = objectives.negative_terms(model, params, negative)
-        loss += minus.loss().mean()
-        loss += learning.energy_penalty * (plus.energy**2).mean()
-        loss += learning.energy_penalty * (minus.energy**2).mean()
-        if learning.gradient_penalty:
-            penalty = objectives.energy_gradient_penalty(model, params, negative)
-            loss += learning.gradient_penalty * penalty.mean()
-        terms |= {
-            "log_prior_negative_nats": minus.log_prior,
-            "energy_positive_nats": plus.energy,
-            "energy_negative_nats": minus.energy,
-            "energy_gap_nats": minus.energy.mean() - plus.energy.mean(),
-        }
-    return loss, terms | {"loss_nats": loss}
 
 
 def train(config, path: pathlib.Path) -> None:
@@ -239,9 +81,11 @@ def train(config, path: pathlib.Path) -> None:
     model = build_model(config, image_shape)
     workdir.check_settings(path, config, "train")
 
-    state = create_state(config, model)
+    state = _create_state(config, model)
     _print_overview(model, state.params)
     state = _restore(path, state)
+    if state.step:
+        print(f"Resuming {path} from step {int(state.step)}.")
     first, last = int(state.step), config.learning.num_steps
     if first > last:
         raise ConfigError(
@@ -258,31 +102,45 @@ def train(config, path: pathlib.Path) -> None:
             )
         run_steps(config, path, model, state, splits)
     figures.figures(config, path)
+    if config.data.name in evaluate.known():
+        evaluate.evaluate(config, path)
     print(f"Look at {path / 'report.html'}")
 
 
 def run_steps(config, path, model, state, splits) -> None:
-    """Takes the steps that `state` has not seen; logs, saves and draws on the way."""
+    """Takes the steps that `state` has not seen; logs, saves and draws on the way.
+
+    Raises:
+      Diverged: where the guard gives up; the last good checkpoint is then the newest.
+    """
     devices = jax.local_devices()
-    first, last = int(state.step), config.learning.num_steps
+    step, last = int(state.step), config.learning.num_steps
+    first, rescues = step, int(state.rescues)
+    key = jax.random.key(config.seed)
     batches = datasets.Batches(
         splits["train"].images, config.learning.batch_size, config.seed
     )
-    step_fn = parallel.pmap(make_train_step(config, model), devices)
-    metrics = workdir.Metrics(path, first)
+    step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
+    diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
+    metrics = workdir.Metrics(path, step, rescues)
     columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
-    progress = tqdm(initial=first, total=last, unit="step", disable=None, ncols=columns)
+    progress = tqdm(initial=step, total=last, unit="step", disable=None, ncols=columns)
     replicated = parallel.replicate(state, devices)
-    pending, clock = [], _Clock()
+    pending, clock, warned = [], _Clock(), set()
+
+    def due(interval):
+        return step % interval == 0 or step == last
+
     with (
         checkpoints.manager(path, config.log.keep) as manager,
         contextlib.closing(metrics),
         progress,
     ):
         progress.set_description("compiling")
-        for step in range(first + 1, last + 1):
-            images = parallel.shard(batches(step - 1), len(devices))
-            replicated, values = step_fn(replicated, images)
+        while step < last:
+            images = parallel.shard(batches(step), len(devices))
+            replicated, values = step_fn(key, replicated, images)
+            step += 1
             pending.append(values)
             clock.add(config.learning.batch_size)
             progress.update()
@@ -291,90 +149,85 @@ def run_steps(config, path, model, state, splits) -> None:
                 progress.set_description("training")
                 progress.unpause()
                 clock.restart()
-            if step % config.log.every == 0 or step == last:
-                values = _mean_metrics(pending) | clock.rate()
-                pending = []
-                metrics.write(step, values)
-                _show(progress, step, values)
-                _check_finite(step, values, path)
-            if step % config.log.checkpoint_every == 0 or step == last:
-                items = _items(parallel.unreplicate(replicated))
-                _check_finite(step, _finite_leaves(items), path)
-                checkpoints.save(manager, step, items)
-            if step % config.log.sample_every == 0 or step == last:
-                params = parallel.unreplicate(replicated).ema
-                folder = path / "samples"
-                write_samples(config, folder, model, params, splits["test"], step)
+            if not due(config.log.every):
+                continue
+
+            values = _mean_metrics(pending) | clock.rate()
+            pending = []
+            if due(config.log.diagnose_every):
+                few = images[:, : max(1, _NUM_DIAGNOSED // len(devices))]
+                found = diagnose_fn(key, replicated, few)
+                values |= _mean_metrics([found])
+                _warn_of_stiffness(progress, step, values, warned)
+            if model.energy is not None:
+                values["rescues"] = rescues
+            _show(progress, step, values)
+            wrong = guard.verdict(values, config.guard)
+            if due(config.log.checkpoint_every):
+                saved = parallel.unreplicate(replicated)
+                wrong = wrong or guard.verdict(_leaf_sums(_items(saved)), config.guard)
+            metrics.write(step, values)
+            if wrong:
+                state, said = _rescue(config, path, model, step, wrong, rescues)
+                manager.reload()
+                replicated = parallel.replicate(state, devices)
+                step, rescues = int(state.step), int(state.rescues)
+                progress.write(said)
+                progress.n = step
+                metrics.rewind(step, rescues, said)
                 report.write(path)
-            if not pending:  # saving and drawing is not training
-                progress.unpause()
-                clock.restart()
+            else:
+                if due(config.log.checkpoint_every):
+                    checkpoints.save(manager, step, _items(saved))
+                if due(config.log.sample_every):
+                    params = parallel.unreplicate(replicated).ema
+                    folder = path / "samples"
+                    write_samples(config, folder, model, params, splits["test"], step)
+                    report.write(path)
+            progress.unpause()  # saving and drawing is not training
+            clock.restart()
 
 
-def sample(config, path: pathlib.Path) -> None:
-    """Draws pictures from the run in `path`; chains and seed may be overridden."""
-    model, params, step, splits = open_run(config, path)
-    folder = path / "samples" / workdir.variant(path, config)
-    for file in write_samples(config, folder, model, params, splits["test"], step):
-        print(f"wrote {file}")
-    report.write(path)
-    print(f"Look at {path / 'report.html'}")
+def _rescue(config, path, model, step, wrong, rescues):
+    """The state to go on from, with one more rescue counted, and what to say of it.
 
-
-def open_run(config, path: pathlib.Path):
-    """Model, averaged parameters, their step, and data of the run in `path`."""
-    check_log(config)
-    workdir.check_settings(path, config, "read")
-    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
-    model = build_model(config, splits["test"].images.shape[1:])
-    template = jax.eval_shape(jebm.init, jax.random.key(0), model)
-    step, items = _restore_aloud(path, {"ema": template})
-    return model, items["ema"], step, splits
-
-
-def write_samples(config, folder, model, params, split, step) -> list[pathlib.Path]:
-    """Writes grids of samples and of reconstructions beside their originals.
-
-    The noise depends on the seed alone: pictures of different steps compare, and the
-    chains of the tilted prior start from the pictures of the Gaussian one.
+    Checkpoints after the last good one are set aside, also where training ends here:
+    what is left is good.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), Role.PICTURES)
-    key_prior, key_posterior = jax.random.split(key)
-    num = config.log.num_samples
-    grids = {"gaussian": jebm.sample(key_prior, model, params, num, prior="gaussian").x}
-    if model.energy is not None:
-        grids["ebm"] = jebm.sample(key_prior, model, params, num).x
-    originals = datasets.to_unit(split.images[: num // 2])
-    grids["reconstruction"] = pictures.beside(
-        originals, jebm.reconstruct(key_posterior, model, params, originals)
+    good = guard.last_good(checkpoints.steps(path), step, config.log.checkpoint_every)
+    checkpoints.set_aside_after(path, good)
+    most = config.guard.max_rescues
+    if model.energy is None or rescues == most:
+        report.write(path)
+        left = f"checkpoint {good} is sound" if good else "no checkpoint is left"
+        raise Diverged(
+            f"training diverged by step {step}: {wrong}, after {rescues} rescues. In "
+            f"{path} {left}. Try a smaller learning.energy_lr or chains.*.step_size, "
+            "or a larger learning.gradient_penalty, in another --workdir"
+        )
+    state = _restore(path, _create_state(config, model))
+    rescues += 1
+    return state.replace(rescues=np.int32(rescues)), (
+        f"Rescue {rescues} of at most {most}: {wrong}, by step {step}. Back to step "
+        f"{int(state.step)} with half the energy learning rate, "
+        f"{config.learning.energy_lr * 0.5**rescues:.3g}."
     )
-    files = []
-    for name, images in grids.items():
-        files.append(folder / f"{name}_{step:07d}.png")
-        pictures.save_grid(files[-1], images)
-    return files
+
+
+def _create_state(config, model):
+    return learning.create_state(jax.random.key(config.seed), config.learning, model)
 
 
 def _restore(path, state):
+    """The newest sound checkpoint; `state` itself where there is none."""
     if not checkpoints.steps(path):
         return state
-    step, items = _restore_aloud(path, _items(state))
-    print(f"Resuming {path} from step {step}.")
+    step, items = restore_aloud(path, _items(state))
     checkpoints.set_aside_after(path, step)
     return state.replace(**items["train_state"], ema=items["ema"])
 
 
-def _restore_aloud(path, templates):
-    """`checkpoints.restore`, its warnings printed as sentences."""
-    with warnings.catch_warnings(record=True) as passed_over:
-        warnings.simplefilter("always", UserWarning)
-        restored = checkpoints.restore(path, templates)
-    for warning in passed_over:
-        print(f"warning: {warning.message}")
-    return restored
-
-
-def _finite_leaves(items):
+def _leaf_sums(items):
     """The sum of each parameter, by path: finite where the parameter is."""
     leaves = jax.tree_util.tree_leaves_with_path(items)
     return {jax.tree_util.keystr(path): float(np.sum(leaf)) for path, leaf in leaves}
@@ -387,6 +240,7 @@ def _items(state):
             "step": state.step,
             "params": state.params,
             "opt_state": state.opt_state,
+            "rescues": state.rescues,
         },
     }
 
@@ -436,14 +290,17 @@ def _show(progress, step, values):
         print(f"step {step}/{progress.total}: {text}", flush=True)
 
 
-def _check_finite(step, values, path):
-    wrong = sorted(name for name, value in values.items() if not math.isfinite(value))
-    if wrong:
-        raise Diverged(
-            f"training diverged by step {step}: {wrong} not finite. The last good "
-            f"checkpoints in {path} are {checkpoints.steps(path)}; try a smaller "
-            "learning.energy_lr or chains.*.step_size, in another --workdir"
-        )
+def _warn_of_stiffness(progress, step, values, warned):
+    """Says once per chain that its step size nears what the density allows."""
+    for chain in ("prior", "posterior"):
+        stiffness = values.get(f"{chain}_stiffness", 0.0)
+        if stiffness > _STIFF and chain not in warned:
+            warned.add(chain)
+            progress.write(
+                f"warning: at step {step} the {chain} chain has a stiffness of "
+                f"{stiffness:.2f} (s^2/4 times the largest curvature); it is unstable "
+                f"from 1 on. A smaller chains.{chain}.step_size is safer."
+            )
 
 
 def _print_overview(model, params):

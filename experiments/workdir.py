@@ -11,7 +11,7 @@ from experiments.command_line import ConfigError
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
 # learning rates). Everything else makes it another run.
-_FREE = {"train": ("log.", "learning.num_steps", "data.data_dir")}
+_FREE = {"train": ("log.", "eval.", "guard.", "learning.num_steps", "data.data_dir")}
 _OTHER_SAMPLES = ("chains.", "seed")  # may also differ when a trained run is read
 _FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 
@@ -101,13 +101,31 @@ def write_text(path: pathlib.Path, text: str) -> None:
 class Metrics:
     """Writes metrics.jsonl and, where TensorFlow is installed, TensorBoard events."""
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        """Opens the file, dropping lines beyond `step`, which will be written anew."""
-        path = workdir / "metrics.jsonl"
-        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+    def __init__(self, workdir: pathlib.Path, step: int, rescues: int):
+        """Opens the file for a run that goes on from `step`, see `rewind`."""
+        self._workdir, self._file = workdir, None
+        self.rewind(step, rescues)
+        self._tensorboard = _tensorboard_writer(workdir)
+
+    def rewind(self, step: int, rescues: int, rescue: str | None = None) -> None:
+        """Drops lines beyond `step`, which will be written anew; adds that of a rescue.
+
+        The lines of earlier rescues stay, wherever they went back to; those of rescues
+        beyond the number given, after which a run was killed, will be written anew.
+        """
+        lines = [
+            line
+            for line in read_metrics(self._workdir)
+            if (line["step"] <= step or "rescue" in line)
+            and line.get("rescues", 0) <= rescues
+        ]
+        if rescue is not None:
+            lines.append({"step": step, "rescues": rescues, "rescue": rescue})
+        if self._file is not None:
+            self._file.close()
+        path = self._workdir / "metrics.jsonl"
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a")
-        self._tensorboard = _tensorboard_writer(workdir)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line, flushed; JSON has no NaN, so it reads null."""

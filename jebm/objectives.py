@@ -19,12 +19,11 @@ import jax.numpy as jnp
 from jebm.hierarchy import (
     Latents,
     given,
-    inverse_transport,
     log_prior,
     top_down,
 )
 from jebm.model import Model, Params, energy
-from jebm.sampling import to_latents
+from jebm.sampling import to_eps, to_latents
 
 
 class Positive(NamedTuple):
@@ -111,7 +110,7 @@ def energy_gradient_penalty(
     """
     latents = jax.lax.stop_gradient(latents)
     params = Params(jax.lax.stop_gradient(params.backbone), params.energy)
-    eps = inverse_transport(latents, _priors(model, params, latents))
+    eps = to_eps(model, params, latents)
 
     def total_energy(eps):
         z = to_latents(model, params, eps, "eps")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jebm import checks, langevin
 from jebm.densities import one_chain
-from jebm.hierarchy import Latents, given, top_down, transport
+from jebm.hierarchy import Latents, given, inverse_transport, top_down, transport
 from jebm.langevin import Kernel, LangevinInfo
 from jebm.model import Chain, Model, Params, float_dtype
 
@@ -72,7 +72,7 @@ def run_chains(
         )
         return state.position, info
 
-    position, info = _vmap_chains(one, keys, model, params, chain, x, temperature)
+    position, info = vmap_chains(one, keys, model, params, chain, x, temperature)
     return to_latents(model, params, position, chain.space, temperature), info
 
 
@@ -103,7 +103,7 @@ def trace_chains(
         )
         return path
 
-    paths = _vmap_chains(one, keys, model, params, chain, x, temperature)
+    paths = vmap_chains(one, keys, model, params, chain, x, temperature)
 
     def latents(position):
         return to_latents(model, params, position, chain.space, temperature)
@@ -111,7 +111,8 @@ def trace_chains(
     return jax.vmap(latents)(jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
 
 
-def _vmap_chains(body: Callable, keys, model, params, chain, x, temperature):
+def vmap_chains(body: Callable, keys, model, params, chain, x, temperature):
+    """Maps `body(key, position, logdensity_fn)` over chains, from where each starts."""
     shapes, dtype = model.backbone.latent_shapes, float_dtype(params)
 
     def one(key, image):
@@ -144,6 +145,15 @@ def to_latents(
         return top_down(backbone, batch, transport(position), temperature)[0]
 
     return nn.apply(transported, model.backbone)(params.backbone)
+
+
+def to_eps(model: Model, params: Params, latents: Latents) -> Latents:
+    """The noise of z = T(eps), the inverse of `to_latents` in eps-space."""
+
+    def priors(backbone):
+        return top_down(backbone, latents[0].shape[0], given(latents))[1]
+
+    return inverse_transport(latents, nn.apply(priors, model.backbone)(params.backbone))
 
 
 def decode(model: Model, params: Params, latents: Latents) -> jax.Array:

@@ -61,10 +61,26 @@ def get_config() -> config_dict.ConfigDict:
     # Times mean |grad_eps E|^2, z-: a chain can only follow a smooth energy.
     config.learning.gradient_penalty = 0.02
 
+    # Beyond these an interval of `log.every` steps has diverged: training goes back to
+    # the last good checkpoint with half the energy_lr, at most max_rescues times.
+    config.guard = config_dict.ConfigDict()
+    config.guard.max_rescues = 5
+    config.guard.energy_gap_nats = 50.0  # |E- minus E+|
+    config.guard.prior_grad_norm = 1e3  # of the log-density, mean over a chain
+    config.guard.posterior_grad_norm = 1e5
+    config.guard.prior_eps_square = 10.0  # mean eps^2 behind z-; N(0, I): 1
+
+    config.eval = config_dict.ConfigDict()
+    config.eval.protocol = "classifier"  # see experiments/evaluate.py
+    config.eval.num_samples = 5000
+    config.eval.batch_size = 500  # chains at a time
+    config.eval.num_diagnosed = 256  # chains whose acceptance and stiffness are taken
+
     config.log = config_dict.ConfigDict()
     config.log.every = 50  # steps between lines of metrics.jsonl
     config.log.checkpoint_every = 500
-    config.log.keep = 2  # checkpoints
+    config.log.keep = 3  # checkpoints
     config.log.sample_every = 500  # steps between pictures in samples/
+    config.log.diagnose_every = 100  # steps between acceptance and stiffness of chains
     config.log.num_samples = 100  # pictures per grid, a square number
     return config

@@ -17,5 +17,6 @@ def get_config():
     config.log.every = 2
     config.log.checkpoint_every = 4
     config.log.sample_every = 4
+    config.log.diagnose_every = 4
     config.log.num_samples = 16
     return config

@@ -1,0 +1,170 @@
+"""Measures a trained run: eval.json.
+
+The protocol "classifier": Frechet distance, in the penultimate features of a small
+classifier of the data set (`experiments.classifier`), between `eval.num_samples`
+samples and the held-out split. Images are the decoder's means.
+
+    frechet              samples as the run draws them
+    frechet_long_chain   with a prior chain 4 times as long
+    frechet_untilted     of the Gaussian prior of the same generator
+    frechet_posterior    held-out images, each decoded from its posterior sample: the
+                         floor of any prior
+    frechet_real         between two halves of the held-out images
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jebm
+from experiments import classifier, datasets, report, workdir
+from experiments.command_line import ConfigError
+from experiments.learning import Role
+from experiments.sample import open_run
+from jebm.diagnostics import chain_diagnostics
+from jebm.metrics import feature_statistics, frechet_distance
+from jebm.sampling import decode, example_keys
+
+_LONG_CHAIN = 4
+
+
+def evaluate(config, path: pathlib.Path) -> None:
+    """Writes eval.json of the run in `path`; chains and seed may be overridden."""
+    check_eval(config)
+    features, facts = classifier.load(config.data.name)
+    model, params, step, splits = open_run(config, path)
+    params = jax.tree.map(jnp.asarray, params)
+    print(f"Evaluating {path} at step {step}.")
+    started = time.perf_counter()
+    key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
+    found = distances(key, model, params, splits["test"].images, features, config.eval)
+    found |= chains(key, model, params, splits["test"].images, config.eval)
+    variant = workdir.variant(path, config)
+    file = path / (f"eval_{variant}.json" if variant else "eval.json")
+    about = {
+        "step": step,
+        "seed": config.seed,
+        "prior": config.prior,
+        "protocol": config.eval.protocol,
+        "features": f"{facts['num_features']} features of {facts['file']}",
+        "features_sha256": facts["sha256"],
+        "num_samples": config.eval.num_samples,
+        "num_reference": len(splits["test"].images),
+        "seconds": time.perf_counter() - started,
+    }
+    workdir.write_json(file, found | about)
+    for name, value in found.items():
+        print(f"  {name:24}{value:.4g}")
+    print(f"wrote {file}")
+    report.write(path)
+
+
+def known() -> list[str]:
+    """Data sets that there is a classifier of."""
+    return sorted(file.stem for file in classifier.DIRECTORY.glob("*.json"))
+
+
+def check_eval(config) -> None:
+    """Refuses settings of eval that cannot work, naming the field."""
+    if config.eval.protocol != "classifier":
+        raise ConfigError(
+            f"unknown eval.protocol {config.eval.protocol!r}; known: ['classifier']"
+        )
+    for name, least in (("num_samples", 2), ("batch_size", 1), ("num_diagnosed", 1)):
+        if config.eval[name] < least:
+            raise ConfigError(
+                f"eval.{name} must be at least {least}, got {config.eval[name]}"
+            )
+
+
+def distances(key, model, params, heldout, features, options) -> dict[str, float]:
+    """The Frechet distances of the module's docstring, and the gap of energies.
+
+    Args:
+      key: typed key, [].
+      model: the model.
+      params: its parameters.
+      heldout: images, uint8 [N, H, W, C].
+      features: images [N, H, W, C] in [0, 1] -> [N, D].
+      options: `config.eval`.
+    """
+    num, batch_size = options.num_samples, options.batch_size
+    real = features(_unit(heldout))
+    reference = feature_statistics(real)
+    # Of every second image, as the order may mean something (MNIST's does).
+    halves = [feature_statistics(real[start::2]) for start in (0, 1)]
+
+    def distance(images):
+        return frechet_distance(*feature_statistics(features(images)), *reference)
+
+    key_posterior, key_prior = jax.random.split(key)
+
+    def prior_samples(**chain):
+        def draw(key, indices):
+            return jebm.sample(key, model, params, len(indices), **chain)
+
+        return _in_batches(key_prior, draw, np.arange(num), batch_size)
+
+    def posterior_samples(key, indices):
+        x = _unit(heldout[indices])
+        latents = jebm.posterior_sample(key, model, params, x)
+        return jebm.Samples(_decode(model, params, latents), latents)
+
+    # Spread over the split; a small one more than once, each time with other noise.
+    chosen = np.resize(np.arange(0, len(heldout), max(1, len(heldout) // num)), num)
+    positive = _in_batches(key_posterior, posterior_samples, chosen, batch_size)
+    negative = prior_samples()
+    found = {
+        "frechet": distance(negative.x),
+        "frechet_posterior": distance(positive.x),
+        "frechet_real": frechet_distance(*halves[0], *halves[1]),
+    }
+    if model.energy is None:
+        return found
+    long_chain = _LONG_CHAIN * model.chains.prior.num_steps
+    gap = (
+        jebm.energy(model, params, negative.latents).mean()
+        - jebm.energy(model, params, positive.latents).mean()
+    ).item()
+    return found | {
+        "frechet_long_chain": distance(prior_samples(num_steps=long_chain).x),
+        "frechet_untilted": distance(prior_samples(prior="gaussian").x),
+        "energy_gap_nats": gap,
+    }
+
+
+def chains(key, model, params, heldout, options) -> dict[str, float]:
+    """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`."""
+    num = options.num_diagnosed
+    x = _unit(heldout[np.arange(num) % len(heldout)])
+    examined = {"posterior": (model.chains.posterior, x)}
+    if model.energy is not None:
+        examined["prior"] = (model.chains.prior, None)
+    found = {}
+    for name, (chain, given) in examined.items():
+        keys = example_keys(key, jnp.arange(num))
+        result = _diagnose(keys, model, params, chain, x=given)
+        found[f"{name}_acceptance"] = result.acceptance.mean().item()
+        found[f"{name}_stiffness"] = result.stiffness.mean().item()
+    return found
+
+
+_decode = jax.jit(decode)
+_diagnose = jax.jit(chain_diagnostics, static_argnums=3)
+
+
+def _in_batches(key, draw, indices, batch_size):
+    """Joins `draw(key, indices)` over batches of equal size: one compile."""
+    padded = np.resize(indices, -(-len(indices) // batch_size) * batch_size)
+    drawn = [
+        jax.device_get(draw(jax.random.fold_in(key, i), batch))
+        for i, batch in enumerate(padded.reshape(-1, batch_size))
+    ]
+    return jax.tree.map(lambda *a: np.concatenate(a)[: len(indices)], *drawn)
+
+
+def _unit(images):
+    return np.asarray(datasets.to_unit(jnp.asarray(images)))

@@ -1,0 +1,47 @@
+"""Tells a run that diverges, also while all its numbers are still finite.
+
+The pair of energy and sampler runs away when the energy asks for more than the chain
+can follow: the gap E- minus E+ grows, the chains' gradients grow, the noise behind the
+prior samples leaves the unit scale. Training then goes back to the last good checkpoint
+with half the energies' learning rate.
+"""
+
+import math
+
+# Fields of `config.guard` that bound the metric of the same name.
+LIMITS = (
+    "energy_gap_nats",
+    "prior_grad_norm",
+    "posterior_grad_norm",
+    "prior_eps_square",
+)
+
+
+def verdict(values: dict[str, float], limits) -> str | None:
+    """Says in words what is wrong with the metrics of an interval; None: nothing."""
+    if wrong := sorted(n for n, value in values.items() if not math.isfinite(value)):
+        return f"{', '.join(wrong)} not finite"
+    beyond = [
+        f"{name} of {values[name]:.4g} beyond {limits[name]:g}"
+        for name in LIMITS
+        if name in values and abs(values[name]) > limits[name]
+    ]
+    return "; ".join(beyond) or None
+
+
+def last_good(steps: list[int], step: int, interval: int) -> int:
+    """The newest checkpoint that was followed by a whole sound interval.
+
+    Args:
+      steps: of the checkpoints, in order.
+      step: where training was found to diverge.
+      interval: steps between checkpoints.
+
+    Returns:
+      Its step; 0, the start, if there is none.
+
+    Example:
+      >>> last_good([100, 200, 300], step=310, interval=100)
+      200
+    """
+    return max((s for s in steps if s + interval < step), default=0)

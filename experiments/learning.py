@@ -1,0 +1,192 @@
+"""One training step: state, optimiser, chains, surrogate loss, averaged parameters."""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.training import train_state
+
+import jebm
+from experiments import datasets, parallel
+from jebm import objectives
+from jebm.diagnostics import chain_diagnostics
+from jebm.langevin import global_norm
+from jebm.sampling import example_keys, run_chains, to_eps
+
+
+class Role(enum.IntEnum):
+    """What noise is for: folded into the seed's key, so that no two roles share it."""
+
+    INIT = 0
+    POSTERIOR = 1
+    PRIOR = 2
+    PICTURES = 3
+    FIGURES = 4
+    DIAGNOSTICS = 5
+    EVALUATION = 6
+
+
+class TrainState(train_state.TrainState):
+    """Step, parameters and optimiser state (of Flax), and what else a step needs."""
+
+    ema: jebm.Params = struct.field(kw_only=True)
+    # How often training has been rolled back; each time halves the energies' rate.
+    rescues: jax.Array = struct.field(kw_only=True)
+
+    def apply_gradients(self, *, grads: jebm.Params, **kwargs) -> "TrainState":
+        """Takes one step of the optimiser, the energies' scaled by 2^-rescues."""
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        scale = jnp.exp2(-self.rescues.astype(jnp.float32))
+        energy = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates.energy)
+        params = optax.apply_updates(self.params, updates._replace(energy=energy))
+        return self.replace(
+            step=self.step + 1, params=params, opt_state=opt_state, **kwargs
+        )
+
+
+def create_optimizer(learning) -> optax.GradientTransformation:
+    """Adam for the generator and for the energies, each with its own rate."""
+
+    def adam(learning_rate):
+        schedule = optax.cosine_decay_schedule(
+            learning_rate, learning.num_steps, learning.final_lr_fraction
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(learning.clip_norm),
+            optax.adam(schedule, learning.adam_b1, learning.adam_b2),
+        )
+
+    optimizers = {
+        "backbone": adam(learning.backbone_lr),
+        "energy": adam(learning.energy_lr),
+    }
+    return optax.multi_transform(
+        optimizers, jebm.Params(backbone="backbone", energy="energy")
+    )
+
+
+def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
+    """The state before the first step, on one device; `key` is that of the seed."""
+    params = jebm.init(jax.random.fold_in(key, Role.INIT), model)
+    state = TrainState.create(
+        apply_fn=None,
+        params=params,
+        tx=create_optimizer(learning),
+        ema=params,
+        rescues=jnp.zeros((), jnp.int32),
+    )
+    # Flax starts at a Python integer, which is no template for a checkpoint.
+    return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+def make_train_step(learning, model: jebm.Model):
+    """Returns `step(key, state, images) -> (state, metrics)`, for `parallel.pmap`.
+
+    Noise is keyed by (seed, role, step, index in the global batch): it is the same on
+    any number of devices. `key` is that of the seed.
+    """
+
+    def train_step(key, state, images):
+        x = _images(state, images)
+        positive, info = run_chains(
+            _keys(key, Role.POSTERIOR, state, x),
+            model,
+            state.params,
+            model.chains.posterior,
+            x=x,
+        )
+        metrics = {"posterior_grad_norm": info.grad_norm}
+        negative = None
+        if model.energy is not None:
+            negative, info = run_chains(
+                _keys(key, Role.PRIOR, state, x),
+                model,
+                state.params,
+                model.chains.prior,
+            )
+            metrics["prior_grad_norm"] = info.grad_norm
+
+        grads, terms = jax.grad(objective, argnums=1, has_aux=True)(
+            model, state.params, x, positive, negative, learning
+        )
+        metrics = jax.tree.map(jnp.mean, metrics | terms)
+        grads, metrics = parallel.mean((grads, metrics))
+        state = state.apply_gradients(grads=grads)
+        # Short runs should not average in the initial parameters.
+        decay = jnp.minimum(learning.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(
+            lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+            state.ema,
+            state.params,
+        )
+        metrics["grad_norm"] = global_norm(grads)
+        return state.replace(ema=ema), metrics
+
+    return train_step
+
+
+def objective(model, params, x, positive, negative, learning):
+    """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
+
+    `negative` is None for the Gaussian twin, whose prior has no negative phase.
+    Returns the loss and a dict of terms, in nats.
+    """
+    plus = objectives.positive_terms(model, params, x, positive)
+    loss = plus.loss().mean()
+    terms = {
+        "log_likelihood_nats": plus.log_likelihood,
+        "log_prior_positive_nats": plus.log_prior,
+    }
+    if negative is not None:
+        minus = objectives.negative_terms(model, params, negative)
+        loss += minus.loss().mean()
+        loss += learning.energy_penalty * (plus.energy**2).mean()
+        loss += learning.energy_penalty * (minus.energy**2).mean()
+        if learning.gradient_penalty:
+            penalty = objectives.energy_gradient_penalty(model, params, negative)
+            loss += learning.gradient_penalty * penalty.mean()
+        eps = to_eps(model, params, negative)
+        square = jnp.concatenate([e.reshape(e.shape[0], -1) ** 2 for e in eps], axis=1)
+        terms |= {
+            "log_prior_negative_nats": minus.log_prior,
+            "energy_positive_nats": plus.energy,
+            "energy_negative_nats": minus.energy,
+            "energy_gap_nats": minus.energy.mean() - plus.energy.mean(),
+            # Of the noise behind the prior samples: 1 under the Gaussian prior.
+            "prior_eps_square": square.mean(axis=1),
+        }
+    return loss, terms | {"loss_nats": loss}
+
+
+def make_diagnose(model: jebm.Model):
+    """Returns `diagnose(key, state, images) -> metrics`, for `parallel.pmap`.
+
+    Acceptance under MALA and stiffness of the chains of `jebm.diagnostics`, averaged
+    over the images: a few per device are enough.
+    """
+
+    def diagnose(key, state, images):
+        x = _images(state, images)
+        keys = _keys(key, Role.DIAGNOSTICS, state, x)
+        chains = {"posterior": (model.chains.posterior, x)}
+        if model.energy is not None:
+            chains["prior"] = (model.chains.prior, None)
+        metrics = {}
+        for name, (chain, given) in chains.items():
+            found = chain_diagnostics(keys, model, state.params, chain, x=given)
+            metrics[f"{name}_acceptance"] = found.acceptance.mean()
+            metrics[f"{name}_stiffness"] = found.stiffness.mean()
+        return parallel.mean(metrics)
+
+    return diagnose
+
+
+def _images(state, images):
+    return datasets.to_unit(images).astype(jebm.model.float_dtype(state.params))
+
+
+def _keys(key, role, state, x):
+    key = jax.random.fold_in(jax.random.fold_in(key, role), state.step)
+    return example_keys(key, parallel.example_index(x.shape[0]))

@@ -1,0 +1,115 @@
+"""Opens a trained run, and draws pictures from it."""
+
+import math
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+
+import jebm
+from experiments import datasets, pictures, report, workdir
+from experiments.command_line import ConfigError
+from experiments.learning import Role
+from jebm import checkpoints
+
+
+def sample(config, path: pathlib.Path) -> None:
+    """Draws pictures from the run in `path`; chains and seed may be overridden."""
+    model, params, step, splits = open_run(config, path)
+    folder = path / "samples" / workdir.variant(path, config)
+    for file in write_samples(config, folder, model, params, splits["test"], step):
+        print(f"wrote {file}")
+    report.write(path)
+    print(f"Look at {path / 'report.html'}")
+
+
+def open_run(config, path: pathlib.Path):
+    """Model, averaged parameters, their step, and data of the run in `path`."""
+    check_log(config)
+    workdir.check_settings(path, config, "read")
+    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    model = build_model(config, splits["test"].images.shape[1:])
+    template = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    step, items = restore_aloud(path, {"ema": template})
+    return model, items["ema"], step, splits
+
+
+def write_samples(config, folder, model, params, split, step) -> list[pathlib.Path]:
+    """Writes grids of samples and of reconstructions beside their originals.
+
+    The noise depends on the seed alone: pictures of different steps compare, and the
+    chains of the tilted prior start from the pictures of the Gaussian one.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), Role.PICTURES)
+    key_prior, key_posterior = jax.random.split(key)
+    num = config.log.num_samples
+    grids = {"gaussian": jebm.sample(key_prior, model, params, num, prior="gaussian").x}
+    if model.energy is not None:
+        grids["ebm"] = jebm.sample(key_prior, model, params, num).x
+    originals = datasets.to_unit(split.images[: num // 2])
+    grids["reconstruction"] = pictures.beside(
+        originals, jebm.reconstruct(key_posterior, model, params, originals)
+    )
+    files = []
+    for name, images in grids.items():
+        files.append(folder / f"{name}_{step:07d}.png")
+        pictures.save_grid(files[-1], images)
+    return files
+
+
+def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """What `jebm.build` takes, from a configuration and the data's image shape."""
+    plain = workdir.plain(config)
+    spec = {k: plain[k] for k in ("backbone", "energy", "likelihood", "chains")}
+    if config.prior == "gaussian":
+        spec["energy"] = None
+    return {"image_shape": list(image_shape), **spec}
+
+
+def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
+    """Builds the model; what `jebm.build` refuses is the user's mistake."""
+    if config.prior not in ("ebm", "gaussian"):
+        raise ConfigError(f"unknown prior {config.prior!r}; known: ['ebm', 'gaussian']")
+    try:
+        model = jebm.build(model_spec(config, image_shape))
+        params = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if others := (params.backbone.keys() | params.energy.keys()) - {"params"}:
+        raise ConfigError(f"training does not support variables of kind {others}")
+    return model
+
+
+def check_log(config) -> None:
+    """Refuses a seed and settings of log that cannot work, naming the field."""
+    log = config.log
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed must lie in [0, 2**32), got {config.seed}")
+    intervals = ("checkpoint_every", "sample_every", "diagnose_every")
+    # The guard goes back behind the newest checkpoint, and one more may be damaged.
+    least = {"every": 1, **dict.fromkeys(intervals, 1), "keep": 3}
+    for name, low in least.items():
+        if log[name] < low:
+            raise ConfigError(f"log.{name} must be at least {low}, got {log[name]}")
+    for name in intervals:
+        if log[name] % log.every:
+            raise ConfigError(
+                f"log.{name} must be a multiple of log.every, so that what is saved "
+                f"and drawn has been checked, got {log[name]} and {log.every}"
+            )
+    root = math.isqrt(max(log.num_samples, 0))
+    if root**2 != log.num_samples or root % 2 or not root:
+        raise ConfigError(
+            f"log.num_samples must be an even square, got {log.num_samples}"
+        )
+
+
+def restore_aloud(path, templates):
+    """`checkpoints.restore`, its warnings printed as sentences."""
+    with warnings.catch_warnings(record=True) as passed_over:
+        warnings.simplefilter("always", UserWarning)
+        restored = checkpoints.restore(path, templates)
+    for warning in passed_over:
+        print(f"warning: {warning.message}")
+    return restored
