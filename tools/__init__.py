@@ -1,0 +1,1 @@
+"""One-shot scripts; each tells its command."""
