@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jebm.convolution import ConvTranspose
+
 ACTIVATIONS = {
     "gelu": nn.gelu,
     "silu": nn.silu,
@@ -46,3 +48,53 @@ class MLP(nn.Module):
             zeros = nn.initializers.zeros
             return nn.Dense(self.features, use_bias=False, kernel_init=zeros)(x)
         return nn.Dense(self.features)(x)
+
+
+def check_stages(widths: tuple[int, ...], output_shape: tuple[int, int, int]) -> None:
+    """Raises a ValueError unless `Deconv` can make `output_shape` with these widths."""
+    height, width, _ = output_shape
+    stages = len(widths)
+    if not stages or height % 2 ** (stages - 1) or width % 2 ** (stages - 1):
+        raise ValueError(
+            "each stage of a deconvolution after the first doubles the resolution: "
+            f"decoder_widths {widths} cannot end at {height}x{width}"
+        )
+
+
+class Deconv(nn.Module):
+    """The generator of arXiv 2306.06323: a vector, a coarse map, then ever finer ones.
+
+    The first stage is linear from the vector to a map of H / 2^(stages - 1) rows, each
+    further one a 4 x 4 transposed convolution of stride 2, with an activation after
+    each; a 3 x 3 convolution makes the output.
+
+    Attributes:
+      widths: channels of each stage, coarse to fine.
+      output_shape: (H, W, channels).
+      activation: after each stage.
+
+    Example:
+      >>> network = Deconv(widths=(8, 4), output_shape=(16, 16, 3))
+      >>> network.init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
+      (2, 16, 16, 3)
+    """
+
+    widths: tuple[int, ...]
+    output_shape: tuple[int, int, int]
+    activation: str = "leaky_relu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, D] to [B, *output_shape]."""
+        check_stages(self.widths, self.output_shape)
+        activation = ACTIVATIONS[self.activation]
+        first, *others = self.widths
+        height, width, channels = self.output_shape
+        height, width = height >> len(others), width >> len(others)
+        # A transposed convolution of one pixel: one bias per channel, not per unit.
+        x = nn.Dense(height * width * first, use_bias=False)(x)
+        bias = self.param("bias", nn.initializers.zeros, (first,), jnp.float32)
+        x = x.reshape(-1, height, width, first) + bias.reshape(1, 1, 1, -1)
+        for features in others:
+            x = ConvTranspose(features, size=4, stride=2)(activation(x))
+        return ConvTranspose(channels, size=3, stride=1)(activation(x))

@@ -20,7 +20,8 @@ def get_config() -> config_dict.ConfigDict:
     config.backbone.latent_dims = (16, 8)  # bottom (next to the image) to top
     config.backbone.conditioning = "next"  # or "above": on all layers above
     config.backbone.prior_widths = (200, 200)
-    config.backbone.decoder_widths = (512, 512)
+    config.backbone.decoder_type = "mlp"  # or "deconv", transposed convolutions
+    config.backbone.decoder_widths = (512, 512)  # "deconv": channels, coarse to fine
     config.backbone.activation = "gelu"
     config.backbone.log_scale_bound = 3.0  # |log sigma_i| stays below it
 

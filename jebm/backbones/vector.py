@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jebm.distributions import Normal
-from jebm.networks import MLP, check_activation, soft_clamp
+from jebm.networks import MLP, Deconv, check_activation, check_stages, soft_clamp
 
 CONDITIONINGS = ("next", "above")
+DECODERS = ("mlp", "deconv")
 
 
 class VectorBackbone(nn.Module):
@@ -27,7 +28,9 @@ class VectorBackbone(nn.Module):
       latent_dims: D_i of each layer, bottom to top.
       conditioning: "next" or "above", see the module's docstring.
       prior_widths: hidden widths of each network for (mu_i, log sigma_i).
-      decoder_widths: hidden widths of the decoder.
+      decoder_type: "mlp", or "deconv" for transposed convolutions.
+      decoder_widths: hidden widths of an MLP; channels of a deconvolution's stages,
+        coarse to fine, each stage after the first at twice the resolution.
       activation: of all networks.
       log_scale_bound: log sigma_i is softly clamped to plus or minus this. The floor
         bounds the curvature of log p_beta, which limits a chain's step size.
@@ -48,6 +51,7 @@ class VectorBackbone(nn.Module):
     latent_dims: tuple[int, ...] = (16, 8)
     conditioning: str = "next"
     prior_widths: tuple[int, ...] = (200, 200)
+    decoder_type: str = "mlp"
     decoder_widths: tuple[int, ...] = (512, 512)
     activation: str = "gelu"
     log_scale_bound: float = 3.0
@@ -67,6 +71,12 @@ class VectorBackbone(nn.Module):
             raise ValueError(
                 f"log_scale_bound must be positive, got {self.log_scale_bound}"
             )
+        if self.decoder_type not in DECODERS:
+            raise ValueError(
+                f"unknown decoder_type {self.decoder_type!r}; known: {DECODERS}"
+            )
+        if self.decoder_type == "deconv":
+            check_stages(self.decoder_widths, self.output_shape)
         check_activation(self.activation)
         super().__post_init__()
 
@@ -81,9 +91,14 @@ class VectorBackbone(nn.Module):
             MLP(self.prior_widths, 2 * dim, self.activation)
             for dim in self.latent_dims[:-1]
         ]
-        self.decoder = MLP(
-            self.decoder_widths, math.prod(self.output_shape), self.activation
-        )
+        if self.decoder_type == "deconv":
+            self.decoder = Deconv(
+                self.decoder_widths, self.output_shape, self.activation
+            )
+        else:
+            self.decoder = MLP(
+                self.decoder_widths, math.prod(self.output_shape), self.activation
+            )
 
     def start(self, batch: int) -> jax.Array:
         """The empty context above the top layer, [B, 0]."""

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jebm.convolution import ConvTranspose, conv_transpose, native_form, patch_form
+
+FORMS = [conv_transpose, native_form, patch_form]
+KERNELS = [(4, 2), (3, 1), (6, 2), (2, 2), (1, 1)]  # size, stride
+
+
+def inputs(size, dtype, batch=3, height=5, width=2, channels=3, features=4):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, height, width, channels))
+    kernel = rng.normal(size=(size, size, features, channels))
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def by_patches_of_single_pixels(x, kernel, stride):
+    """The module's equation, pixel by pixel, in NumPy."""
+    x, kernel = np.asarray(x), np.asarray(kernel)
+    size = kernel.shape[0]
+    batch, height, width, _ = x.shape
+    shape = (height - 1) * stride + size, (width - 1) * stride + size
+    full = np.zeros((batch, *shape, kernel.shape[2]))
+    for i in range(height):
+        for j in range(width):
+            patch = np.einsum("bc,uvfc->buvf", x[:, i, j], kernel)
+            rows = slice(i * stride, i * stride + size)
+            full[:, rows, j * stride : j * stride + size] += patch
+    crop = (size - stride) // 2
+    return full[:, crop : crop + height * stride, crop : crop + width * stride]
+
+
+@pytest.mark.parametrize(("size", "stride"), KERNELS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_equation(form, size, stride, x64):
+    x, kernel = inputs(size, jnp.float64)
+    expected = by_patches_of_single_pixels(x, kernel, stride)
+    np.testing.assert_allclose(form(x, kernel, stride), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "stride"), KERNELS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_the_gradients_of_lax(form, size, stride, x64):
+    x, kernel = inputs(size, jnp.float64)
+
+    def lax_form(x, kernel):
+        return jax.lax.conv_transpose(
+            x, kernel, (stride, stride), "SAME", transpose_kernel=True
+        )
+
+    output, expected = jax.vjp(lax_form, x, kernel)
+    cotangent = jnp.cos(output)  # any that is no constant
+    _, gradient = jax.vjp(lambda x, kernel: form(x, kernel, stride), x, kernel)
+    for ours, theirs in zip(gradient(cotangent), expected(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize(("platform", "native"), [("cpu", False), ("cuda", True)])
+def test_a_cpu_runs_patches_and_other_platforms_the_native_form(platform, native):
+    x, kernel = inputs(4, jnp.float32)
+
+    def gradient(x, kernel):
+        return jax.grad(lambda x: conv_transpose(x, kernel, 2).sum())(x)
+
+    for function in (lambda x, kernel: conv_transpose(x, kernel, 2), gradient):
+        lowered = jax.jit(function).trace(x, kernel)
+        text = lowered.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) is native
+        assert ("stablehlo.dot_general" in text) is not native
+
+
+def test_the_choice_works_under_vmap_grad_scan_and_pmap():
+    x, kernel = inputs(4, jnp.float32, batch=4)
+
+    def energy(x):
+        return -(conv_transpose(x[None], kernel, 2) ** 2).sum()
+
+    def ascend(x):
+        return jax.lax.scan(lambda x, _: (jax.grad(energy)(x), None), x, length=2)[0]
+
+    expected = jnp.stack([ascend(one) for one in x])
+    np.testing.assert_allclose(jax.vmap(ascend)(x), expected, rtol=1e-5)
+    sharded = x.reshape(2, 2, *x.shape[1:])
+    mapped = jax.pmap(jax.vmap(ascend))(sharded).reshape(x.shape)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 2), (1, 2), (2, 1)])
+def test_a_kernel_that_does_not_fit_the_stride_is_refused(size, stride):
+    x, kernel = inputs(size, jnp.float32)
+    with pytest.raises(ValueError, match=f"multiple of the stride {stride} .*{size}"):
+        conv_transpose(x, kernel, stride)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(4, 2), (3, 1)])
+def test_at_initialisation_the_inner_output_has_the_variance_of_the_input(size, stride):
+    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 64))
+    layer = ConvTranspose(32, size, stride)
+    y, _ = layer.init_with_output(jax.random.key(0), x)
+    inner = y[:, 2 * stride : -2 * stride, 2 * stride : -2 * stride]
+    assert abs(float(inner.std()) - 1) < 0.05  # 18,432 weights or more
+
+
+def test_the_layer_adds_a_bias_per_channel():
+    x, _ = inputs(4, jnp.float32)
+    layer = ConvTranspose(4, 4, 2)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, params) == {"bias": (4,), "kernel": (4, 4, 4, 3)}
+    bias = jnp.arange(4.0)
+    y = layer.apply({"params": params | {"bias": bias}}, x)
+    expected = conv_transpose(x, params["kernel"], 2) + bias.reshape(1, 1, 1, 4)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
