@@ -90,15 +90,13 @@ def make_train_step(learning, model: jebm.Model):
 
     def train_step(key, state, images):
         x = _images(state, images)
-        positive, info = run_chains(
-            _keys(key, Role.POSTERIOR, state, x),
-            model,
-            state.params,
-            model.chains.posterior,
-            x=x,
-        )
-        metrics = {"posterior_grad_norm": info.grad_norm}
-        negative = None
+        positive = _keys(key, Role.POSTERIOR, state, x)
+        metrics, negative = {}, None
+        if learning.method == "mle":
+            positive, info = run_chains(
+                positive, model, state.params, model.chains.posterior, x=x
+            )
+            metrics["posterior_grad_norm"] = info.grad_norm
         if model.energy is not None:
             negative, info = run_chains(
                 _keys(key, Role.PRIOR, state, x),
@@ -130,10 +128,15 @@ def make_train_step(learning, model: jebm.Model):
 def objective(model, params, x, positive, negative, learning):
     """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
 
+    `positive` are posterior samples, or the keys [B] that an encoder draws them from.
     `negative` is None for the Gaussian twin, whose prior has no negative phase.
     Returns the loss and a dict of terms, in nats.
     """
-    plus = objectives.positive_terms(model, params, x, positive)
+    terms_of = {
+        "mle": objectives.positive_terms,
+        "variational": objectives.variational_terms,
+    }
+    plus = terms_of[learning.method](model, params, x, positive)
     loss = plus.loss().mean()
     terms = {
         "log_likelihood_nats": plus.log_likelihood,
@@ -144,7 +147,7 @@ def objective(model, params, x, positive, negative, learning):
         loss += minus.loss().mean()
         loss += learning.energy_penalty * (plus.energy**2).mean()
         loss += learning.energy_penalty * (minus.energy**2).mean()
-        if learning.gradient_penalty:
+        if not _is_zero(learning.gradient_penalty):
             penalty = objectives.energy_gradient_penalty(model, params, negative)
             loss += learning.gradient_penalty * penalty.mean()
         eps = to_eps(model, params, negative)
@@ -181,6 +184,11 @@ def make_diagnose(model: jebm.Model):
         return parallel.mean(metrics)
 
     return diagnose
+
+
+def _is_zero(weight):
+    """Whether a term can be left out; a weight that is traced is not known to be 0."""
+    return isinstance(weight, int | float) and weight == 0
 
 
 def _images(state, images):

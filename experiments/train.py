@@ -11,6 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from tqdm import tqdm
 
+import jebm
 from experiments import (
     datasets,
     evaluate,
@@ -40,8 +41,21 @@ def check_learning(config) -> None:
     fields = config.learning
     if jax.process_count() > 1:
         raise ConfigError("training on several processes is not supported")
-    if fields.method != "mle":
-        raise ConfigError(f"unknown learning.method {fields.method!r}; known: ['mle']")
+    methods = ("mle", "variational")
+    if fields.method not in methods:
+        raise ConfigError(
+            f"unknown learning.method {fields.method!r}; known: {methods}"
+        )
+    if fields.method == "variational" and config.prior != "gaussian":
+        raise ConfigError(
+            "learning.method 'variational' is for prior 'gaussian' only: a plain VAE"
+        )
+    encoder = config.backbone.get("encoder_widths") is not None
+    if encoder != (fields.method == "variational"):
+        raise ConfigError(
+            "backbone.encoder_widths go with learning.method 'variational', got "
+            f"{config.backbone.get('encoder_widths')} with {fields.method!r}"
+        )
     devices = jax.local_device_count()
     if fields.batch_size < 1 or fields.batch_size % devices:
         raise ConfigError(
@@ -81,7 +95,7 @@ def train(config, path: pathlib.Path) -> None:
     model = build_model(config, image_shape)
     workdir.check_settings(path, config, "train")
 
-    state = _create_state(config, model)
+    state = create_state(config, model)
     _print_overview(model, state.params)
     state = _restore(path, state)
     if state.step:
@@ -165,7 +179,9 @@ def run_steps(config, path, model, state, splits) -> None:
             wrong = guard.verdict(values, config.guard)
             if due(config.log.checkpoint_every):
                 saved = parallel.unreplicate(replicated)
-                wrong = wrong or guard.verdict(_leaf_sums(_items(saved)), config.guard)
+                wrong = wrong or guard.verdict(
+                    _leaf_sums(checkpoint_items(saved)), config.guard
+                )
             metrics.write(step, values)
             if wrong:
                 state, said = _rescue(config, path, model, step, wrong, rescues)
@@ -178,7 +194,7 @@ def run_steps(config, path, model, state, splits) -> None:
                 report.write(path)
             else:
                 if due(config.log.checkpoint_every):
-                    checkpoints.save(manager, step, _items(saved))
+                    checkpoints.save(manager, step, checkpoint_items(saved))
                 if due(config.log.sample_every):
                     params = parallel.unreplicate(replicated).ema
                     folder = path / "samples"
@@ -205,7 +221,7 @@ def _rescue(config, path, model, step, wrong, rescues):
             f"{path} {left}. Try a smaller learning.energy_lr or chains.*.step_size, "
             "or a larger learning.gradient_penalty, in another --workdir"
         )
-    state = _restore(path, _create_state(config, model))
+    state = _restore(path, create_state(config, model))
     rescues += 1
     return state.replace(rescues=np.int32(rescues)), (
         f"Rescue {rescues} of at most {most}: {wrong}, by step {step}. Back to step "
@@ -214,7 +230,8 @@ def _rescue(config, path, model, step, wrong, rescues):
     )
 
 
-def _create_state(config, model):
+def create_state(config, model: jebm.Model) -> learning.TrainState:
+    """The state before the first step, on one device."""
     return learning.create_state(jax.random.key(config.seed), config.learning, model)
 
 
@@ -222,7 +239,7 @@ def _restore(path, state):
     """The newest sound checkpoint; `state` itself where there is none."""
     if not checkpoints.steps(path):
         return state
-    step, items = restore_aloud(path, _items(state))
+    step, items = restore_aloud(path, checkpoint_items(state))
     checkpoints.set_aside_after(path, step)
     return state.replace(**items["train_state"], ema=items["ema"])
 
@@ -233,7 +250,7 @@ def _leaf_sums(items):
     return {jax.tree_util.keystr(path): float(np.sum(leaf)) for path, leaf in leaves}
 
 
-def _items(state):
+def checkpoint_items(state):
     return {
         "ema": state.ema,
         "train_state": {

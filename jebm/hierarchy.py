@@ -10,6 +10,11 @@ A backbone is a Linen module with the attribute `latent_shapes`, bottom to top, 
     merge(i, state, z_i) -> state
     decode(state) -> likelihood parameters   [B, H, W, channels], unconstrained
 
+and, if its attribute `has_encoder` is true,
+
+    encode(x) -> features
+    posterior(i, state, features, prior_i, keys [B]) -> (z_i, log q_i [B])
+
 Here i is the tuple index, from L - 1 (top) down to 0; cost is linear in L. Functions
 of this module take a bound backbone, as inside `nn.apply`.
 """
@@ -68,6 +73,37 @@ def inverse_transport(latents: Latents, priors: tuple[Normal, ...]) -> Latents:
     return tuple(
         (z - prior.loc) / prior.scale for z, prior in zip(latents, priors, strict=True)
     )
+
+
+def infer(
+    backbone: Any, x: jax.Array, keys: jax.Array
+) -> tuple[Latents, jax.Array, tuple[Normal, ...], Any]:
+    """Draws z ~ q(z | x), top down, by the backbone's encoder.
+
+    Args:
+      backbone: a bound backbone with an encoder.
+      x: images [B, H, W, C] in [0, 1].
+      keys: typed keys, [B].
+
+    Returns:
+      latents, log q(z | x) in nats [B], and the priors and the state of `top_down`.
+    """
+    features = backbone.encode(x)
+    log_q = []
+
+    def pick(i, state, prior):
+        layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+        z, log_q_i = backbone.posterior(i, state, features, prior, layer_keys)
+        log_q.append(log_q_i)
+        return z
+
+    latents, priors, state = top_down(backbone, x.shape[0], pick)
+    return latents, sum(log_q), priors, state
+
+
+def has_encoder(backbone: Any) -> bool:
+    """Whether the backbone can `infer`."""
+    return getattr(backbone, "has_encoder", False)
 
 
 def log_prior(latents: Latents, priors: tuple[Normal, ...]) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from jebm.backbones.vector import VectorBackbone
 from jebm.distributions import Bernoulli, Gaussian
 from jebm.energies import LayerwiseEnergy
-from jebm.hierarchy import Latents, top_down, transport
+from jebm.hierarchy import Latents, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
 
 BACKBONES = {"vector": VectorBackbone}
@@ -181,6 +181,9 @@ def _init(key, model):
     eps = tuple(jnp.zeros((1, *shape), jnp.float32) for shape in shapes)
 
     def generate(backbone):
+        if has_encoder(backbone):
+            x = jnp.zeros((1, *model.image_shape), jnp.float32)
+            infer(backbone, x, jax.random.split(key_backbone, 1))
         latents, _, state = top_down(backbone, 1, transport(eps))
         return latents, backbone.decode(state)
 

@@ -1,9 +1,10 @@
 """Maximum-likelihood learning of the generator, the hierarchy and the energies.
 
-    loss = mean[ -(log p(x|z+) + log p_beta(z+) - E(z+)) ]
+    loss = mean[ -(log p(x|z+) + log p_beta(z+) - E(z+) - log q(z+|x)) ]
          + mean[   log p_beta(z-) - E(z-) ],            z+ ~ p(z|x),  z- ~ p(z)
 
-Its gradient, the samples held fixed, is that of -log p(x): the second line is the
+By maximum likelihood z+ is a sample of the posterior and there is no log q; with an
+encoder it is one of q. Without one the gradient, samples held fixed, is that of -log p(x): the second line is the
 gradient of log Z for the energies, and for beta as well, since Z depends on beta.
 (arXiv 2306.06323)
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jebm.hierarchy import (
     Latents,
     given,
+    infer,
     log_prior,
     top_down,
 )
@@ -32,10 +34,11 @@ class Positive(NamedTuple):
     log_likelihood: jax.Array  # [B], log p(x | z+)
     log_prior: jax.Array  # [B], log p_beta(z+)
     energy: jax.Array  # [B], E(z+)
+    log_q: jax.Array  # [B], log q(z+ | x); 0 where z+ is not of an encoder
 
     def loss(self) -> jax.Array:
         """First line of the loss, [B]."""
-        return -(self.log_likelihood + self.log_prior - self.energy)
+        return -(self.log_likelihood + self.log_prior - self.energy - self.log_q)
 
 
 class Negative(NamedTuple):
@@ -70,7 +73,43 @@ def positive_terms(
 
     log_p, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
     return Positive(
-        model.likelihood.log_prob(output, x), log_p, energy(model, params, latents)
+        model.likelihood.log_prob(output, x),
+        log_p,
+        energy(model, params, latents),
+        jnp.zeros_like(log_p),
+    )
+
+
+def variational_terms(
+    model: Model, params: Params, x: jax.Array, keys: jax.Array
+) -> Positive:
+    """Terms of z+ ~ q(z | x), drawn by the backbone's encoder from `keys` [B].
+
+    Gradients pass through z+ to the encoder. With E = 0 the loss is minus the evidence
+    lower bound.
+
+    Example:
+      >>> import jebm
+      >>> backbone = {"encoder_widths": (16,)}
+      >>> model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> keys = jax.random.split(jax.random.key(1), 4)
+      >>> variational_terms(model, params, jnp.ones((4, 8, 8, 1)), keys).loss().shape
+      (4,)
+    """
+
+    def backbone_terms(backbone):
+        latents, log_q, priors, state = infer(backbone, x, keys)
+        return latents, log_q, log_prior(latents, priors), backbone.decode(state)
+
+    latents, log_q, log_p, output = nn.apply(backbone_terms, model.backbone)(
+        params.backbone
+    )
+    return Positive(
+        model.likelihood.log_prob(output, x),
+        log_p,
+        energy(model, params, latents),
+        log_q,
     )
 
 

@@ -36,16 +36,16 @@ def test_config() -> config_dict.ConfigDict:
 @pytest.fixture(scope="session", autouse=True)
 def lenient_optimizer():
     """Lets optax raise a float to the power of an int32; all else stays strict."""
-    from experiments import train
+    from experiments import learning
 
-    apply_gradients = train.TrainState.apply_gradients
+    apply_gradients = learning.TrainState.apply_gradients
 
     def lenient(self, *, grads, **kwargs):
         with jax.numpy_dtype_promotion("standard"):
             return apply_gradients(self, grads=grads, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.TrainState, "apply_gradients", lenient)
+        patch.setattr(learning.TrainState, "apply_gradients", lenient)
         yield
 
 

@@ -22,6 +22,7 @@ def get_config() -> config_dict.ConfigDict:
     config.backbone.prior_widths = (200, 200)
     config.backbone.decoder_type = "mlp"  # or "deconv", transposed convolutions
     config.backbone.decoder_widths = (512, 512)  # "deconv": channels, coarse to fine
+    config.backbone.encoder_widths = config_dict.placeholder(tuple)  # "variational"
     config.backbone.activation = "gelu"
     config.backbone.log_scale_bound = 3.0  # |log sigma_i| stays below it
 
@@ -48,7 +49,9 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.posterior.start = "normal"
 
     config.learning = config_dict.ConfigDict()
-    config.learning.method = "mle"  # posterior samples by Langevin
+    config.learning.method = (
+        "mle"  # posterior samples by Langevin; "variational": by the encoder
+    )
     config.learning.batch_size = 100  # over all devices
     config.learning.num_steps = 1500
     config.learning.backbone_lr = 1e-3  # Adam

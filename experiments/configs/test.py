@@ -19,4 +19,7 @@ def get_config():
     config.log.sample_every = 4
     config.log.diagnose_every = 4
     config.log.num_samples = 16
+    config.eval.num_samples = 40
+    config.eval.batch_size = 20
+    config.eval.num_diagnosed = 4
     return config

@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from jebm.distributions import Normal
-from jebm.networks import MLP, Deconv, check_activation, check_stages, soft_clamp
+from jebm.networks import (
+    ACTIVATIONS,
+    MLP,
+    Deconv,
+    check_activation,
+    check_stages,
+    soft_clamp,
+)
 
 CONDITIONINGS = ("next", "above")
 DECODERS = ("mlp", "deconv")
@@ -31,6 +38,8 @@ class VectorBackbone(nn.Module):
       decoder_type: "mlp", or "deconv" for transposed convolutions.
       decoder_widths: hidden widths of an MLP; channels of a deconvolution's stages,
         coarse to fine, each stage after the first at twice the resolution.
+      encoder_widths: hidden widths of the inference network's trunk, from which and
+        from the layers above each layer's q is linear; None for no encoder.
       activation: of all networks.
       log_scale_bound: log sigma_i is softly clamped to plus or minus this. The floor
         bounds the curvature of log p_beta, which limits a chain's step size.
@@ -53,6 +62,7 @@ class VectorBackbone(nn.Module):
     prior_widths: tuple[int, ...] = (200, 200)
     decoder_type: str = "mlp"
     decoder_widths: tuple[int, ...] = (512, 512)
+    encoder_widths: tuple[int, ...] | None = None
     activation: str = "gelu"
     log_scale_bound: float = 3.0
 
@@ -77,6 +87,8 @@ class VectorBackbone(nn.Module):
             )
         if self.decoder_type == "deconv":
             check_stages(self.decoder_widths, self.output_shape)
+        if self.encoder_widths is not None and not self.encoder_widths:
+            raise ValueError("encoder_widths must be None or hold a width, got ()")
         check_activation(self.activation)
         super().__post_init__()
 
@@ -85,8 +97,13 @@ class VectorBackbone(nn.Module):
         """Shape of each layer's latent, bottom to top."""
         return tuple((dim,) for dim in self.latent_dims)
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether `encode` and `posterior` may be called."""
+        return self.encoder_widths is not None
+
     def setup(self):
-        """Declares one prior network per layer below the top, and the decoder."""
+        """Declares priors below the top layer, the decoder, and the encoder if any."""
         self.priors = [
             MLP(self.prior_widths, 2 * dim, self.activation)
             for dim in self.latent_dims[:-1]
@@ -100,6 +117,13 @@ class VectorBackbone(nn.Module):
                 self.decoder_widths, math.prod(self.output_shape), self.activation
             )
 
+        if self.has_encoder:
+            *widths, features = self.encoder_widths
+            self.encoder = MLP(tuple(widths), features, self.activation)
+            self.posteriors = [
+                MLP((), 2 * dim, self.activation) for dim in self.latent_dims
+            ]
+
     def start(self, batch: int) -> jax.Array:
         """The empty context above the top layer, [B, 0]."""
         return jnp.full((batch, 0), 0.0)  # weakly typed: takes the dtype of the latents
@@ -109,8 +133,7 @@ class VectorBackbone(nn.Module):
         if i == len(self.latent_dims) - 1:
             shape = (state.shape[0], self.latent_dims[i])
             return Normal(jnp.full(shape, 0.0), jnp.full(shape, 1.0))
-        loc, log_scale = jnp.split(self.priors[i](state), 2, axis=-1)
-        return Normal(loc, jnp.exp(soft_clamp(log_scale, self.log_scale_bound)))
+        return self._normal(self.priors[i](state))
 
     def merge(self, i: int, state: jax.Array, z: jax.Array) -> jax.Array:
         """The context of the layer below."""
@@ -122,3 +145,28 @@ class VectorBackbone(nn.Module):
     def decode(self, state: jax.Array) -> jax.Array:
         """Likelihood parameters, [B, *output_shape]."""
         return self.decoder(state).reshape(-1, *self.output_shape)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Features of images [B, H, W, C] that every layer's q reads, [B, D]."""
+        return ACTIVATIONS[self.activation](self.encoder(x))
+
+    def posterior(
+        self,
+        i: int,
+        state: jax.Array,
+        features: jax.Array,
+        prior: Normal,
+        keys: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws z_i of q(z_i | z_{>i}, x), each example from its key [B].
+
+        Returns z_i [B, D_i], differentiable in q's parameters, and log q in nats, [B].
+        """
+        del prior  # q shares nothing with it but the context
+        q = self._normal(self.posteriors[i](jnp.concatenate([features, state], -1)))
+        z = q.sample(keys)
+        return z, q.log_prob(z)
+
+    def _normal(self, output):
+        loc, log_scale = jnp.split(output, 2, axis=-1)
+        return Normal(loc, jnp.exp(soft_clamp(log_scale, self.log_scale_bound)))

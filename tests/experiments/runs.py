@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import command_line, main, train, workdir
+from experiments import command_line, learning, main, train, workdir
 from jebm import checkpoints
 
 ROOT = pathlib.Path(main.__file__).parents[1]
@@ -17,11 +17,11 @@ CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'test.py'}"
 
 
 def run(config, path, **patches):
-    """`train.train` without figures; `patches` replace attributes of the module."""
+    """`train.train` alone; `patches` replace names in `learning` or else `train`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.figures, "figures", lambda config, path: None)
+        _leave_out_figures(patch)
         for name, value in patches.items():
-            patch.setattr(train, name, value)
+            patch.setattr(learning if hasattr(learning, name) else train, name, value)
         train.train(config, path)
 
 
@@ -30,17 +30,22 @@ def run_main(*arguments):
     argv = ["main", *map(str, arguments)]
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
-        patch.setattr(train.figures, "figures", lambda config, path: None)
+        _leave_out_figures(patch)
         try:
             main.main(command_line.parse(argv))
         finally:
             flags.FLAGS.unparse_flags()
 
 
+def _leave_out_figures(patch):
+    patch.setattr(train.figures, "figures", lambda config, path: None)
+    patch.setattr(train.evaluate, "evaluate", lambda config, path: None)
+
+
 _WITHOUT_FIGURES = """
 import runpy
-from experiments import figures
-figures.figures = lambda config, path: None
+from experiments import evaluate, figures
+figures.figures = evaluate.evaluate = lambda config, path: None
 runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
 """
 
@@ -63,7 +68,7 @@ def start_main(*arguments, figures=True):
 def state_digests(config, path, step):
     """A digest of every array of a checkpoint, as read back from it."""
     model = train.build_model(config, (8, 8, 1))
-    templates = train._items(train.create_state(config, model))
+    templates = train.checkpoint_items(train.create_state(config, model))
     return checkpoints.digests(checkpoints.restore(path, templates, step)[1])
 
 

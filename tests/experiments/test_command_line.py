@@ -6,7 +6,10 @@ from experiments import datasets
 from jebm import model
 from tests.experiments.runs import CONFIG, run_main, start_main
 
-CONFIG_NAMES = "default.py, digits.py, mnist.py, mnist01.py, test.py"
+CONFIG_NAMES = (
+    "celeba64.py, cifar10.py, default.py, digits.py, mnist.py, mnist01.py, svhn.py, "
+    "test.py"
+)
 
 
 def error_of(*arguments):

@@ -9,13 +9,27 @@ import pytest
 from experiments import datasets
 from experiments.command_line import ConfigError
 
+TFDS_NAMES = {
+    "mnist": "mnist",
+    "cifar10": "cifar10",
+    "svhn": "svhn_cropped",
+    "celeba64": "celeb_a",
+}
+IMAGE_SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "svhn": (32, 32, 3),
+    "celeba64": (64, 64, 3),
+}
+
 
 @functools.cache
 def load_or_skip(name):
     if name != "digits":
         data_dir = os.environ.get("TFDS_DATA_DIR")
-        if not data_dir or not (pathlib.Path(data_dir) / name).is_dir():
-            pytest.skip(f"TFDS_DATA_DIR is unset or holds no {name}")
+        if not data_dir or not (pathlib.Path(data_dir) / TFDS_NAMES[name]).is_dir():
+            pytest.skip(f"TFDS_DATA_DIR is unset or holds no {TFDS_NAMES[name]}")
     return datasets.load(name)
 
 
@@ -29,7 +43,7 @@ def test_every_data_set_has_uint8_images_with_a_label_each(name):
         assert (images.min(), images.max()) == (0, 255)
         assert np.issubdtype(labels.dtype, np.integer)
         assert labels.shape == images.shape[:1]
-    assert splits["train"].images.shape[1:] == splits["test"].images.shape[1:]
+        assert images.shape[1:] == IMAGE_SHAPES[name]
     assert set(splits["train"].labels.tolist()) == set(splits["test"].labels.tolist())
 
 
@@ -42,6 +56,69 @@ def test_mnist_has_its_published_sizes_and_mean():
     assert np.bincount(splits["train"].labels).tolist() == train_counts
     assert np.bincount(splits["test"].labels).tolist() == test_counts
     assert abs(splits["train"].images.mean() / 255 - 0.1307) < 1e-4
+
+
+class Source(list):
+    """Examples with the batched read of a TFDS data source."""
+
+    def __getitems__(self, keys):
+        return [self[key] for key in keys]
+
+
+@pytest.fixture
+def fake_tfds(monkeypatch):
+    """TFDS with examples of random pixels, in the structure of the true features."""
+    import tensorflow_datasets as tfds
+
+    def as_data_source(builder, split):
+        rng = np.random.default_rng(len(split))
+        features = builder.info.features
+
+        def example(i):
+            image = rng.integers(0, 256, features["image"].shape, np.uint8)
+            others = {"label": np.int64(i % 10)} if "label" in features else {}
+            return {"image": image, **others}
+
+        return Source(example(i) for i in range({"train": 25, "test": 12}[split]))
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
+    monkeypatch.setattr(datasets, "_READ_TOGETHER", 10)
+    with tfds.testing.mock_data(as_data_source_fn=as_data_source):
+        yield as_data_source
+    datasets.load.cache_clear()
+
+
+@pytest.mark.parametrize("name", sorted(TFDS_NAMES))
+def test_tfds_loaders_read_the_structure_of_tfds_without_its_data(name, fake_tfds):
+    import tensorflow_datasets as tfds
+
+    datasets.load.cache_clear()
+    splits = datasets.load(name)
+    assert set(splits) == {"train", "test"}
+    builder = tfds.builder(TFDS_NAMES[name])
+    for split, num in (("train", 25), ("test", 12)):
+        images, labels = splits[split]
+        assert images.shape == (num, *IMAGE_SHAPES[name])
+        assert images.dtype == np.uint8
+        assert labels.dtype == np.int64
+        if name == "celeba64":  # has no classes
+            assert labels.tolist() == [0] * num
+            continue
+        assert labels.tolist() == [i % 10 for i in range(num)]
+        raw = [example["image"] for example in fake_tfds(builder, split)]
+        np.testing.assert_array_equal(images, raw)
+
+
+def test_faces_are_the_central_square_of_celeba_scaled_down():
+    image = np.zeros((218, 178, 3), np.uint8)
+    image[39:179, 19:159] = 200
+    face = datasets._celeba_face(image)
+    np.testing.assert_array_equal(face, np.full((64, 64, 3), 200, np.uint8))
+    image[39:109, 19:89, 1] = 100  # a quarter of the square, green only
+    face = datasets._celeba_face(image)
+    assert face[:31, :31, 1].max() == 100
+    assert face[33:, :, 1].min() == face[:, 33:, 1].min() == 200
+    assert face[..., 0].min() == face[..., 2].min() == 200
 
 
 def test_digits_splits_are_the_whole_set_without_an_image_in_both():

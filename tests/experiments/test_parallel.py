@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import datasets, parallel, train
+from experiments import datasets, learning, parallel, train
 from tests.models import random_params
 
 
@@ -18,13 +18,18 @@ def step_on(num_devices, config, params, batch, steps=1):
     devices = jax.local_devices()[:num_devices]
     assert len(devices) == num_devices
     model = train.build_model(config, (8, 8, 1))
-    state = train.TrainState.create(
-        apply_fn=None, params=params, tx=optax.sgd(1.0), ema=params
+    state = learning.TrainState.create(
+        apply_fn=None,
+        params=params,
+        tx=optax.sgd(1.0),
+        ema=params,
+        rescues=jnp.zeros((), jnp.int32),
     )
     state = parallel.replicate(state, devices)
-    step = parallel.pmap(train.make_train_step(config, model), devices)
+    step = parallel.pmap(learning.make_train_step(config.learning, model), devices)
+    key = jax.random.key(config.seed)
     for _ in range(steps):
-        state, metrics = step(state, parallel.shard(batch, num_devices))
+        state, metrics = step(key, state, parallel.shard(batch, num_devices))
     return parallel.unreplicate((state, metrics))
 
 
@@ -52,7 +57,7 @@ def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, ba
 def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
     test_config, batch, monkeypatch
 ):
-    run_chains = train.run_chains
+    run_chains = learning.run_chains
     seen = []
 
     def recording(keys, *arguments, **kwargs):
@@ -62,7 +67,7 @@ def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
         )
         return run_chains(keys, *arguments, **kwargs)
 
-    monkeypatch.setattr(train, "run_chains", recording)
+    monkeypatch.setattr(learning, "run_chains", recording)
     params = random_params(train.build_model(test_config, (8, 8, 1)), scale=1e-3)
     by_devices = []
     for num_devices in (1, 2):
@@ -80,9 +85,9 @@ def test_devices_keep_equal_parameters(test_config, batch):
     assert len(devices) == 2
     model = train.build_model(test_config, (8, 8, 1))
     state = parallel.replicate(train.create_state(test_config, model), devices)
-    step = parallel.pmap(train.make_train_step(test_config, model), devices)
+    step = parallel.pmap(learning.make_train_step(test_config.learning, model), devices)
     for _ in range(3):
-        state, _ = step(state, parallel.shard(batch, 2))
+        state, _ = step(jax.random.key(0), state, parallel.shard(batch, 2))
     for leaf in jax.tree.leaves(state):
         first, second = np.asarray(leaf)
         np.testing.assert_array_equal(first, second)
@@ -90,14 +95,17 @@ def test_devices_keep_equal_parameters(test_config, batch):
 
 def test_example_index_counts_through_the_global_batch():
     index = parallel.pmap(
-        lambda state, batch: parallel.example_index(len(batch)), jax.local_devices()
-    )(np.zeros(2, np.float32), np.zeros((2, 3), np.float32))
+        lambda key, state, batch: parallel.example_index(len(batch)),
+        jax.local_devices(),
+    )(jax.random.key(0), np.zeros(2, np.float32), np.zeros((2, 3), np.float32))
     np.testing.assert_array_equal(index, [[0, 1, 2], [3, 4, 5]])
 
 
 def test_mean_is_over_devices():
-    mean = parallel.pmap(lambda state, x: parallel.mean(x), jax.local_devices())
-    result = mean(np.zeros(2, np.float32), np.float32([[1, 2], [3, 6]]))
+    mean = parallel.pmap(lambda key, state, x: parallel.mean(x), jax.local_devices())
+    result = mean(
+        jax.random.key(0), np.zeros(2, np.float32), np.float32([[1, 2], [3, 6]])
+    )
     np.testing.assert_array_equal(result, [[2, 4], [2, 4]])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments import train
+from experiments import learning, train
 from experiments.command_line import ConfigError, Diverged
 from jebm import checkpoints
 from jebm.checkpoints import CorruptCheckpointError
@@ -103,7 +103,7 @@ def test_damaged_checkpoint_is_passed_over_aloud(copied_run, test_config, damage
     damage(copied_run, 8, item)
     state = train.create_state(test_config, train.build_model(test_config, (8, 8, 1)))
     with pytest.warns(UserWarning, match=r"checkpoints/8 is corrupt"):
-        step, _ = checkpoints.restore(copied_run, train._items(state))
+        step, _ = checkpoints.restore(copied_run, train.checkpoint_items(state))
     assert step == 4
 
 
@@ -149,7 +149,7 @@ def test_finished_run_is_left_as_it_is(copied_run, trained_run, test_config, cap
     assert contents(copied_run) == contents(trained_run)
 
 
-def nan_objective(*arguments, objective=train.objective):
+def nan_objective(*arguments, objective=learning.objective):
     return jax.tree.map(lambda x: x * np.float32("nan"), objective(*arguments))
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import jebm
-from experiments import train
+from experiments import learning, sample, train
 from experiments.command_line import ConfigError
 from jebm import checkpoints, model
 from jebm.backbones.vector import VectorBackbone
@@ -18,8 +18,12 @@ def again(tmp_path_factory):
     """A second run of the tiny configuration, with a record of its calls."""
     path = tmp_path_factory.mktemp("again") / "run"
     calls = {
-        name: mock.Mock(side_effect=getattr(train, name))
-        for name in ("objective", "run_chains", "write_samples")
+        name: mock.Mock(side_effect=getattr(module, name))
+        for module, name in (
+            (learning, "objective"),
+            (learning, "run_chains"),
+            (train, "write_samples"),
+        )
     }
     run(config_with(), path, **calls)
     return path, calls
@@ -29,7 +33,7 @@ def again(tmp_path_factory):
 def gaussian(tmp_path_factory):
     """A run of the Gaussian twin, with a record of its chains."""
     path = tmp_path_factory.mktemp("gaussian") / "run"
-    run_chains = mock.Mock(side_effect=train.run_chains)
+    run_chains = mock.Mock(side_effect=learning.run_chains)
     run(config_with(prior="gaussian"), path, run_chains=run_chains)
     return path, run_chains
 
@@ -148,7 +152,7 @@ def test_run_without_its_samples_and_figures_is_still_a_run(trained_run, tmp_pat
     path = shutil.copytree(trained_run, tmp_path / "run")
     shutil.rmtree(path / "samples")
     shutil.rmtree(path / "figures")
-    train.sample(config_with(), path)
+    sample.sample(config_with(), path)
     assert {file.name for file in (path / "samples").iterdir()} == {
         "ebm_0000008.png",
         "gaussian_0000008.png",

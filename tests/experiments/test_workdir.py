@@ -112,7 +112,7 @@ def test_averaged_parameters_are_neither_the_last_nor_the_first(
     trained_run, test_config
 ):
     state = train.create_state(test_config, train.build_model(test_config, (8, 8, 1)))
-    items = checkpoints.restore(trained_run, train._items(state))[1]
+    items = checkpoints.restore(trained_run, train.checkpoint_items(state))[1]
     kernel = [
         tree.backbone["params"]["decoder"]["Dense_0"]["kernel"]
         for tree in (state.params, items["ema"], items["train_state"]["params"])
@@ -225,7 +225,7 @@ def test_settings_that_cannot_work_are_refused_before_the_workdir_exists(
 
 
 def test_metrics_beyond_the_step_and_a_cut_off_line_are_dropped(tmp_path):
-    writer = workdir.Metrics(tmp_path, 0)
+    writer = workdir.Metrics(tmp_path, 0, 0)
     for step in (2, 4, 6):
         writer.write(step, {"loss_nats": step / 2})
     writer.close()
@@ -233,7 +233,7 @@ def test_metrics_beyond_the_step_and_a_cut_off_line_are_dropped(tmp_path):
         file.write('{"step": 8, "loss')  # killed while writing
     assert [line["step"] for line in workdir.read_metrics(tmp_path)] == [2, 4, 6]
 
-    writer = workdir.Metrics(tmp_path, 4)
+    writer = workdir.Metrics(tmp_path, 4, 0)
     writer.write(6, {"loss_nats": 7.0})
     writer.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -245,7 +245,7 @@ def test_metrics_beyond_the_step_and_a_cut_off_line_are_dropped(tmp_path):
 
 
 def test_metrics_can_be_read_while_they_are_written(tmp_path):
-    writer = workdir.Metrics(tmp_path, 0)
+    writer = workdir.Metrics(tmp_path, 0, 0)
     writer.write(2, {"loss_nats": 1.0})
     assert workdir.read_metrics(tmp_path) == [{"step": 2, "loss_nats": 1.0}]
     writer.close()

@@ -1,0 +1,240 @@
+"""Trains many seeds and settings in one vmapped program, and says which stay sound.
+
+    python -m tools.stability --config=experiments/configs/digits.py --workdir=DIR
+        --seeds=20 --length=3
+    python -m tools.stability --config=experiments/configs/digits.py --workdir=DIR
+        --seeds=2 --length=3 --setting=gradient_penalty=0 --setting=energy_lr=1e-3
+
+`--length` multiplies `learning.num_steps`; each `--setting` is one more row, with fields
+of `learning` that may differ between the lanes of one program. No lane is ever rescued:
+each is held against the limits of `config.guard` at every `log.every` steps, and what it
+came to is written to DIR/stability.json, with Frechet distances of the averaged
+parameters at the end. A killed run goes on from its last checkpoint.
+"""
+
+import json
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from experiments import (
+    classifier,
+    command_line,
+    datasets,
+    evaluate,
+    guard,
+    learning,
+    parallel,
+    sample,
+    train,
+    workdir,
+)
+from jebm import checkpoints
+
+TRACED = ("backbone_lr", "energy_lr", "energy_penalty", "gradient_penalty")
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where to write.", required=True)
+_SEEDS = flags.DEFINE_integer("seeds", 20, "Seeds 0 .. N-1 of every setting.")
+_LENGTH = flags.DEFINE_float("length", 3.0, "Times learning.num_steps.")
+_SETTINGS = flags.DEFINE_multi_string(
+    "setting", [""], "FIELD=VALUE[,FIELD=VALUE ...] of learning; repeat for more rows."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Trains the lanes and writes stability.json."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    config, path = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    try:
+        settings = [_parse(text) for text in _SETTINGS.value]
+        run(config, path, settings, _SEEDS.value, _LENGTH.value)
+    except command_line.USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: float):
+    """Trains `seeds` lanes of each setting for `length` times the config's steps."""
+    config.learning.num_steps = round(length * config.learning.num_steps)
+    train.check_learning(config)
+    sample.check_log(config)
+    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    model = sample.build_model(config, splits["train"].images.shape[1:])
+    lanes = [(setting, seed) for setting in settings for seed in range(seeds)]
+    workdir.write_settings(path, config, {"lanes": [[s, n] for s, n in lanes]})
+
+    state, history = _train(config, path, model, splits["train"].images, lanes)
+    features, _ = classifier.load(config.data.name)
+    results = []
+    for i, (setting, seed) in enumerate(tqdm(lanes, desc="evaluating", disable=None)):
+        ema = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), state.ema)
+        key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
+        found = _distances(key, model, ema, splits["test"].images, features, config)
+        results.append({"setting": setting, "seed": seed} | history.lane(i) | found)
+    workdir.write_json(path / "stability.json", results)
+    _print_table(settings, results)
+
+
+def _distances(key, model, params, heldout, features, config):
+    try:
+        return evaluate.distances(key, model, params, heldout, features, config.eval)
+    except ValueError as error:  # features of a diverged lane are not finite
+        return {"frechet": float("nan"), "not_evaluated": str(error)}
+
+
+def _train(config, path, model, images, lanes):
+    devices = jax.local_devices()[:1]
+    fields = dict(config.learning)
+    traced = {
+        name: jnp.asarray([setting.get(name, fields[name]) for setting, _ in lanes])
+        for name in TRACED
+    }
+    keys = jax.vmap(jax.random.key)(jnp.asarray([seed for _, seed in lanes]))
+    optimizer = learning.create_optimizer(config.learning)  # of the state's structure
+
+    def lane_learning(values):
+        return types.SimpleNamespace(**(fields | values))
+
+    def create(key, values):
+        state = learning.create_state(key, lane_learning(values), model)
+        return state.replace(tx=optimizer)
+
+    def lane_step(lane, state, images):
+        key, values = lane
+        options = lane_learning(values)
+        step_fn = learning.make_train_step(options, model)
+        state = state.replace(tx=learning.create_optimizer(options))
+        state, metrics = step_fn(key, state, images)
+        return state.replace(tx=optimizer), metrics
+
+    def lane_diagnose(lane, state, images):
+        return learning.make_diagnose(model)(lane[0], state, images)
+
+    state = jax.vmap(create)(keys, traced)
+    if checkpoints.steps(path):
+        _, items = checkpoints.restore(path, train.checkpoint_items(state))
+        state = state.replace(**items["train_state"], ema=items["ema"])
+    step = int(state.step[0])
+    history = _History(path, step, len(lanes))
+    batches = [
+        datasets.Batches(images, config.learning.batch_size, seed) for _, seed in lanes
+    ]
+    step_fn = parallel.pmap(jax.vmap(lane_step), devices)
+    diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)
+    state = parallel.replicate(state, devices)
+    last, pending = config.learning.num_steps, []
+    with (
+        checkpoints.manager(path, config.log.keep) as manager,
+        tqdm(initial=step, total=last, unit="step", disable=None) as progress,
+    ):
+        while step < last:
+            batch = np.stack([lane(step) for lane in batches])[None]
+            state, metrics = step_fn((keys, traced), state, batch)
+            step += 1
+            pending.append(metrics)
+            progress.update()
+            if step % config.log.every and step != last:
+                continue
+            values = parallel.unreplicate(pending)
+            values = {k: np.mean([v[k] for v in values], axis=0) for k in values[0]}
+            pending = []
+            if step % config.log.diagnose_every == 0 or step == last:
+                found = diagnose_fn((keys, traced), state, batch[:, :, :16])
+                values |= parallel.unreplicate(found)
+            wrong = history.add(step, values, config.guard)
+            said = f"{wrong}/{len(lanes)} beyond the limits"
+            progress.set_postfix_str(said)
+            if progress.disable:
+                print(f"step {step}/{last}: {said}", flush=True)
+            if step % config.log.checkpoint_every == 0 or step == last:
+                checkpoints.save(
+                    manager, step, train.checkpoint_items(parallel.unreplicate(state))
+                )
+    return parallel.unreplicate(state), history
+
+
+class _History:
+    """metrics.jsonl with a list over lanes for every metric."""
+
+    def __init__(self, path, step, lanes):
+        self._lines = [x for x in workdir.read_metrics(path) if x["step"] <= step]
+        self._path, self._lanes = path, lanes
+
+    def add(self, step, values, limits):
+        """Adds an interval; returns how many lanes have ever left the limits."""
+        wrong = [
+            guard.verdict({k: float(v[i]) for k, v in values.items()}, limits)
+            for i in range(self._lanes)
+        ]
+        lists = {k: np.nan_to_num(v).tolist() for k, v in values.items()}
+        self._lines.append({"step": step, "wrong": wrong} | lists)
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        workdir.write_text(self._path / "metrics.jsonl", text)
+        return sum(any(x["wrong"][i] for x in self._lines) for i in range(self._lanes))
+
+    def lane(self, i):
+        """What lane i came to."""
+        wrong = next((x for x in self._lines if x["wrong"][i]), None)
+        gaps = [x["energy_gap_nats"][i] for x in self._lines]
+        stiff = [x["prior_stiffness"][i] for x in self._lines if "prior_stiffness" in x]
+        return {
+            "diverged": wrong and f"step {wrong['step']}: {wrong['wrong'][i]}",
+            "largest_gap_nats": max(gaps, key=abs),
+            "last_gap_nats": float(np.mean(gaps[-len(gaps) // 10 :])),
+            "largest_prior_stiffness": max(stiff),
+            "last_prior_stiffness": stiff[-1],
+            "last_posterior_stiffness": self._lines[-1]["posterior_stiffness"][i],
+            "largest_prior_grad_norm": max(
+                x["prior_grad_norm"][i] for x in self._lines
+            ),
+            "largest_prior_eps_square": max(
+                x["prior_eps_square"][i] for x in self._lines
+            ),
+        }
+
+
+_COLUMNS = {
+    "largest_gap_nats": "largest gap",
+    "last_gap_nats": "last gap",
+    "last_prior_stiffness": "prior stiffness",
+    "last_posterior_stiffness": "posterior stiffness",
+    "frechet": "Frechet 1x",
+    "frechet_long_chain": "Frechet 4x",
+    "frechet_untilted": "untilted",
+    "frechet_posterior": "posterior",
+}
+
+
+def _print_table(settings, results):
+    """One Markdown row per setting: mean and standard deviation over seeds."""
+    print("| setting | beyond limits | " + " | ".join(_COLUMNS.values()) + " |")
+    print("|---" * (len(_COLUMNS) + 2) + "|")
+    for setting in settings:
+        rows = [r for r in results if r["setting"] == setting]
+        name = ", ".join(f"{k} {v:g}" for k, v in setting.items()) or "as configured"
+        cells = [name, f"{sum(bool(r['diverged']) for r in rows)} of {len(rows)}"]
+        for field in _COLUMNS:
+            values = [r.get(field, np.nan) for r in rows]
+            cells.append(f"{np.mean(values):.3g} ± {np.std(values):.2g}")
+        print("| " + " | ".join(cells) + " |")
+
+
+def _parse(text):
+    setting = dict(item.split("=", 1) for item in text.split(",") if item)
+    if unknown := set(setting) - set(TRACED):
+        raise command_line.ConfigError(
+            f"--setting: unknown {sorted(unknown)}; known: {TRACED}"
+        )
+    return {name: float(value) for name, value in setting.items()}
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)
