@@ -5,6 +5,7 @@ import math
 import pathlib
 import shutil
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -178,10 +179,8 @@ def run_steps(config, path, model, state, splits) -> None:
             _show(progress, step, values)
             wrong = guard.verdict(values, config.guard)
             if due(config.log.checkpoint_every):
-                saved = parallel.unreplicate(replicated)
-                wrong = wrong or guard.verdict(
-                    _leaf_sums(checkpoint_items(saved)), config.guard
-                )
+                saved = checkpoint_items(parallel.unreplicate(replicated))
+                wrong = wrong or guard.verdict(_leaf_sums(saved), config.guard)
             metrics.write(step, values)
             if wrong:
                 state, said = _rescue(config, path, model, step, wrong, rescues)
@@ -194,7 +193,7 @@ def run_steps(config, path, model, state, splits) -> None:
                 report.write(path)
             else:
                 if due(config.log.checkpoint_every):
-                    checkpoints.save(manager, step, checkpoint_items(saved))
+                    checkpoints.save(manager, step, saved)
                 if due(config.log.sample_every):
                     params = parallel.unreplicate(replicated).ema
                     folder = path / "samples"
@@ -250,7 +249,8 @@ def _leaf_sums(items):
     return {jax.tree_util.keystr(path): float(np.sum(leaf)) for path, leaf in leaves}
 
 
-def checkpoint_items(state):
+def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
+    """What is saved of a state, by item of `jebm.checkpoints`."""
     return {
         "ema": state.ema,
         "train_state": {

@@ -4,9 +4,9 @@
          + mean[   log p_beta(z-) - E(z-) ],            z+ ~ p(z|x),  z- ~ p(z)
 
 By maximum likelihood z+ is a sample of the posterior and there is no log q; with an
-encoder it is one of q. Without one the gradient, samples held fixed, is that of -log p(x): the second line is the
-gradient of log Z for the energies, and for beta as well, since Z depends on beta.
-(arXiv 2306.06323)
+encoder it is one of q. Without one the gradient, samples held fixed, is that of
+-log p(x): the second line is the gradient of log Z for the energies, and for beta as
+well, since Z depends on beta. (arXiv 2306.06323)
 
 Terms are per example: the mean is taken once, by the caller, who may also weigh them.
 """

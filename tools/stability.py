@@ -5,11 +5,11 @@
     python -m tools.stability --config=experiments/configs/digits.py --workdir=DIR
         --seeds=2 --length=3 --setting=gradient_penalty=0 --setting=energy_lr=1e-3
 
-`--length` multiplies `learning.num_steps`; each `--setting` is one more row, with fields
-of `learning` that may differ between the lanes of one program. No lane is ever rescued:
-each is held against the limits of `config.guard` at every `log.every` steps, and what it
-came to is written to DIR/stability.json, with Frechet distances of the averaged
-parameters at the end. A killed run goes on from its last checkpoint.
+`--length` multiplies `learning.num_steps`; each `--setting` is one more row, with
+fields of `learning` that may differ between the lanes of one program. No lane is ever
+rescued: each is held against the limits of `config.guard` at every `log.every` steps,
+and what it came to is written to DIR/stability.json, with Frechet distances of the
+averaged parameters at the end. A killed run goes on from its last checkpoint.
 """
 
 import json
@@ -182,6 +182,10 @@ class _History:
 
     def lane(self, i):
         """What lane i came to."""
+
+        def largest(name):
+            return max(x[name][i] for x in self._lines)
+
         wrong = next((x for x in self._lines if x["wrong"][i]), None)
         gaps = [x["energy_gap_nats"][i] for x in self._lines]
         stiff = [x["prior_stiffness"][i] for x in self._lines if "prior_stiffness" in x]
@@ -192,12 +196,9 @@ class _History:
             "largest_prior_stiffness": max(stiff),
             "last_prior_stiffness": stiff[-1],
             "last_posterior_stiffness": self._lines[-1]["posterior_stiffness"][i],
-            "largest_prior_grad_norm": max(
-                x["prior_grad_norm"][i] for x in self._lines
-            ),
-            "largest_prior_eps_square": max(
-                x["prior_eps_square"][i] for x in self._lines
-            ),
+            "largest_prior_grad_norm": largest("prior_grad_norm"),
+            "largest_posterior_grad_norm": largest("posterior_grad_norm"),
+            "largest_prior_eps_square": largest("prior_eps_square"),
         }
 
 

@@ -49,9 +49,8 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.posterior.start = "normal"
 
     config.learning = config_dict.ConfigDict()
-    config.learning.method = (
-        "mle"  # posterior samples by Langevin; "variational": by the encoder
-    )
+    # Posterior samples by Langevin, "mle", or by the encoder, "variational".
+    config.learning.method = "mle"
     config.learning.batch_size = 100  # over all devices
     config.learning.num_steps = 1500
     config.learning.backbone_lr = 1e-3  # Adam
