@@ -45,34 +45,49 @@ def training_curves(lines: list[dict], folder: pathlib.Path) -> pathlib.Path:
         ("log-likelihood of posterior samples", ["log_likelihood_nats"], "nats"),
         ("energies", ["energy_positive_nats", "energy_negative_nats"], "nats"),
         ("gap  E- minus E+", ["energy_gap_nats"], "nats"),
-        ("chain gradients", ["prior_grad_norm", "posterior_grad_norm"], "norm"),
+        ("chain gradients", ["posterior_grad_norm", "prior_grad_norm"], "norm"),
+        ("acceptance under MALA", ["posterior_acceptance", "prior_acceptance"], ""),
+        (_STIFFNESS, ["posterior_stiffness", "prior_stiffness"], ""),
     ]
     panels = [p for p in panels if any(name in line for line in lines for name in p[1])]
+    rows, columns = -(-len(panels) // 3), min(3, len(panels))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 2.8), squeeze=False,
+        rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axis, (title, names, unit) in zip(axes[0], panels, strict=True):
+    rescues = [line["step"] for line in lines if "rescue" in line]
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, names, unit) in zip(axes.flat, panels, strict=False):
+        for step in rescues:
+            axis.axvline(step, color="crimson", linewidth=1, linestyle=":")
+        if title == _STIFFNESS:
+            axis.axhline(0.5, color="crimson", linewidth=1, linestyle="--")
         for name, colour in zip(names, (POSTERIOR, PRIOR), strict=False):
             points = [
                 (line["step"], line[name])
                 for line in lines
                 if line.get(name) is not None  # null where it was not finite
             ]
-            axis.plot(*np.transpose(points), color=colour, label=_LABELS.get(name))
+            if points:
+                axis.plot(*np.transpose(points), color=colour, label=_LABELS.get(name))
         axis.set(title=title, xlabel="training step", ylabel=unit)
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(names) > 1 and axis.lines:
             axis.legend(fontsize=8)
     return _save(figure, folder / "training.png")
 
 
+_STIFFNESS = "stiffness  s\u00b2/4 \u03bb_max,  unstable from 1"
 _LABELS = {
     "energy_positive_nats": "E+  posterior samples",
     "energy_negative_nats": "E-  prior samples",
-    "prior_grad_norm": "prior chain",
-    "posterior_grad_norm": "posterior chain",
+    **{f"prior_{x}": "prior chain" for x in ("grad_norm", "acceptance", "stiffness")},
+    **{
+        f"posterior_{x}": "posterior chain"
+        for x in ("grad_norm", "acceptance", "stiffness")
+    },
 }
 
 

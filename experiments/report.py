@@ -34,11 +34,13 @@ table {{ border-collapse: collapse; }}
 td, th {{ padding: .15rem 1rem .15rem 0; text-align: left;
          font-variant-numeric: tabular-nums; vertical-align: top; }}
 summary {{ cursor: pointer; font-weight: 600; }}
+.rescues {{ color: crimson; }}
 .strip {{ display: flex; gap: .5rem; overflow-x: auto; }}
 .strip figure {{ flex: 0 0 11rem; }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{subtitle}</p>
+{verdict}
 <section class="grid samples">{samples}</section>
 <h2>Over training</h2>
 <section class="strip samples">{history}</section>
@@ -57,7 +59,7 @@ def write(path: pathlib.Path) -> None:
     """Writes report.html of the run in `path` from the files that it holds now."""
     config = json.loads((path / "config.json").read_text())
     lines = workdir.read_metrics(path)
-    last = lines[-1] if lines else {}
+    last = next((x for x in reversed(lines) if "rescue" not in x), {})
     history = _by_name(path / "samples")
     step = last.get("step", 0)
     prior = "joint EBM prior" if config["prior"] == "ebm" else "Gaussian prior"
@@ -67,6 +69,8 @@ def write(path: pathlib.Path) -> None:
             f"{prior} on {config['data']['name']}, {step} of "
             f"{config['learning']['num_steps']} training steps, seed {config['seed']}"
         ),
+        verdict=_rescues(lines)
+        + "".join(_evaluation(file) for file in sorted(path.glob("eval*.json"))),
         samples="".join(
             _figure(history[name][-1], caption)
             for name, caption in _CAPTIONS.items()
@@ -88,6 +92,50 @@ def write(path: pathlib.Path) -> None:
         config=_table(workdir.flat(config)),
     )
     workdir.write_text(path / "report.html", page)
+
+
+def _rescues(lines):
+    """What the guard did, first thing on the page."""
+    told = [line["rescue"] for line in lines if "rescue" in line]
+    if not told:
+        return ""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in told)
+    return f'<ul class="rescues">{items}</ul>'
+
+
+_MEASURES = {
+    "frechet": "samples",
+    "frechet_long_chain": "samples by a chain 4 times as long",
+    "frechet_untilted": "samples of the Gaussian prior of the same generator",
+    "frechet_posterior": "held-out images from their posterior: the floor of any prior",
+    "frechet_real": "one half of the held-out images against the other",
+}
+
+
+def _evaluation(file):
+    """The table of distances, and how well the chains can follow."""
+    found = json.loads(file.read_text())
+    about = (
+        f"Frechet distance to {found['num_reference']} held-out images at step "
+        f"{found['step']}: {found['num_samples']} samples, {found['features']}."
+    )
+    if variant := file.stem.removeprefix("eval").removeprefix("_"):
+        about = f"With {variant}. {about}"
+    distances = _table((text, found[k]) for k, text in _MEASURES.items() if k in found)
+    chains = [
+        (f"{chain} chain", found[f"{chain}_acceptance"], found[f"{chain}_stiffness"])
+        for chain in ("prior", "posterior")
+        if f"{chain}_stiffness" in found
+    ]
+    head = ("", "acceptance under MALA", "stiffness (unstable from 1)")
+    gap = ""
+    if "energy_gap_nats" in found:
+        gap = f"<p>Gap E- minus E+: {found['energy_gap_nats']:.3g} nats.</p>"
+    return (
+        f'<section class="grid"><div><p>{html.escape(about)}</p>{distances}</div>'
+        f"<div><p>The chains, where they end.</p>{_table(chains, head)}{gap}</div>"
+        "</section>"
+    )
 
 
 def _variants(path):

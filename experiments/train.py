@@ -198,6 +198,9 @@ def run_steps(config, path, model, state, splits) -> None:
                     params = parallel.unreplicate(replicated).ema
                     folder = path / "samples"
                     write_samples(config, folder, model, params, splits["test"], step)
+                    figures.training_curves(
+                        workdir.read_metrics(path), path / "figures"
+                    )
                     report.write(path)
             progress.unpause()  # saving and drawing is not training
             clock.restart()
