@@ -2,9 +2,9 @@
 
 python -m experiments.main --config=experiments/configs/celeba64.py
 
-For an accelerator. The published FID is 33.60 (arXiv 2306.06323), of a generator that is
-not described: all settings are ours, taken over from `cifar10`. We have not run this to
-the end. The images, cropped and scaled when they are loaded, take 2.2 GB of memory.
+For an accelerator. The published FID (arXiv 2306.06323) is 33.60, of a generator that
+is not described: all settings are ours, taken over from `cifar10`. We have not run this
+to the end. Images are cropped and scaled as they are loaded, to 2.2 GB of memory.
 """
 
 from experiments.configs import cifar10

@@ -2,8 +2,8 @@
 
 python -m experiments.main --config=experiments/configs/svhn.py
 
-For an accelerator. The published FID is 26.81, of a generator that is not described: all
-settings are ours, taken over from `cifar10`. We have not run this to the end.
+For an accelerator. The published FID is 26.81, of a generator that is not described:
+all settings are ours, taken over from `cifar10`. We have not run this to the end.
 """
 
 from experiments.configs import cifar10
