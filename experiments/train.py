@@ -91,6 +91,7 @@ def train(config, path: pathlib.Path) -> None:
     """Trains the run in `path`, from its newest checkpoint if it has one."""
     check_learning(config)
     check_log(config)
+    evaluate.check_eval(config)  # not only when training is over
     splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
     image_shape = splits["train"].images.shape[1:]
     model = build_model(config, image_shape)
@@ -119,6 +120,8 @@ def train(config, path: pathlib.Path) -> None:
     figures.figures(config, path)
     if config.data.name in evaluate.known():
         evaluate.evaluate(config, path)
+    else:
+        print(f"Not evaluated: data set {config.data.name!r} has no classifier.")
     print(f"Look at {path / 'report.html'}")
 
 
@@ -185,6 +188,7 @@ def run_steps(config, path, model, state, splits) -> None:
             if wrong:
                 state, said = _rescue(config, path, model, step, wrong, rescues)
                 manager.reload()
+                state = state.replace(tx=replicated.tx)  # another would compile anew
                 replicated = parallel.replicate(state, devices)
                 step, rescues = int(state.step), int(state.rescues)
                 progress.write(said)
