@@ -55,7 +55,8 @@ def test_unknown_field_is_named_with_the_known_ones(absent, override, words):
         ("chains.prior.space", model.SPACES),
         ("chains.posterior.start", model.STARTS),
         ("prior", ["ebm", "gaussian"]),
-        ("learning.method", ["mle"]),
+        ("learning.method", ["mle", "variational"]),
+        ("eval.protocol", ["classifier"]),
     ],
 )
 def test_unknown_name_is_answered_with_the_known_ones(absent, override, known):
@@ -77,7 +78,7 @@ def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word)
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--mode=fly", ["fly", "train", "sample", "figures"]),
+        ("--mode=fly", ["fly", "train", "eval", "sample", "figures"]),
         ("--config.learning.batch_size=many", ["learning.batch_size", "many"]),
         ("--config.likelihood.scale=wide", ["likelihood.scale", "wide"]),
         ("--nope=1", ["nope"]),
@@ -96,10 +97,14 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
         ("log.num_samples=7", ["log.num_samples", "even square", "7"]),
         ("log.num_samples=9", ["log.num_samples", "even square", "9"]),
         ("log.every=3", ["log.checkpoint_every", "multiple of log.every", "4 and 3"]),
-        ("log.keep=1", ["log.keep", "at least 2"]),
+        ("log.keep=2", ["log.keep", "at least 3", "2"]),
         ("data.labels=(3,77)", ["data.labels", "[77]"]),
         ("backbone.latent_dims=(4,-1)", ["latent_dims", "(4, -1)"]),
         ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
+        ("guard.max_rescues=-1", ["guard.max_rescues", "[0, inf]", "-1"]),
+        ("eval.num_samples=1", ["eval.num_samples", "at least 2", "1"]),
+        ("eval.batch_size=0", ["eval.batch_size", "at least 1", "0"]),
+        ("eval.num_diagnosed=0", ["eval.num_diagnosed", "at least 1", "0"]),
     ],
 )
 def test_setting_out_of_range_is_named(absent, override, words):
@@ -107,7 +112,7 @@ def test_setting_out_of_range_is_named(absent, override, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("mode", ["sample", "figures"])
+@pytest.mark.parametrize("mode", ["eval", "sample", "figures"])
 def test_reading_where_there_is_no_run_says_to_train(absent, mode):
     message = error_of(CONFIG, f"--workdir={absent}", f"--mode={mode}")
     assert str(absent) in message

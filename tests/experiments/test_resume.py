@@ -153,14 +153,20 @@ def nan_objective(*arguments, objective=learning.objective):
     return jax.tree.map(lambda x: x * np.float32("nan"), objective(*arguments))
 
 
-def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoints(
+def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
     copied_run, trained_run, test_config
 ):
     test_config.learning.num_steps = 16
-    with pytest.raises(Diverged, match=r"diverged by step 10.*'loss_nats'") as raised:
+    test_config.guard.max_rescues = 0
+    wrong = r"diverged by step 10: .*\bloss_nats\b.* not finite, after 0 rescues"
+    with pytest.raises(Diverged, match=wrong) as raised:
         run(test_config, copied_run, objective=nan_objective)
-    assert f"{copied_run} are [4, 8]" in str(raised.value)
-    assert contents(copied_run / "checkpoints") == contents(trained_run / "checkpoints")
+    assert f"{copied_run} checkpoint 4 is sound" in str(raised.value)
+    # That of step 8 was not followed by a sound interval of four steps.
+    assert checkpoints.steps(copied_run) == [4]
+    for left, step in (("checkpoints", "4"), ("checkpoints_set_aside", "8")):
+        sound = contents(trained_run / "checkpoints" / step)
+        assert contents(copied_run / left / step) == sound
 
 
 def test_diverging_command_ends_in_one_line_and_without_a_checkpoint(tmp_path, capsys):
@@ -168,8 +174,11 @@ def test_diverging_command_ends_in_one_line_and_without_a_checkpoint(tmp_path, c
     with pytest.raises(SystemExit) as stopped:
         run_main(CONFIG, f"--workdir={path}", "--config.learning.backbone_lr=1e30")
     message = stopped.value.code
-    assert re.match(r"error: training diverged by step 2: \[.*loss_nats", message)
+    wrong = r"error: training diverged by step 2: .*\bloss_nats\b.* not finite, "
+    assert re.match(wrong + r"after 5 rescues.* no checkpoint is left", message)
     assert "\n" not in message
+    out = capsys.readouterr().out
+    assert re.findall(r"^Rescue (\d+) of at most 5: ", out, re.M) == list("12345")
     assert checkpoints.steps(path) == []
 
 

@@ -56,7 +56,7 @@ def test_metrics_are_finite_numbers_by_name_at_increasing_steps(trained_run):
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     for line in lines:
-        assert set(line) == {
+        expected = {
             "step",
             "energy_gap_nats",
             "energy_negative_nats",
@@ -68,8 +68,14 @@ def test_metrics_are_finite_numbers_by_name_at_increasing_steps(trained_run):
             "log_prior_positive_nats",
             "loss_nats",
             "posterior_grad_norm",
+            "prior_eps_square",
             "prior_grad_norm",
+            "rescues",
         }
+        if line["step"] in (4, 8):
+            expected |= {"posterior_acceptance", "posterior_stiffness"}
+            expected |= {"prior_acceptance", "prior_stiffness"}
+        assert set(line) == expected
         assert np.isfinite(list(line.values())).all()
 
 
