@@ -183,7 +183,7 @@ def run_steps(config, path, model, state, splits) -> None:
             wrong = guard.verdict(values, config.guard)
             if due(config.log.checkpoint_every):
                 saved = checkpoint_items(parallel.unreplicate(replicated))
-                wrong = wrong or guard.verdict(_leaf_sums(saved), config.guard)
+                wrong = wrong or guard.verdict(_sums(saved), config.guard)
             metrics.write(step, values)
             if wrong:
                 state, said = _rescue(config, path, model, step, wrong, rescues)
@@ -250,10 +250,14 @@ def _restore(path, state):
     return state.replace(**items["train_state"], ema=items["ema"])
 
 
-def _leaf_sums(items):
-    """The sum of each parameter, by path: finite where the parameter is."""
-    leaves = jax.tree_util.tree_leaves_with_path(items)
-    return {jax.tree_util.keystr(path): float(np.sum(leaf)) for path, leaf in leaves}
+def _sums(items):
+    """The sum of each item of a checkpoint: finite where all that it holds is."""
+    return {
+        f"checkpoint's {name}": float(
+            sum(np.sum(leaf, dtype=np.float64) for leaf in jax.tree.leaves(item))
+        )
+        for name, item in items.items()
+    }
 
 
 def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
