@@ -50,11 +50,16 @@ runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
 """
 
 
-def start_main(*arguments, figures=True):
-    """The command line as a process of its own, on one device."""
+def start_main(*arguments, figures=True, fault=""):
+    """The command line as a process of its own, on one device.
+
+    Without figures, statements of a `fault` may be run before.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    program = ["-m", "experiments.main"] if figures else ["-c", _WITHOUT_FIGURES]
+    program = ["-c", fault + _WITHOUT_FIGURES]
+    if figures:
+        program = ["-m", "experiments.main"]
     return subprocess.Popen(
         [sys.executable, *program, CONFIG, *map(str, arguments)],
         cwd=ROOT,
@@ -70,6 +75,23 @@ def state_digests(config, path, step):
     model = train.build_model(config, (8, 8, 1))
     templates = train.checkpoint_items(train.create_state(config, model))
     return checkpoints.digests(checkpoints.restore(path, templates, step)[1])
+
+
+def data_files(path, step, item):
+    """Where the arrays of a checkpoint's item are stored."""
+    files = sorted((path / "checkpoints" / str(step) / item).rglob("d/*"))
+    assert files
+    return [file for file in files if file.is_file()]
+
+
+def flip_bytes(path, step, item):
+    """Damages the arrays of a checkpoint's item without changing their size."""
+    for file in data_files(path, step, item):
+        data = bytearray(file.read_bytes())
+        middle = len(data) // 2
+        for i in range(middle - 4, middle + 4):
+            data[i] ^= 0xFF
+        file.write_bytes(data)
 
 
 def metrics(path):

@@ -15,6 +15,8 @@ from jebm.checkpoints import CorruptCheckpointError
 from tests.experiments.runs import (
     CONFIG,
     contents,
+    data_files,
+    flip_bytes,
     metrics,
     run,
     run_main,
@@ -26,22 +28,6 @@ from tests.experiments.runs import (
 @pytest.fixture
 def copied_run(trained_run, tmp_path):
     return shutil.copytree(trained_run, tmp_path / "run")
-
-
-def data_files(path, step, item):
-    """Where the arrays of a checkpoint's item are stored."""
-    files = sorted((path / "checkpoints" / str(step) / item).rglob("d/*"))
-    assert files
-    return [file for file in files if file.is_file()]
-
-
-def flip_bytes(path, step, item):
-    for file in data_files(path, step, item):
-        data = bytearray(file.read_bytes())
-        middle = len(data) // 2
-        for i in range(middle - 4, middle + 4):
-            data[i] ^= 0xFF
-        file.write_bytes(data)
 
 
 def truncate(path, step, item):

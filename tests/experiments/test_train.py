@@ -151,6 +151,19 @@ def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
     assert [name for name in before if before[name] == after[name]] == []
 
 
+def test_stiff_chain_is_warned_of_once():
+    progress, warned = mock.Mock(), set()
+    for step, prior, posterior in ((2, 0.5, 0.6), (4, 0.7, 0.8), (6, 0.9, 0.4)):
+        stiffness = {"prior_stiffness": prior, "posterior_stiffness": posterior}
+        train._warn_of_stiffness(progress, step, stiffness, warned)
+    train._warn_of_stiffness(progress, 8, {"loss_nats": 1.0}, warned)
+    first, second = (call.args[0] for call in progress.write.mock_calls)
+    assert "at step 2 the posterior chain has a stiffness of 0.60" in first
+    assert "chains.posterior.step_size" in first
+    assert "at step 4 the prior chain has a stiffness of 0.70" in second
+    assert "chains.prior.step_size" in second
+
+
 def test_run_without_its_samples_and_figures_is_still_a_run(trained_run, tmp_path):
     path = shutil.copytree(trained_run, tmp_path / "run")
     shutil.rmtree(path / "samples")

@@ -187,9 +187,11 @@ def test_run_with_other_settings_is_refused_and_left_as_it_is(
         ("log.num_samples", 4),
         ("learning.num_steps", 12),
         ("data.data_dir", "/elsewhere"),
+        ("eval.num_samples", 7),
+        ("guard.energy_gap_nats", 7.0),
     ],
 )
-def test_log_length_and_place_of_the_data_may_change(
+def test_log_length_limits_and_place_of_the_data_may_change(
     trained_run, test_config, purpose, field, value
 ):
     set_field(test_config, field, value)
@@ -248,6 +250,24 @@ def test_metrics_beyond_the_step_and_a_cut_off_line_are_dropped(tmp_path):
         {"step": 4, "loss_nats": 2.0},
         {"step": 6, "loss_nats": 7.0},
     ]
+
+
+def test_metrics_go_back_with_a_rescue_and_keep_what_it_said(tmp_path):
+    writer = workdir.Metrics(tmp_path, 0, 0)
+    for step in (2, 4):
+        writer.write(step, {"rescues": 0})
+    first = {"step": 2, "rescues": 1, "rescue": "Rescue 1"}
+    writer.rewind(2, 1, "Rescue 1")
+    assert workdir.read_metrics(tmp_path) == [{"step": 2, "rescues": 0}, first]
+    writer.write(4, {"rescues": 1})
+    writer.rewind(0, 2, "Rescue 2")
+    second = {"step": 0, "rescues": 2, "rescue": "Rescue 2"}
+    assert workdir.read_metrics(tmp_path) == [first, second]
+    writer.close()
+
+    # A run that is killed and goes on from before the second rescue repeats it.
+    workdir.Metrics(tmp_path, 0, 1).close()
+    assert workdir.read_metrics(tmp_path) == [first]
 
 
 def test_metrics_can_be_read_while_they_are_written(tmp_path):
