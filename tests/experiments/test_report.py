@@ -89,6 +89,45 @@ def test_report_shows_the_distances_of_every_layer(trained_run, page):
         assert page.text[start + 1 : start + 5] == numbers
 
 
+def test_report_shows_the_distances_between_images_and_the_state_of_the_chains(
+    trained_run, page
+):
+    found = json.loads((trained_run / "eval.json").read_text())
+    cells = list(zip(page.text, page.text[1:], page.text[2:], strict=False))
+    for text, name in (
+        ("samples", "frechet"),
+        ("samples by a chain 4 times as long", "frechet_long_chain"),
+        ("samples of the Gaussian prior of the same generator", "frechet_untilted"),
+    ):
+        number = f"{found[name]:.4g}"
+        assert any(cell[:2] == (text, number) for cell in cells), (text, number)
+    for chain in ("prior", "posterior"):
+        numbers = [f"{found[f'{chain}_{x}']:.4g}" for x in ("acceptance", "stiffness")]
+        assert (f"{chain} chain", *numbers) in cells
+    head = "Frechet distance to 360 held-out images at step 8: 40 samples"
+    assert any(text.startswith(head) for text in page.text)
+
+
+def test_report_before_evaluation_has_no_distances(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    (path / "eval.json").unlink()
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert not any(text.startswith("Frechet") for text in page.text)
+
+
+def test_report_shows_evaluations_with_other_chains_under_their_names(
+    trained_run, tmp_path
+):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    shutil.copy(path / "eval.json", path / "eval_seed=7.json")
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    told = [text for text in page.text if "Frechet distance" in text]
+    assert len(told) == 2
+    assert sum(text.startswith("With seed=7. ") for text in told) == 1
+
+
 def test_report_of_a_run_without_figures_says_so(trained_run, tmp_path):
     path = shutil.copytree(trained_run, tmp_path / "run")
     shutil.rmtree(path / "figures")
