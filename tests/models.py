@@ -9,7 +9,13 @@ import numpy as np
 import jebm
 
 
-def small_model(dims=(1, 1), conditioning="next", image_shape=(1, 1, 1), **spec):
+def small_model(
+    dims=(1, 1),
+    conditioning="next",
+    image_shape=(1, 1, 1),
+    encoder_widths=None,
+    **spec,
+):
     """A model with smooth networks and latents of `dims`."""
     return jebm.build(
         {
@@ -19,6 +25,7 @@ def small_model(dims=(1, 1), conditioning="next", image_shape=(1, 1, 1), **spec)
                 "conditioning": conditioning,
                 "prior_widths": (4,),
                 "decoder_widths": (5,),
+                "encoder_widths": encoder_widths,
                 "activation": "tanh",
                 "log_scale_bound": 0.7,
             },

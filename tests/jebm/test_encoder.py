@@ -1,0 +1,166 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import jebm
+from jebm import objectives
+from jebm.backbones.vector import VectorBackbone
+from jebm.hierarchy import has_encoder, infer
+from tests.models import grid_nodes, random_params, small_model
+
+
+@pytest.fixture(params=["next", "above"])
+def conditioning(request):
+    return request.param
+
+
+def encoder_model(dims, conditioning="next", **spec):
+    return small_model(dims, conditioning, encoder_widths=(6, 4), **spec)
+
+
+def infer_with(model, params, x, keys):
+    """(latents, log q) of the model's encoder."""
+    return nn.apply(lambda b: infer(b, x, keys)[:2], model.backbone)(params.backbone)
+
+
+def posterior_by_hand(params, x, latents, conditioning):
+    """Location and scale of q for each layer from the raw parameters, in NumPy."""
+    raw = jax.tree.map(np.asarray, params.backbone["params"])
+
+    def dense(network, layer, h):
+        return h @ raw[network][layer]["kernel"] + raw[network][layer]["bias"]
+
+    features = np.asarray(x).reshape(len(x), -1)
+    for layer in ("Dense_0", "Dense_1"):
+        features = np.tanh(dense("encoder", layer, features))
+    for i in range(len(latents)):
+        above = [np.asarray(z) for z in latents[i + 1 :]]
+        above = above[:1] if conditioning == "next" else above
+        h = np.concatenate([features, *above], axis=1)
+        loc, raw_scale = np.split(dense(f"posteriors_{i}", "Dense_0", h), 2, axis=1)
+        yield loc, np.exp(0.7 * np.tanh(raw_scale / 0.7))
+
+
+def log_q_by_hand(params, x, latents, conditioning):
+    by_layer = zip(
+        latents, posterior_by_hand(params, x, latents, conditioning), strict=True
+    )
+    return sum(stats.norm.logpdf(z, *normal).sum(1) for z, normal in by_layer)
+
+
+def test_log_q_is_the_density_of_the_latents_that_are_drawn(conditioning, x64):
+    model = encoder_model((3, 2, 4), conditioning, image_shape=(2, 2, 1))
+    params = random_params(model, dtype=jnp.float64)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 2, 2, 1)))
+    latents, log_q = infer_with(
+        model, params, x, jax.random.split(jax.random.key(0), 5)
+    )
+    assert [z.shape for z in latents] == [(5, 3), (5, 2), (5, 4)]
+    assert log_q.shape == (5,)
+    expected = log_q_by_hand(params, x, latents, conditioning)
+    np.testing.assert_allclose(log_q, expected, rtol=1e-10)
+
+
+def test_noise_of_an_example_depends_on_its_key_and_layer_alone(conditioning, x64):
+    model = encoder_model((2, 2), conditioning)
+    params = random_params(model, dtype=jnp.float64)
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def noise(x, keys):
+        latents, _ = infer_with(model, params, x, keys)
+        normals = posterior_by_hand(params, x, latents, conditioning)
+        return [
+            (np.asarray(z) - loc) / scale
+            for z, (loc, scale) in zip(latents, normals, strict=True)
+        ]
+
+    whole = noise(jnp.linspace(0, 1, 4).reshape(4, 1, 1, 1), keys)
+    alone = noise(jnp.full((1, 1, 1, 1), 0.4), keys[2:3])  # and another image
+    for of_all, of_one in zip(whole, alone, strict=True):
+        np.testing.assert_allclose(of_one, of_all[2:3], rtol=1e-9)
+    assert len(np.unique(np.concatenate(whole).round(9))) == 2 * 4 * 2
+
+
+def test_variational_terms_are_those_of_the_latents_that_are_drawn(conditioning, x64):
+    model = encoder_model((2, 1), conditioning)
+    params = random_params(model, dtype=jnp.float64)
+    x = jnp.linspace(0, 1, 5).reshape(5, 1, 1, 1)
+    keys = jax.random.split(jax.random.key(0), 5)
+    got = objectives.variational_terms(model, params, x, keys)
+    latents, log_q = infer_with(model, params, x, keys)
+    expected = objectives.positive_terms(model, params, x, latents)
+    for name in ("log_likelihood", "log_prior", "energy"):
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name))
+    np.testing.assert_allclose(got.log_q, log_q)
+    np.testing.assert_allclose(got.loss(), expected.loss() + log_q)
+
+
+@pytest.mark.parametrize("energy", [None, {"widths": (6,), "activation": "tanh"}])
+def test_expected_loss_is_minus_the_elbo_by_quadrature(conditioning, energy, x64):
+    model = encoder_model((1, 1), conditioning, energy=energy)
+    params = random_params(model, dtype=jnp.float64)
+    nodes, volume = grid_nodes(bound=12, num=301)
+    image, num = jnp.full((1, 1, 1, 1), 0.8), 20_000
+    images = jnp.full((len(nodes[0]), 1, 1, 1), 0.8)
+    log_q = log_q_by_hand(params, images, nodes, conditioning)
+    weights = np.exp(log_q) * volume
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)  # nothing is left out
+    terms = objectives.positive_terms(model, params, images, nodes)
+    expected = weights @ (np.asarray(terms.loss()) + log_q)
+
+    keys = jax.random.split(jax.random.key(0), num)
+    draws = objectives.variational_terms(
+        model, params, jnp.broadcast_to(image, (num, 1, 1, 1)), keys
+    )
+    loss = np.asarray(draws.loss())
+    assert abs(loss.mean() - expected) < 4 * loss.std() / np.sqrt(num)
+    if energy is None:  # a bound on log p(x), which the same nodes integrate
+        log_joint = np.asarray(terms.log_likelihood + terms.log_prior)
+        log_evidence = np.log(np.sum(np.exp(log_joint)) * volume)
+        assert -expected < log_evidence
+
+
+def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning, x64):
+    model = encoder_model((2, 1), conditioning, image_shape=(2, 1, 1))
+    params = random_params(model, dtype=jnp.float64)
+    x = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 2, 1, 1)))
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def loss(params):
+        return objectives.variational_terms(model, params, x, keys).loss().mean()
+
+    grads, treedef = jax.tree.flatten(jax.grad(loss)(params))
+    leaves, rng, h = jax.tree.leaves(params), np.random.default_rng(2), 1e-5
+    assert len(grads) > 15
+    for i, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
+        assert np.abs(grad).max() > 1e-6
+        direction = jnp.asarray(rng.normal(size=leaf.shape))
+        up, down = (
+            loss(treedef.unflatten([*leaves[:i], moved, *leaves[i + 1 :]]))
+            for moved in (leaf + h * direction, leaf - h * direction)
+        )
+        slope = jnp.sum(grad * direction)
+        np.testing.assert_allclose((up - down) / (2 * h), slope, rtol=1e-6, atol=1e-8)
+
+
+def test_encoder_is_optional_and_leaves_the_generator_as_it_is():
+    without, with_it = small_model((2, 1)), encoder_model((2, 1))
+    assert not has_encoder(without.backbone)
+    assert has_encoder(with_it.backbone)
+    assert not has_encoder(object())  # of a user's own backbone
+    params, more = (
+        jebm.init(jax.random.key(0), model).backbone["params"]
+        for model in (without, with_it)
+    )
+    assert more.keys() - params.keys() == {"encoder", "posteriors_0", "posteriors_1"}
+    shapes = jax.tree.map(jnp.shape, params)
+    assert {name: jax.tree.map(jnp.shape, more[name]) for name in params} == shapes
+
+
+def test_encoder_without_a_width_is_refused():
+    with pytest.raises(ValueError, match=r"encoder_widths must .* got \(\)"):
+        VectorBackbone(output_shape=(1, 1, 1), encoder_widths=())
