@@ -100,6 +100,7 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
         ("log.keep=2", ["log.keep", "at least 3", "2"]),
         ("data.labels=(3,77)", ["data.labels", "[77]"]),
         ("backbone.latent_dims=(4,-1)", ["latent_dims", "(4, -1)"]),
+        ("backbone.encoder_widths=(16,)", ["encoder_widths", "(16,) with 'mle'"]),
         ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
         ("guard.max_rescues=-1", ["guard.max_rescues", "[0, inf]", "-1"]),
         ("eval.num_samples=1", ["eval.num_samples", "at least 2", "1"]),

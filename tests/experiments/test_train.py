@@ -3,6 +3,7 @@ from unittest import mock
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
 import jebm
@@ -136,6 +137,58 @@ def test_gaussian_twin_starts_at_the_generator_of_the_joint_model():
         for config in (config_with(), config_with(prior="gaussian"))
     )
     assert checkpoints.digests(joint.backbone) == checkpoints.digests(twin.backbone)
+
+
+def variational_config():
+    config = config_with(prior="gaussian")
+    config.learning.method = "variational"
+    config.backbone.encoder_widths = (16,)
+    return config
+
+
+def test_plain_vae_lowers_its_loss_and_moves_every_parameter(tmp_path):
+    path, config = tmp_path / "run", variational_config()
+    config.learning.num_steps = 200
+    config.log.update(every=50, checkpoint_every=50, sample_every=200)
+    config.log.diagnose_every = 200
+    run_chains = mock.Mock(side_effect=learning.run_chains)
+    run(config, path, run_chains=run_chains)
+    assert run_chains.call_count == 0
+    lines = metrics(path)
+    assert [line["step"] for line in lines] == [50, 100, 150, 200]
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    losses = [line["loss_nats"] for line in lines]
+    assert losses[-1] < losses[0] - 20
+    model, end = jebm.load(path)
+    assert model.backbone.has_encoder
+    assert model.energy is None
+    start = train.create_state(config, train.build_model(config, (8, 8, 1))).params
+    before, after = checkpoints.digests(start), checkpoints.digests(end)
+    assert [name for name in before if "encoder" in name]
+    assert [name for name in before if before[name] == after[name]] == []
+    names = {file.stem.rsplit("_", 1)[0] for file in (path / "samples").iterdir()}
+    assert names == {"gaussian", "reconstruction"}
+
+
+@pytest.mark.parametrize(
+    ("prior", "method", "widths", "words"),
+    [
+        ("ebm", "variational", (16,), "'variational' is for prior 'gaussian' only"),
+        ("ebm", "mle", (16,), r"encoder_widths go with .*\(16,\) with 'mle'"),
+        ("gaussian", "mle", (), r"encoder_widths go with .*\(\) with 'mle'"),
+        ("gaussian", "variational", None, "encoder_widths go with .* None with"),
+        ("gaussian", "variational", (), r"encoder_widths must .* got \(\)"),
+    ],
+)
+def test_encoder_and_method_that_do_not_go_together_are_refused(
+    tmp_path, prior, method, widths, words
+):
+    config = variational_config()
+    config.prior, config.learning.method = prior, method
+    config.backbone.encoder_widths = widths
+    with pytest.raises(ConfigError, match=words):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
