@@ -23,7 +23,7 @@ import jebm
 from experiments import classifier, datasets, report, workdir
 from experiments.command_line import ConfigError
 from experiments.learning import Role
-from experiments.sample import open_run
+from experiments.sample import in_batches, open_run
 from jebm.diagnostics import chain_diagnostics
 from jebm.metrics import feature_statistics, frechet_distance
 from jebm.sampling import decode, example_keys
@@ -104,7 +104,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
         def draw(key, indices):
             return jebm.sample(key, model, params, len(indices), **chain)
 
-        return _in_batches(key_prior, draw, np.arange(num), batch_size)
+        return in_batches(key_prior, draw, np.arange(num), batch_size)
 
     def posterior_samples(key, indices):
         x = _unit(heldout[indices])
@@ -113,7 +113,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
 
     # Spread over the split; a small one more than once, each time with other noise.
     chosen = np.resize(np.arange(0, len(heldout), max(1, len(heldout) // num)), num)
-    positive = _in_batches(key_posterior, posterior_samples, chosen, batch_size)
+    positive = in_batches(key_posterior, posterior_samples, chosen, batch_size)
     negative = prior_samples()
     found = {
         "frechet": distance(negative.x),
@@ -158,16 +158,6 @@ def _of_halves(real, seed):
     order = np.random.default_rng(seed).permutation(len(real))
     first, second = real[order[::2]], real[order[1::2]]
     return frechet_distance(*feature_statistics(first), *feature_statistics(second))
-
-
-def _in_batches(key, draw, indices, batch_size):
-    """Joins `draw(key, indices)` over batches of equal size: one compile."""
-    padded = np.resize(indices, -(-len(indices) // batch_size) * batch_size)
-    drawn = [
-        jax.device_get(draw(jax.random.fold_in(key, i), batch))
-        for i, batch in enumerate(padded.reshape(-1, batch_size))
-    ]
-    return jax.tree.map(lambda *a: np.concatenate(a)[: len(indices)], *drawn)
 
 
 def _unit(images):

@@ -10,7 +10,7 @@ import numpy as np
 import jebm
 from experiments import datasets, pictures, report, workdir
 from experiments.learning import Role
-from experiments.sample import open_run
+from experiments.sample import in_batches, open_run
 from jebm.metrics import energy_distance
 from jebm.sampling import decode, example_keys, trace_chains
 
@@ -33,7 +33,8 @@ def figures(config, path: pathlib.Path) -> None:
         drawn.append(training_curves(lines, path / "figures"))
     if model.energy is not None and model.chains.prior.num_steps:
         drawn.append(transition(key, model, params, folder))
-        drawn.append(latent_planes(key, model, params, images, folder))
+        batch_size = config.eval.batch_size
+        drawn.append(latent_planes(key, model, params, images, folder, batch_size))
     for file in drawn:
         print(f"wrote {file}")
     report.write(path)
@@ -122,7 +123,9 @@ def transition(key, model, params, folder: pathlib.Path) -> pathlib.Path:
     return _save(figure, folder / "transition.png")
 
 
-def latent_planes(key, model, params, images, folder: pathlib.Path) -> pathlib.Path:
+def latent_planes(
+    key, model, params, images, folder: pathlib.Path, batch_size: int
+) -> pathlib.Path:
     """Draws each layer's latent plane along the Langevin transition.
 
     Prior samples move from their start to the tilted prior, over samples of the
@@ -133,9 +136,13 @@ def latent_planes(key, model, params, images, folder: pathlib.Path) -> pathlib.P
     """
     num = min(_NUM_POINTS, len(images))
     key_prior, key_posterior, key_untilted = jax.random.split(key, 3)
-    x = datasets.to_unit(images[:num])
     index = jnp.arange(num)
-    posterior = jebm.posterior_sample(key_posterior, model, params, x)
+
+    def draw(key, indices):
+        x = datasets.to_unit(jnp.asarray(images[indices]))
+        return jebm.posterior_sample(key, model, params, x)
+
+    posterior = in_batches(key_posterior, draw, np.arange(num), batch_size)
     untilted = jebm.sample(key_untilted, model, params, num, prior="gaussian").latents
     # In z-space the untilted start is not the hierarchy, so both are drawn.
     prior = jax.jit(

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
 import jebm
 from experiments import datasets, pictures, report, workdir
@@ -56,6 +57,19 @@ def write_samples(config, folder, model, params, split, step) -> list[pathlib.Pa
         files.append(folder / f"{name}_{step:07d}.png")
         pictures.save_grid(files[-1], images)
     return files
+
+
+def in_batches(key, draw, indices: np.ndarray, batch_size: int):
+    """Joins `draw(key, indices)` over batches of equal size: one compile.
+
+    The memory of the chains is that of one batch. Returns NumPy arrays.
+    """
+    padded = np.resize(indices, -(-len(indices) // batch_size) * batch_size)
+    drawn = [
+        jax.device_get(draw(jax.random.fold_in(key, i), batch))
+        for i, batch in enumerate(padded.reshape(-1, batch_size))
+    ]
+    return jax.tree.map(lambda *a: np.concatenate(a)[: len(indices)], *drawn)
 
 
 def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -183,28 +183,29 @@ class _History:
     def lane(self, i):
         """What lane i came to."""
 
-        def largest(name):
-            return max(x[name][i] for x in self._lines)
-
-        wrong = next((x for x in self._lines if x["wrong"][i]), None)
-        gaps = [x["energy_gap_nats"][i] for x in self._lines]
-        stiff = [x["prior_stiffness"][i] for x in self._lines if "prior_stiffness" in x]
-        return {
-            "diverged": wrong and f"step {wrong['step']}: {wrong['wrong'][i]}",
-            "largest_gap_nats": max(gaps, key=abs),
-            "last_gap_nats": float(np.mean(gaps[-len(gaps) // 10 :])),
-            "largest_prior_stiffness": max(stiff),
-            "last_prior_stiffness": stiff[-1],
-            "last_posterior_stiffness": self._lines[-1]["posterior_stiffness"][i],
-            "largest_prior_grad_norm": largest("prior_grad_norm"),
-            "largest_posterior_grad_norm": largest("posterior_grad_norm"),
-            "largest_prior_eps_square": largest("prior_eps_square"),
-        }
+        lines = [
+            {k: v[i] for k, v in line.items() if k != "step"} | {"step": line["step"]}
+            for line in self._lines
+        ]
+        wrong = next((line for line in lines if line["wrong"]), None)
+        found = {"diverged": wrong and f"step {wrong['step']}: {wrong['wrong']}"}
+        for name in _KEPT:
+            if values := [line[name] for line in lines if name in line]:
+                found[f"largest_{name}"] = max(values, key=abs)
+                found[f"last_{name}"] = values[-1]
+        return found
 
 
+_KEPT = (
+    *guard.LIMITS,
+    "prior_acceptance",
+    "prior_stiffness",
+    "posterior_acceptance",
+    "posterior_stiffness",
+)
 _COLUMNS = {
-    "largest_gap_nats": "largest gap",
-    "last_gap_nats": "last gap",
+    "largest_energy_gap_nats": "largest gap",
+    "last_energy_gap_nats": "last gap",
     "last_prior_stiffness": "prior stiffness",
     "last_posterior_stiffness": "posterior stiffness",
     "frechet": "Frechet 1x",
@@ -216,13 +217,14 @@ _COLUMNS = {
 
 def _print_table(settings, results):
     """One Markdown row per setting: mean and standard deviation over seeds."""
-    print("| setting | beyond limits | " + " | ".join(_COLUMNS.values()) + " |")
-    print("|---" * (len(_COLUMNS) + 2) + "|")
+    columns = {k: v for k, v in _COLUMNS.items() if any(k in r for r in results)}
+    print("| setting | beyond limits | " + " | ".join(columns.values()) + " |")
+    print("|---" * (len(columns) + 2) + "|")
     for setting in settings:
         rows = [r for r in results if r["setting"] == setting]
         name = ", ".join(f"{k} {v:g}" for k, v in setting.items()) or "as configured"
         cells = [name, f"{sum(bool(r['diverged']) for r in rows)} of {len(rows)}"]
-        for field in _COLUMNS:
+        for field in columns:
             values = [r.get(field, np.nan) for r in rows]
             cells.append(f"{np.mean(values):.3g} ± {np.std(values):.2g}")
         print("| " + " | ".join(cells) + " |")

@@ -47,8 +47,8 @@ def get_config():
     config.learning.energy_penalty = 0.0  # published: none
     config.learning.gradient_penalty = 0.0  # published: none
 
-    # In z-space a chain from N(0, I) is far from p(z_1 | z_2) by nature: only the gap and
-    # NaN count.
+    # In z-space a chain from N(0, I) is far from p(z_1 | z_2) by nature: only the gap
+    # and NaN count.
     config.guard.energy_gap_nats = 1e3
     config.guard.prior_grad_norm = 1e30
     config.guard.posterior_grad_norm = 1e30

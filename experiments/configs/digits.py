@@ -11,8 +11,12 @@ def get_config():
     config = default.get_config()
     config.backbone.latent_dims = (10, 5)
     config.backbone.prior_widths = (50,)
+    config.energy.widths = (100, 100)
     config.likelihood.scale = 0.1
-    config.learning.num_steps = 2200
-    config.log.checkpoint_every = 1100
-    config.log.sample_every = 550
+    config.chains.posterior.num_steps = 30
+    config.chains.posterior.step_size = 0.07
+    config.learning.num_steps = 1500
+    config.learning.energy_lr = 1e-3
+    config.log.checkpoint_every = 500
+    config.log.sample_every = 500
     return config
