@@ -12,6 +12,7 @@ samples and the held-out split. Images are the decoder's means.
     frechet_real         between two random halves of the held-out images, mean of ten
 """
 
+import math
 import pathlib
 import time
 
@@ -55,9 +56,11 @@ def evaluate(config, path: pathlib.Path) -> None:
         "num_reference": len(splits["test"].images),
         "seconds": time.perf_counter() - started,
     }
-    workdir.write_json(file, found | about)
     for name, value in found.items():
-        print(f"  {name:24}{value:.4g}")
+        told = f"{value:.4g}" if math.isfinite(value) else "not finite, left out"
+        print(f"  {name:24}{told}")
+    finite = {name: value for name, value in found.items() if math.isfinite(value)}
+    workdir.write_json(file, finite | about)
     print(f"wrote {file}")
     report.write(path)
 
@@ -83,6 +86,8 @@ def check_eval(config) -> None:
 def distances(key, model, params, heldout, features, options) -> dict[str, float]:
     """The Frechet distances of the module's docstring, and the gap of energies.
 
+    One of samples that are not finite is nan.
+
     Args:
       key: typed key, [].
       model: the model.
@@ -96,6 +101,8 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
     reference = feature_statistics(real)
 
     def distance(images):
+        if not np.isfinite(images).all():
+            return math.nan
         return frechet_distance(*feature_statistics(features(images)), *reference)
 
     key_posterior, key_prior = jax.random.split(key)

@@ -95,6 +95,18 @@ def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_othe
     assert other["frechet_real"] == first["frechet_real"]  # no noise of the run
 
 
+def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys):
+    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
+    run_main(*mode, "--config.chains.prior.step_size=1000.0")
+    found = numbers(copied_run / "eval_chains.prior.step_size=1000.0.json")
+    assert "frechet_long_chain" not in found
+    line = f"  {'frechet_long_chain':24}not finite, left out"
+    assert line in capsys.readouterr().out.splitlines()
+    values = [value for value in found.values() if type(value) is float]
+    assert len(values) > 5
+    assert np.isfinite(values).all()
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
