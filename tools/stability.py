@@ -13,6 +13,7 @@ averaged parameters at the end. A killed run goes on from its last checkpoint.
 """
 
 import json
+import math
 import pathlib
 import sys
 import types
@@ -36,27 +37,21 @@ from experiments import (
     train,
     workdir,
 )
+from experiments.command_line import ConfigError
 from jebm import checkpoints
 
 TRACED = ("backbone_lr", "energy_lr", "energy_penalty", "gradient_penalty")
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where to write.", required=True)
-_SEEDS = flags.DEFINE_integer("seeds", 20, "Seeds 0 .. N-1 of every setting.")
-_LENGTH = flags.DEFINE_float("length", 3.0, "Times learning.num_steps.")
-_SETTINGS = flags.DEFINE_multi_string(
-    "setting", [""], "FIELD=VALUE[,FIELD=VALUE ...] of learning; repeat for more rows."
-)
 
 
 def main(argv: list[str]) -> None:
     """Trains the lanes and writes stability.json."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    config, path = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    given = flags.FLAGS
     try:
-        settings = [_parse(text) for text in _SETTINGS.value]
-        run(config, path, settings, _SEEDS.value, _LENGTH.value)
+        settings = [parse_setting(text) for text in given.setting]
+        path = pathlib.Path(given.workdir)
+        run(given.config, path, settings, given.seeds, given.length)
     except command_line.USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
@@ -69,7 +64,10 @@ def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: fl
     splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
     model = sample.build_model(config, splits["train"].images.shape[1:])
     lanes = [(setting, seed) for setting in settings for seed in range(seeds)]
-    workdir.write_settings(path, config, {"lanes": [[s, n] for s, n in lanes]})
+    spec = {"lanes": [[setting, seed] for setting, seed in lanes]}
+    workdir.check_settings(path, config, "train")
+    _check_lanes(path, spec)
+    workdir.write_settings(path, config, spec)
 
     state, history = _train(config, path, model, splits["train"].images, lanes)
     features, _ = classifier.load(config.data.name)
@@ -77,17 +75,20 @@ def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: fl
     for i, (setting, seed) in enumerate(tqdm(lanes, desc="evaluating", disable=None)):
         ema = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), state.ema)
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
-        found = _distances(key, model, ema, splits["test"].images, features, config)
+        found = evaluate.distances(
+            key, model, ema, splits["test"].images, features, config.eval
+        )
+        found = {k: v for k, v in found.items() if math.isfinite(v)}
         results.append({"setting": setting, "seed": seed} | history.lane(i) | found)
     workdir.write_json(path / "stability.json", results)
     _print_table(settings, results)
 
 
-def _distances(key, model, params, heldout, features, config):
-    try:
-        return evaluate.distances(key, model, params, heldout, features, config.eval)
-    except ValueError as error:  # features of a diverged lane are not finite
-        return {"frechet": float("nan"), "not_evaluated": str(error)}
+def _check_lanes(path, lanes):
+    """Refuses to go on with other lanes than those of `path`."""
+    file = path / "model.json"
+    if file.is_file() and json.loads(file.read_text()) != lanes:
+        raise ConfigError(f"{path} holds other lanes: choose another --workdir")
 
 
 def _train(config, path, model, images, lanes):
@@ -174,15 +175,17 @@ class _History:
             guard.verdict({k: float(v[i]) for k, v in values.items()}, limits)
             for i in range(self._lanes)
         ]
-        lists = {k: np.nan_to_num(v).tolist() for k, v in values.items()}
+        lists = {
+            k: [float(x) if np.isfinite(x) else None for x in v]
+            for k, v in values.items()
+        }
         self._lines.append({"step": step, "wrong": wrong} | lists)
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         workdir.write_text(self._path / "metrics.jsonl", text)
         return sum(any(x["wrong"][i] for x in self._lines) for i in range(self._lanes))
 
     def lane(self, i):
-        """What lane i came to."""
-
+        """What lane i came to, in numbers as long as they were finite."""
         lines = [
             {k: v[i] for k, v in line.items() if k != "step"} | {"step": line["step"]}
             for line in self._lines
@@ -190,7 +193,7 @@ class _History:
         wrong = next((line for line in lines if line["wrong"]), None)
         found = {"diverged": wrong and f"step {wrong['step']}: {wrong['wrong']}"}
         for name in _KEPT:
-            if values := [line[name] for line in lines if name in line]:
+            if values := [x[name] for x in lines if x.get(name) is not None]:
                 found[f"largest_{name}"] = max(values, key=abs)
                 found[f"last_{name}"] = values[-1]
         return found
@@ -230,14 +233,36 @@ def _print_table(settings, results):
         print("| " + " | ".join(cells) + " |")
 
 
-def _parse(text):
-    setting = dict(item.split("=", 1) for item in text.split(",") if item)
-    if unknown := set(setting) - set(TRACED):
-        raise command_line.ConfigError(
-            f"--setting: unknown {sorted(unknown)}; known: {TRACED}"
-        )
-    return {name: float(value) for name, value in setting.items()}
+def parse_setting(text: str) -> dict[str, float]:
+    """Reads a --setting.
+
+    Example:
+      >>> parse_setting("energy_lr=1e-3,gradient_penalty=0")
+      {'energy_lr': 0.001, 'gradient_penalty': 0.0}
+    """
+    setting = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        if name not in TRACED:
+            raise ConfigError(f"--setting: unknown {name!r}; known: {TRACED}")
+        try:
+            setting[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--setting: {item!r} is not FIELD=NUMBER") from None
+    return setting
+
+
+def _define_flags():
+    """Called by the program alone: two may not define the same flags."""
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where to write.", required=True)
+    flags.DEFINE_integer("seeds", 20, "Seeds 0 .. N-1 of every setting.")
+    flags.DEFINE_float("length", 3.0, "Times learning.num_steps.")
+    flags.DEFINE_multi_string(
+        "setting", [""], "FIELD=VALUE[,FIELD=VALUE ...] of learning; one row each."
+    )
 
 
 if __name__ == "__main__":
+    _define_flags()
     app.run(main, flags_parser=command_line.parse)
