@@ -1,3 +1,4 @@
+import doctest
 import itertools
 import math
 import re
@@ -65,6 +66,7 @@ def test_last_good_checkpoint_is_the_newest_followed_by_a_whole_interval():
             # The interval that ended with the verdict does not count.
             sound = [s for s in steps if s + 4 < step]
             assert good == 0 if not sound else good == sound[-1]
+    assert doctest.testmod(guard).failed == 0
 
 
 @pytest.mark.parametrize("rescues", [1, 3])
