@@ -292,3 +292,42 @@ def test_params_of_another_model_are_refused_by_leaf(model, params):
     twin = dataclasses.replace(model, energy=None)
     with pytest.raises(ValueError, match=r"energy.*should be absent"):
         jebm.sample(KEY, twin, params, 2)
+
+
+def test_a_resampled_start_is_nearly_a_draw_of_the_density():
+    loc, scale, num, num_starts = 1.0, 0.6, 4000, 200
+
+    def logdensity_fn(position):
+        (z,) = position
+        return -0.5 * jnp.sum(((z - loc) / scale) ** 2)
+
+    def start(key):
+        return sampling.resampled(key, (jnp.zeros(1),), logdensity_fn, num_starts)
+
+    (z,) = jax.vmap(start)(jax.random.split(KEY, num))
+    # Four standard errors, and for choosing among few the variance of the weights, about
+    # 2, over their number. N(0, 1) would be 1 and .4 off.
+    assert z.mean() == pytest.approx(loc, abs=4 * scale / num**0.5 + 2 / num_starts)
+    assert z.std() == pytest.approx(
+        scale, abs=4 * scale / (2 * num) ** 0.5 + 2 / num_starts
+    )
+
+
+def test_a_chain_starts_at_one_of_its_draws_by_the_density_that_it_samples(
+    model, params
+):
+    keys = sampling.example_keys(KEY, jnp.arange(64))
+    x = jebm.sample(KEY, model, params, 64).x
+    values = []
+    for num_starts in (1, 16):
+        chain = Chain(num_steps=0, num_starts=num_starts)
+        z, _ = run_chains(keys, model, params, chain, x=x)
+        values.append(np.mean(jebm.joint_logdensity(model, params, x, z)))
+    assert values[1] > values[0]
+
+
+def test_a_start_from_the_prior_in_z_space_cannot_be_chosen():
+    with pytest.raises(ValueError, match="num_starts > 1 needs start 'normal'"):
+        Chain(space="z", start="prior", num_starts=2)
+    with pytest.raises(ValueError, match="num_starts must be a positive integer"):
+        Chain(num_starts=0)
