@@ -39,7 +39,9 @@ def numbers(file):
     return found
 
 
-def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(trained_run):
+def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(
+    trained_run, test_config
+):
     found = numbers(trained_run / "eval.json")
     facts = classifier.load("digits")[1]
     about = {
@@ -64,8 +66,10 @@ def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(trained_run
     assert found["frechet_real"] < 0.1 * found["frechet"]
     assert 0 < found["posterior_acceptance"] < 1
     # The energies have hardly moved from 0: the stiffness is that of N(0, I).
-    assert found["prior_stiffness"] == pytest.approx(0.4**2 / 4, rel=0.1)
-    assert found["posterior_stiffness"] > 0.1**2 / 4
+    steps = test_config.chains
+    flat = steps.prior.step_size**2 / 4
+    assert found["prior_stiffness"] == pytest.approx(flat, rel=0.1)
+    assert found["posterior_stiffness"] > steps.posterior.step_size**2 / 4
 
 
 def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_others(
