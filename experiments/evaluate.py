@@ -119,7 +119,8 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
         return jebm.Samples(_decode(model, params, latents), latents)
 
     # Spread over the split; a small one more than once, each time with other noise.
-    chosen = np.resize(np.arange(0, len(heldout), max(1, len(heldout) // num)), num)
+    spread = np.arange(min(num, len(heldout))) * len(heldout) // min(num, len(heldout))
+    chosen = np.resize(spread, num)
     positive = in_batches(key_posterior, posterior_samples, chosen, batch_size)
     negative = prior_samples()
     found = {

@@ -7,6 +7,23 @@ with half the energies' learning rate.
 """
 
 import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class GuardState(NamedTuple):
+    """What the guard remembers; saved with the training state."""
+
+    rescues: jax.Array  # int32 []: each has halved the energies' learning rate
+    good: jax.Array  # int32 []: step of the checkpoint that the last one went back to
+
+    @classmethod
+    def start(cls) -> "GuardState":
+        """Before any rescue."""
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
 
 # Fields of `config.guard` that bound the metric of the same name.
 LIMITS = (
@@ -29,13 +46,15 @@ def verdict(values: dict[str, float], limits) -> str | None:
     return "; ".join(beyond) or None
 
 
-def last_good(steps: list[int], step: int, interval: int) -> int:
+def last_good(steps: list[int], step: int, interval: int, good: int = 0) -> int:
     """The newest checkpoint that was followed by a whole sound interval.
 
     Args:
       steps: of the checkpoints, in order.
       step: where training was found to diverge.
       interval: steps between checkpoints.
+      good: where the last rescue went back to; that checkpoint has proved itself, also
+        if training diverges again right behind it.
 
     Returns:
       Its step; 0, the start, if there is none.
@@ -44,4 +63,4 @@ def last_good(steps: list[int], step: int, interval: int) -> int:
       >>> last_good([100, 200, 300], step=310, interval=100)
       200
     """
-    return max((s for s in steps if s + interval < step), default=0)
+    return max((s for s in steps if s <= good or s + interval < step), default=0)

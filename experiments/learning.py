@@ -10,6 +10,7 @@ from flax.training import train_state
 
 import jebm
 from experiments import datasets, parallel
+from experiments.guard import GuardState
 from jebm import objectives
 from jebm.diagnostics import chain_diagnostics
 from jebm.langevin import global_norm
@@ -32,13 +33,12 @@ class TrainState(train_state.TrainState):
     """Step, parameters and optimiser state (of Flax), and what else a step needs."""
 
     ema: jebm.Params = struct.field(kw_only=True)
-    # How often training has been rolled back; each time halves the energies' rate.
-    rescues: jax.Array = struct.field(kw_only=True)
+    guard: GuardState = struct.field(kw_only=True)
 
     def apply_gradients(self, *, grads: jebm.Params, **kwargs) -> "TrainState":
         """Takes one step of the optimiser, the energies' scaled by 2^-rescues."""
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
-        scale = jnp.exp2(-self.rescues.astype(jnp.float32))
+        scale = jnp.exp2(-self.guard.rescues.astype(jnp.float32))
         energy = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates.energy)
         params = optax.apply_updates(self.params, updates._replace(energy=energy))
         return self.replace(
@@ -75,7 +75,7 @@ def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
         params=params,
         tx=create_optimizer(learning),
         ema=params,
-        rescues=jnp.zeros((), jnp.int32),
+        guard=GuardState.start(),
     )
     # Flax starts at a Python integer, which is no template for a checkpoint.
     return state.replace(step=jnp.zeros((), jnp.int32))

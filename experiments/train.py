@@ -133,14 +133,14 @@ def run_steps(config, path, model, state, splits) -> None:
     """
     devices = jax.local_devices()
     step, last = int(state.step), config.learning.num_steps
-    first, rescues = step, int(state.rescues)
+    first, guarded = step, state.guard
     key = jax.random.key(config.seed)
     batches = datasets.Batches(
         splits["train"].images, config.learning.batch_size, config.seed
     )
     step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
-    metrics = workdir.Metrics(path, step, rescues)
+    metrics = workdir.Metrics(path, step, int(guarded.rescues))
     columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
     progress = tqdm(initial=step, total=last, unit="step", disable=None, ncols=columns)
     replicated = parallel.replicate(state, devices)
@@ -178,7 +178,7 @@ def run_steps(config, path, model, state, splits) -> None:
                 values |= _mean_metrics([found])
                 _warn_of_stiffness(progress, step, values, warned)
             if model.energy is not None:
-                values["rescues"] = rescues
+                values["rescues"] = int(guarded.rescues)
             _show(progress, step, values)
             wrong = guard.verdict(values, config.guard)
             if due(config.log.checkpoint_every):
@@ -186,14 +186,14 @@ def run_steps(config, path, model, state, splits) -> None:
                 wrong = wrong or guard.verdict(_sums(saved), config.guard)
             metrics.write(step, values)
             if wrong:
-                state, said = _rescue(config, path, model, step, wrong, rescues)
+                state, said = _rescue(config, path, model, step, wrong, guarded)
                 manager.reload()
                 state = state.replace(tx=replicated.tx)  # another would compile anew
                 replicated = parallel.replicate(state, devices)
-                step, rescues = int(state.step), int(state.rescues)
+                step, guarded = int(state.step), state.guard
                 progress.write(said)
                 progress.n = step
-                metrics.rewind(step, rescues, said)
+                metrics.rewind(step, int(guarded.rescues), said)
                 report.write(path)
             else:
                 if due(config.log.checkpoint_every):
@@ -210,13 +210,16 @@ def run_steps(config, path, model, state, splits) -> None:
             clock.restart()
 
 
-def _rescue(config, path, model, step, wrong, rescues):
+def _rescue(config, path, model, step, wrong, guarded):
     """The state to go on from, with one more rescue counted, and what to say of it.
 
     Checkpoints after the last good one are set aside, also where training ends here:
     what is left is good.
     """
-    good = guard.last_good(checkpoints.steps(path), step, config.log.checkpoint_every)
+    rescues = int(guarded.rescues)
+    good = guard.last_good(
+        checkpoints.steps(path), step, config.log.checkpoint_every, int(guarded.good)
+    )
     checkpoints.set_aside_after(path, good)
     most = config.guard.max_rescues
     if model.energy is None or rescues == most:
@@ -229,7 +232,8 @@ def _rescue(config, path, model, step, wrong, rescues):
         )
     state = _restore(path, create_state(config, model))
     rescues += 1
-    return state.replace(rescues=np.int32(rescues)), (
+    guarded = guard.GuardState(np.int32(rescues), np.int32(state.step))
+    return state.replace(guard=guarded), (
         f"Rescue {rescues} of at most {most}: {wrong}, by step {step}. Back to step "
         f"{int(state.step)} with half the energy learning rate, "
         f"{config.learning.energy_lr * 0.5**rescues:.3g}."
@@ -268,7 +272,7 @@ def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
             "step": state.step,
             "params": state.params,
             "opt_state": state.opt_state,
-            "rescues": state.rescues,
+            "guard": state.guard,
         },
     }
 

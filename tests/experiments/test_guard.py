@@ -75,6 +75,13 @@ def test_last_good_checkpoint_was_followed_by_a_whole_interval(steps, step, good
     assert guard.last_good(steps, step, interval=4) == good
 
 
+def test_checkpoint_that_was_gone_back_to_stays_good():
+    for step in (9, 10, 12):
+        assert guard.last_good([4, 8], step, interval=4, good=8) == 8
+        assert guard.last_good([4, 8], step, interval=4, good=0) <= 4
+    assert guard.last_good([4], 9, interval=4, good=8) == 4  # 8 turned out damaged
+
+
 def test_examples_of_the_docstrings():
     assert doctest.testmod(guard).failed == 0
 
@@ -87,7 +94,9 @@ def test_each_rescue_halves_the_steps_of_the_energies_alone(test_config, rescues
     # From zero, so that the parameters are the step, with no rounding.
     state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
     fresh, rescued = (
-        state.replace(rescues=jnp.int32(count)).apply_gradients(grads=grads)
+        state.replace(
+            guard=guard.GuardState(jnp.int32(count), jnp.int32(0))
+        ).apply_gradients(grads=grads)
         for count in (0, rescues)
     )
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(fresh.params.energy))
@@ -146,7 +155,7 @@ def rescues_of(config, path, step):
     """The number of rescues in the checkpoint of a step."""
     state = train.create_state(config, train.build_model(config, (8, 8, 1)))
     items = checkpoints.restore(path, train.checkpoint_items(state), step)[1]
-    return int(items["train_state"]["rescues"])
+    return int(items["train_state"]["guard"].rescues)
 
 
 def rescue_lines(out):
@@ -259,8 +268,9 @@ def test_nan_that_comes_once_leaves_no_trace_but_its_rescue(
 
     # Going back restored all that a step depends on: the same bits as if unharmed.
     struck, unharmed = (state_digests(config, run, 16) for run in (path, spared))
-    count = "['train_state']['rescues']"
-    assert struck.pop(count) != unharmed.pop(count)
+    for field in ("rescues", "good"):
+        name = f"['train_state']['guard'].{field}"
+        assert struck.pop(name) != unharmed.pop(name)
     assert struck == unharmed
     assert rescues_of(config, path, 16) == 1
     lines = check_history(path, last=16)
@@ -288,8 +298,8 @@ def test_rescue_passes_over_a_damaged_checkpoint_aloud(
     assert re.search(r"^Rescue 1 .*by step 14\. Back to step 4 ", out, re.M)
     assert checkpoints.steps(path) == [4, 8, 12, 16]
     struck, unharmed = (state_digests(config, run, 16) for run in (path, spared))
-    count = "['train_state']['rescues']"
-    assert {k for k in struck if struck[k] != unharmed[k]} == {count}
+    fields = {f"['train_state']['guard'].{field}" for field in ("rescues", "good")}
+    assert {k for k in struck if struck[k] != unharmed[k]} == fields
 
 
 def test_gaussian_twin_that_diverges_ends_at_once(tmp_path, test_config, capsys):

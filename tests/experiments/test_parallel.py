@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import datasets, learning, parallel, train
+from experiments import datasets, guard, learning, parallel, train
 from tests.models import random_params
 
 
@@ -23,7 +23,7 @@ def step_on(num_devices, config, params, batch, steps=1):
         params=params,
         tx=optax.sgd(1.0),
         ema=params,
-        rescues=jnp.zeros((), jnp.int32),
+        guard=guard.GuardState.start(),
     )
     state = parallel.replicate(state, devices)
     step = parallel.pmap(learning.make_train_step(config.learning, model), devices)
