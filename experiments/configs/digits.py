@@ -13,12 +13,10 @@ def get_config():
     config.backbone.prior_widths = (50,)
     config.energy.widths = (100, 100)
     config.likelihood.scale = 0.1
-    config.chains.prior.step_size = 0.25
     config.chains.posterior.num_steps = 40
-    config.chains.posterior.step_size = 0.05
+    config.chains.posterior.step_size = 0.07
     config.learning.num_steps = 1500
-    config.learning.energy_lr = 2e-3
-    config.learning.gradient_penalty = 0.002
+    config.learning.energy_lr = 1e-3
     config.log.checkpoint_every = 500
     config.log.sample_every = 500
     return config

@@ -14,11 +14,11 @@ def get_config():
     config.likelihood.scale = 0.2
     config.chains.prior.num_steps = 60
     config.chains.prior.step_size = 0.25
-    config.chains.posterior.num_steps = 50
-    config.chains.posterior.step_size = 0.05
-    config.learning.num_steps = 4000
+    config.chains.posterior.num_steps = 60
+    config.chains.posterior.step_size = 0.06
+    config.learning.num_steps = 3500
     config.learning.energy_lr = 2e-3
     config.learning.gradient_penalty = 0.002
     config.log.checkpoint_every = 500
-    config.log.sample_every = 1000
+    config.log.sample_every = 500
     return config
