@@ -305,8 +305,8 @@ def test_a_resampled_start_is_nearly_a_draw_of_the_density():
         return sampling.resampled(key, (jnp.zeros(1),), logdensity_fn, num_starts)
 
     (z,) = jax.vmap(start)(jax.random.split(KEY, num))
-    # Four standard errors, and for choosing among few the variance of the weights,
-    # about 2, over their number. N(0, 1) would be 1 and .4 off.
+    # Four standard errors, and for choosing among few the variance of the weights, about
+    # 2, over their number. N(0, 1) would be 1 and .4 off.
     assert z.mean() == pytest.approx(loc, abs=4 * scale / num**0.5 + 2 / num_starts)
     assert z.std() == pytest.approx(
         scale, abs=4 * scale / (2 * num) ** 0.5 + 2 / num_starts
