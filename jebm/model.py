@@ -36,17 +36,12 @@ class Chain:
         whatever the hierarchy has learned; "z" moves the latents themselves.
       start: "normal" starts at N(0, I) in every layer of that space, "prior" at a
         sample of p_beta(z). In eps-space the two are one.
-      num_starts: with more than one, that many points are drawn from N(0, I), and the
-        chain starts at one of them, chosen in proportion to its density ratio (sampling
-        importance resampling): a posterior chain then rarely starts in the basin of
-        another kind of image, where short runs stay. Costs as many densities.
     """
 
     num_steps: int = 40
     step_size: float = 0.4
     space: str = "eps"
     start: str = "normal"
-    num_starts: int = 1
 
     def __post_init__(self):
         check_num_steps(self.num_steps)
@@ -58,12 +53,6 @@ class Chain:
             raise ValueError(f"unknown space {self.space!r}; known: {SPACES}")
         if self.start not in STARTS:
             raise ValueError(f"unknown start {self.start!r}; known: {STARTS}")
-        if not isinstance(self.num_starts, int) or self.num_starts < 1:
-            raise ValueError(
-                f"num_starts must be a positive integer, got {self.num_starts!r}"
-            )
-        if self.num_starts > 1 and (self.space, self.start) == ("z", "prior"):
-            raise ValueError("num_starts > 1 needs start 'normal' in z-space")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,15 +19,8 @@ import jax.numpy as jnp
 
 from jebm import checks, langevin
 from jebm.densities import one_chain
-from jebm.hierarchy import (
-    Latents,
-    given,
-    inverse_transport,
-    log_standard_normal,
-    top_down,
-    transport,
-)
-from jebm.langevin import Kernel, LangevinInfo, LogDensity
+from jebm.hierarchy import Latents, given, inverse_transport, top_down, transport
+from jebm.langevin import Kernel, LangevinInfo
 from jebm.model import Chain, Model, Params, float_dtype
 
 
@@ -124,34 +117,16 @@ def vmap_chains(body: Callable, keys, model, params, chain, x, temperature):
 
     def one(key, image):
         key_start, key_chain = jax.random.split(key)
-        logdensity_fn = one_chain(model, params, chain.space, image, temperature)
         zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
-        if chain.num_starts > 1:
-            position = resampled(key_start, zeros, logdensity_fn, chain.num_starts)
-        else:
-            position = langevin.normal_like(key_start, zeros)
+        position = langevin.normal_like(key_start, zeros)
         if chain.space == "z" and chain.start == "prior":
             batch = jax.tree.map(lambda eps: eps[None], position)
             batch = to_latents(model, params, batch, "eps", temperature)
             position = jax.tree.map(lambda z: z[0], batch)
+        logdensity_fn = one_chain(model, params, chain.space, image, temperature)
         return body(key_chain, position, logdensity_fn)
 
     return jax.vmap(one)(keys, x)
-
-
-def resampled(
-    key: jax.Array, like: Latents, logdensity_fn: LogDensity, num_starts: int
-) -> Latents:
-    """One of `num_starts` draws of N(0, I), in proportion to density over N(0, I).
-
-    A sample of the density itself as `num_starts` grows.
-    """
-    key_draw, key_choice = jax.random.split(key)
-    many = jax.tree.map(lambda z: jnp.broadcast_to(z, (num_starts, *z.shape)), like)
-    candidates = langevin.normal_like(key_draw, many)
-    log_ratio = jax.vmap(logdensity_fn)(candidates) - log_standard_normal(candidates)
-    chosen = jax.random.categorical(key_choice, log_ratio)
-    return jax.tree.map(lambda z: z[chosen], candidates)
 
 
 def to_latents(

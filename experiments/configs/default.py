@@ -42,13 +42,11 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.prior.step_size = 0.4
     config.chains.prior.space = "eps"
     config.chains.prior.start = "normal"
-    config.chains.prior.num_starts = 1
     config.chains.posterior = config_dict.ConfigDict()
     config.chains.posterior.num_steps = 20
     config.chains.posterior.step_size = 0.1
     config.chains.posterior.space = "eps"
     config.chains.posterior.start = "normal"
-    config.chains.posterior.num_starts = 1  # draws that a chain's start is chosen from
 
     config.learning = config_dict.ConfigDict()
     # Posterior samples by Langevin, "mle", or by the encoder, "variational".
