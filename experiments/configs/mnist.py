@@ -13,12 +13,10 @@ def get_config():
     config.backbone.prior_widths = (100,)
     config.likelihood.scale = 0.2
     config.chains.prior.num_steps = 60
-    config.chains.prior.step_size = 0.25
     config.chains.posterior.num_steps = 60
     config.chains.posterior.step_size = 0.06
-    config.learning.num_steps = 3500
-    config.learning.energy_lr = 2e-3
-    config.learning.gradient_penalty = 0.002
+    config.learning.num_steps = 2500
+    config.learning.energy_lr = 1e-3
     config.log.checkpoint_every = 500
     config.log.sample_every = 500
     return config
