@@ -61,6 +61,11 @@ def _halve(x):
     return nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
 
 
+def known(directory: pathlib.Path = DIRECTORY) -> list[str]:
+    """Data sets that there is a classifier of."""
+    return sorted(path.stem for path in directory.glob("*.json"))
+
+
 def load(
     data_name: str, directory: pathlib.Path = DIRECTORY
 ) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
@@ -101,10 +106,9 @@ def read(
 ) -> tuple[Classifier, Any, dict[str, Any]]:
     """Reads a classifier, its parameters and all of its facts; raises as `load`."""
     command = f"`python -m tools.train_classifier --data={data_name}`"
-    known = sorted(path.stem for path in directory.glob("*.json"))
-    if data_name not in known:
+    if data_name not in known(directory):
         raise ConfigError(
-            f"data set {data_name!r} has no classifier; known: {known}; "
+            f"data set {data_name!r} has no classifier; known: {known(directory)}; "
             f"{command} trains one"
         )
     file = directory / f"{data_name}.npz"

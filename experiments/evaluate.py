@@ -65,11 +65,6 @@ def evaluate(config, path: pathlib.Path) -> None:
     report.write(path)
 
 
-def known() -> list[str]:
-    """Data sets that there is a classifier of."""
-    return sorted(file.stem for file in classifier.DIRECTORY.glob("*.json"))
-
-
 def check_eval(config) -> None:
     """Refuses settings of eval that cannot work, naming the field."""
     if config.eval.protocol != "classifier":
@@ -97,7 +92,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
       options: `config.eval`.
     """
     num, batch_size = options.num_samples, options.batch_size
-    real = features(_unit(heldout))
+    real = features(datasets.to_unit(heldout))
     reference = feature_statistics(real)
 
     def distance(images):
@@ -114,7 +109,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
         return in_batches(key_prior, draw, np.arange(num), batch_size)
 
     def posterior_samples(key, indices):
-        x = _unit(heldout[indices])
+        x = datasets.to_unit(heldout[indices])
         latents = jebm.posterior_sample(key, model, params, x)
         return jebm.Samples(_decode(model, params, latents), latents)
 
@@ -145,7 +140,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
 def chains(key, model, params, heldout, options) -> dict[str, float]:
     """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`."""
     num = options.num_diagnosed
-    x = _unit(heldout[np.arange(num) % len(heldout)])
+    x = datasets.to_unit(heldout[np.arange(num) % len(heldout)])
     examined = {"posterior": (model.chains.posterior, x)}
     if model.energy is not None:
         examined["prior"] = (model.chains.prior, None)
@@ -166,7 +161,3 @@ def _of_halves(real, seed):
     order = np.random.default_rng(seed).permutation(len(real))
     first, second = real[order[::2]], real[order[1::2]]
     return frechet_distance(*feature_statistics(first), *feature_statistics(second))
-
-
-def _unit(images):
-    return np.asarray(datasets.to_unit(jnp.asarray(images)))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import jebm
 from experiments import (
+    classifier,
     datasets,
     evaluate,
     figures,
@@ -99,7 +100,7 @@ def train(config, path: pathlib.Path) -> None:
 
     state = create_state(config, model)
     _print_overview(model, state.params)
-    state = _restore(path, state)
+    state = restore(path, state)
     if state.step:
         print(f"Resuming {path} from step {int(state.step)}.")
     first, last = int(state.step), config.learning.num_steps
@@ -118,7 +119,7 @@ def train(config, path: pathlib.Path) -> None:
             )
         run_steps(config, path, model, state, splits)
     figures.figures(config, path)
-    if config.data.name in evaluate.known():
+    if config.data.name in classifier.known():
         evaluate.evaluate(config, path)
     else:
         print(f"Not evaluated: data set {config.data.name!r} has no classifier.")
@@ -230,7 +231,7 @@ def _rescue(config, path, model, step, wrong, guarded):
             f"{path} {left}. Try a smaller learning.energy_lr or chains.*.step_size, "
             "or a larger learning.gradient_penalty, in another --workdir"
         )
-    state = _restore(path, create_state(config, model))
+    state = restore(path, create_state(config, model))
     rescues += 1
     guarded = guard.GuardState(np.int32(rescues), np.int32(state.step))
     return state.replace(guard=guarded), (
@@ -245,7 +246,7 @@ def create_state(config, model: jebm.Model) -> learning.TrainState:
     return learning.create_state(jax.random.key(config.seed), config.learning, model)
 
 
-def _restore(path, state):
+def restore(path, state: learning.TrainState) -> learning.TrainState:
     """The newest sound checkpoint; `state` itself where there is none."""
     if not checkpoints.steps(path):
         return state

@@ -25,7 +25,7 @@ from jebm.hierarchy import (
     top_down,
 )
 from jebm.model import Model, Params, energy
-from jebm.sampling import to_eps, to_latents
+from jebm.sampling import priors_at, to_eps, to_latents
 
 
 class Positive(NamedTuple):
@@ -126,7 +126,7 @@ def negative_terms(model: Model, params: Params, latents: Latents) -> Negative:
     """
     latents = jax.lax.stop_gradient(latents)
     return Negative(
-        log_prior(latents, _priors(model, params, latents)),
+        log_prior(latents, priors_at(model, params, latents)),
         energy(model, params, latents),
     )
 
@@ -157,10 +157,3 @@ def energy_gradient_penalty(
 
     grads = jax.grad(total_energy)(eps)
     return sum(jnp.sum(g.reshape(g.shape[0], -1) ** 2, axis=-1) for g in grads)
-
-
-def _priors(model, params, latents):
-    def priors(backbone):
-        return top_down(backbone, latents[0].shape[0], given(latents))[1]
-
-    return nn.apply(priors, model.backbone)(params.backbone)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jebm import checks, langevin
 from jebm.densities import one_chain
+from jebm.distributions import Normal
 from jebm.hierarchy import Latents, given, inverse_transport, top_down, transport
 from jebm.langevin import Kernel, LangevinInfo
 from jebm.model import Chain, Model, Params, float_dtype
@@ -149,11 +150,16 @@ def to_latents(
 
 def to_eps(model: Model, params: Params, latents: Latents) -> Latents:
     """The noise of z = T(eps), the inverse of `to_latents` in eps-space."""
+    return inverse_transport(latents, priors_at(model, params, latents))
+
+
+def priors_at(model: Model, params: Params, latents: Latents) -> tuple[Normal, ...]:
+    """p_beta(z_i | z_{>i}) of each layer at `latents`, bottom to top."""
 
     def priors(backbone):
         return top_down(backbone, latents[0].shape[0], given(latents))[1]
 
-    return inverse_transport(latents, nn.apply(priors, model.backbone)(params.backbone))
+    return nn.apply(priors, model.backbone)(params.backbone)
 
 
 def decode(model: Model, params: Params, latents: Latents) -> jax.Array:

@@ -119,10 +119,7 @@ def _train(config, path, model, images, lanes):
     def lane_diagnose(lane, state, images):
         return learning.make_diagnose(model)(lane[0], state, images)
 
-    state = jax.vmap(create)(keys, traced)
-    if checkpoints.steps(path):
-        _, items = checkpoints.restore(path, train.checkpoint_items(state))
-        state = state.replace(**items["train_state"], ema=items["ema"])
+    state = train.restore(path, jax.vmap(create)(keys, traced))
     step = int(state.step[0])
     history = _History(path, step, len(lanes))
     batches = [

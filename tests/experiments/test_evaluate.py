@@ -139,8 +139,8 @@ def test_training_on_data_without_a_classifier_says_that_it_is_not_evaluated(
     told = "Not evaluated: data set 'digits' has no classifier."
     run(test_config, copied_run)
     assert told not in capsys.readouterr().out
-    assert evaluate.known() == NAMES
-    monkeypatch.setattr(evaluate, "known", list)
+    assert classifier.known() == NAMES
+    monkeypatch.setattr(classifier, "known", list)
     run(test_config, copied_run)
     assert told in capsys.readouterr().out
 
