@@ -141,7 +141,9 @@ def chains(key, model, params, heldout, options) -> dict[str, float]:
     """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`."""
     num = options.num_diagnosed
     x = datasets.to_unit(heldout[np.arange(num) % len(heldout)])
-    examined = {"posterior": (model.chains.posterior, x)}
+    examined = {}
+    if model.chains.posterior.num_steps:  # not where the encoder alone draws
+        examined["posterior"] = (model.chains.posterior, x)
     if model.energy is not None:
         examined["prior"] = (model.chains.prior, None)
     found = {}

@@ -1,5 +1,6 @@
 """One training step: state, optimiser, chains, surrogate loss, averaged parameters."""
 
+import dataclasses
 import enum
 
 import jax
@@ -13,8 +14,15 @@ from experiments import datasets, parallel
 from experiments.guard import GuardState
 from jebm import objectives
 from jebm.diagnostics import chain_diagnostics
+from jebm.hierarchy import Latents
 from jebm.langevin import global_norm
-from jebm.sampling import example_keys, run_chains, to_eps
+from jebm.sampling import (
+    example_keys,
+    run_chains,
+    start_positions,
+    to_eps,
+    to_positions,
+)
 
 
 class Role(enum.IntEnum):
@@ -27,6 +35,7 @@ class Role(enum.IntEnum):
     FIGURES = 4
     DIAGNOSTICS = 5
     EVALUATION = 6
+    RESTART = 7
 
 
 class TrainState(train_state.TrainState):
@@ -34,6 +43,9 @@ class TrainState(train_state.TrainState):
 
     ema: jebm.Params = struct.field(kw_only=True)
     guard: GuardState = struct.field(kw_only=True)
+    # Where the persistent prior chains stand: per layer [B, slots, *shape_i], visited
+    # one slot a step; () where every chain starts anew. Sharded with the examples.
+    pool: Latents = struct.field(kw_only=True)
 
     def apply_gradients(self, *, grads: jebm.Params, **kwargs) -> "TrainState":
         """Takes one step of the optimiser, the energies' scaled by 2^-rescues."""
@@ -68,7 +80,7 @@ def create_optimizer(learning) -> optax.GradientTransformation:
 
 
 def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
-    """The state before the first step, on one device; `key` is that of the seed."""
+    """The state before the first step, of all devices; `key` is that of the seed."""
     params = jebm.init(jax.random.fold_in(key, Role.INIT), model)
     state = TrainState.create(
         apply_fn=None,
@@ -76,9 +88,22 @@ def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
         tx=create_optimizer(learning),
         ema=params,
         guard=GuardState.start(),
+        pool=create_pool(key, learning, model, params),
     )
     # Flax starts at a Python integer, which is no template for a checkpoint.
     return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+def create_pool(key, learning, model: jebm.Model, params: jebm.Params) -> Latents:
+    """The persistent prior chains before their first step; () where there are none."""
+    if model.energy is None or not learning.persistent_chains:
+        return ()
+    key = jax.random.fold_in(key, Role.RESTART)
+    keys = jax.random.split(key, learning.persistent_chains)
+    positions = start_positions(keys, model, params, model.chains.prior)
+    return jax.tree.map(
+        lambda p: p.reshape(learning.batch_size, -1, *p.shape[1:]), positions
+    )
 
 
 def make_train_step(learning, model: jebm.Model):
@@ -98,12 +123,19 @@ def make_train_step(learning, model: jebm.Model):
             )
             metrics["posterior_grad_norm"] = info.grad_norm
         if model.energy is not None:
-            negative, info = run_chains(
-                _keys(key, Role.PRIOR, state, x),
-                model,
-                state.params,
-                model.chains.prior,
-            )
+            chain = model.chains.prior
+            keys = _keys(key, Role.PRIOR, state, x)
+            start = None
+            if state.pool:
+                restart = jax.vmap(
+                    lambda key: jax.random.bernoulli(key, learning.restart_fraction)
+                )(_keys(key, Role.RESTART, state, x))
+                start = _take(state, restart, keys, model)
+                chain = dataclasses.replace(chain, num_steps=learning.persistent_steps)
+            negative, info = run_chains(keys, model, state.params, chain, start=start)
+            if state.pool:
+                position = to_positions(model, state.params, negative, chain.space)
+                state = state.replace(pool=_put(state, position))
             metrics["prior_grad_norm"] = info.grad_norm
 
         grads, terms = jax.grad(objective, argnums=1, has_aux=True)(
@@ -125,6 +157,38 @@ def make_train_step(learning, model: jebm.Model):
     return train_step
 
 
+def _take(state, restart, keys, model):
+    """Where the chains of this step's slot go on, or start anew where `restart`."""
+    fresh = start_positions(keys, model, state.params, model.chains.prior)
+
+    def pick(pool, new):
+        old = pool[:, state.step % pool.shape[1]]
+        return jnp.where(restart.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(pick, state.pool, fresh)
+
+
+def _put(state, position):
+    """The pool with the chains of this step's slot at `position`."""
+    return jax.tree.map(
+        lambda pool, new: pool.at[:, state.step % pool.shape[1]].set(new),
+        state.pool,
+        position,
+    )
+
+
+def distribute(state: TrainState, devices) -> TrainState:
+    """Places a state: its chains split over the devices, the rest copied to each."""
+    pool = parallel.shard(state.pool, devices)
+    return parallel.replicate(state.replace(pool=()), devices).replace(pool=pool)
+
+
+def collect(state: TrainState) -> TrainState:
+    """The inverse of `distribute`, as NumPy arrays."""
+    pool = parallel.unshard(state.pool)
+    return parallel.unreplicate(state.replace(pool=())).replace(pool=pool)
+
+
 def objective(model, params, x, positive, negative, learning):
     """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
 
@@ -132,16 +196,19 @@ def objective(model, params, x, positive, negative, learning):
     `negative` is None for the Gaussian twin, whose prior has no negative phase.
     Returns the loss and a dict of terms, in nats.
     """
-    terms_of = {
-        "mle": objectives.positive_terms,
-        "variational": objectives.variational_terms,
-    }
-    plus = terms_of[learning.method](model, params, x, positive)
+    if learning.method == "mle":
+        plus = objectives.positive_terms(model, params, x, positive)
+    else:
+        plus = objectives.variational_terms(
+            model, params, x, positive, learning.energy_share
+        )
     loss = plus.loss().mean()
     terms = {
         "log_likelihood_nats": plus.log_likelihood,
         "log_prior_positive_nats": plus.log_prior,
     }
+    if learning.method == "variational":
+        terms["kl_nats"] = plus.log_q - plus.log_prior  # of q from p_beta
     if negative is not None:
         minus = objectives.negative_terms(model, params, negative)
         loss += minus.loss().mean()
@@ -173,7 +240,9 @@ def make_diagnose(model: jebm.Model):
     def diagnose(key, state, images):
         x = _images(state, images)
         keys = _keys(key, Role.DIAGNOSTICS, state, x)
-        chains = {"posterior": (model.chains.posterior, x)}
+        chains = {}
+        if model.chains.posterior.num_steps:
+            chains["posterior"] = (model.chains.posterior, x)
         if model.energy is not None:
             chains["prior"] = (model.chains.prior, None)
         metrics = {}

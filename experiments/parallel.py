@@ -44,9 +44,7 @@ def example_index(local_batch: int) -> jax.Array:
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Copies a pytree to every device, with a leading device axis."""
-    # The sharding that `pmap` returns: any other would make its second call compile.
-    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    sharding = _sharding(devices)
     return jax.tree.map(
         lambda x: jax.device_put(np.stack([np.asarray(x)] * len(devices)), sharding),
         tree,
@@ -58,6 +56,25 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
-def shard(batch: np.ndarray, num_devices: int) -> np.ndarray:
+def split(batch: np.ndarray, num_devices: int) -> np.ndarray:
     """Splits the first axis: [B, ...] to [num_devices, B / num_devices, ...]."""
     return batch.reshape(num_devices, -1, *batch.shape[1:])
+
+
+def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Spreads the first axis of every leaf over devices: `split`, and placed there."""
+    sharding = _sharding(devices)
+    return jax.tree.map(
+        lambda x: jax.device_put(split(np.asarray(x), len(devices)), sharding), tree
+    )
+
+
+def unshard(tree: Any) -> Any:
+    """The inverse of `shard`, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def _sharding(devices):
+    # That which `pmap` returns: any other would make its second call compile.
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))

@@ -78,6 +78,8 @@ def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
     spec = {k: plain[k] for k in ("backbone", "energy", "likelihood", "chains")}
     if config.prior == "gaussian":
         spec["energy"] = None
+    if config.learning.method == "mle":
+        spec["backbone"].pop("encoder_widths", None)
     return {"image_shape": list(image_shape), **spec}
 
 

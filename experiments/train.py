@@ -48,21 +48,28 @@ def check_learning(config) -> None:
         raise ConfigError(
             f"unknown learning.method {fields.method!r}; known: {methods}"
         )
-    if fields.method == "variational" and config.prior != "gaussian":
+    chain = config.chains.posterior
+    variational = fields.method == "variational"
+    if (chain.start == "encoder", chain.num_steps == 0) != (variational, variational):
         raise ConfigError(
-            "learning.method 'variational' is for prior 'gaussian' only: a plain VAE"
-        )
-    encoder = config.backbone.get("encoder_widths") is not None
-    if encoder != (fields.method == "variational"):
-        raise ConfigError(
-            "backbone.encoder_widths go with learning.method 'variational', got "
-            f"{config.backbone.get('encoder_widths')} with {fields.method!r}"
+            f"learning.method {fields.method!r} needs "
+            + (
+                "chains.posterior.start 'encoder' and num_steps 0"
+                if variational
+                else "another chains.posterior.start than 'encoder', and num_steps"
+            )
+            + f", got {chain.start!r} and {chain.num_steps}"
         )
     devices = jax.local_device_count()
     if fields.batch_size < 1 or fields.batch_size % devices:
         raise ConfigError(
             f"learning.batch_size must be a positive multiple of the {devices} "
             f"devices, got {fields.batch_size}"
+        )
+    if fields.persistent_chains < 0 or fields.persistent_chains % fields.batch_size:
+        raise ConfigError(
+            "learning.persistent_chains must be 0 or a multiple of the batch_size of "
+            f"{fields.batch_size}, got {fields.persistent_chains}"
         )
     for name, low, high in (
         ("num_steps", 1, math.inf),
@@ -75,6 +82,9 @@ def check_learning(config) -> None:
         ("ema_decay", 0, 1),
         ("energy_penalty", 0, math.inf),
         ("gradient_penalty", 0, math.inf),
+        ("energy_share", 0, 1),
+        ("restart_fraction", 0, 1),
+        ("persistent_steps", 1, math.inf),
     ):
         _check_range(config, "learning", name, low, high)
     for name in ("max_rescues", *guard.LIMITS):
@@ -144,7 +154,7 @@ def run_steps(config, path, model, state, splits) -> None:
     metrics = workdir.Metrics(path, step, int(guarded.rescues))
     columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
     progress = tqdm(initial=step, total=last, unit="step", disable=None, ncols=columns)
-    replicated = parallel.replicate(state, devices)
+    replicated = learning.distribute(state, devices)
     pending, clock, warned = [], _Clock(), set()
 
     def due(interval):
@@ -157,7 +167,7 @@ def run_steps(config, path, model, state, splits) -> None:
     ):
         progress.set_description("compiling")
         while step < last:
-            images = parallel.shard(batches(step), len(devices))
+            images = parallel.split(batches(step), len(devices))
             replicated, values = step_fn(key, replicated, images)
             step += 1
             pending.append(values)
@@ -183,14 +193,14 @@ def run_steps(config, path, model, state, splits) -> None:
             _show(progress, step, values)
             wrong = guard.verdict(values, config.guard)
             if due(config.log.checkpoint_every):
-                saved = checkpoint_items(parallel.unreplicate(replicated))
+                saved = checkpoint_items(learning.collect(replicated))
                 wrong = wrong or guard.verdict(_sums(saved), config.guard)
             metrics.write(step, values)
             if wrong:
                 state, said = _rescue(config, path, model, step, wrong, guarded)
                 manager.reload()
                 state = state.replace(tx=replicated.tx)  # another would compile anew
-                replicated = parallel.replicate(state, devices)
+                replicated = learning.distribute(state, devices)
                 step, guarded = int(state.step), state.guard
                 progress.write(said)
                 progress.n = step
@@ -274,6 +284,7 @@ def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
             "params": state.params,
             "opt_state": state.opt_state,
             "guard": state.guard,
+            "pool": state.pool,
         },
     }
 

@@ -22,7 +22,7 @@ BACKBONES = {"vector": VectorBackbone}
 ENERGIES = {"layerwise": LayerwiseEnergy}
 LIKELIHOODS = {"gaussian": Gaussian, "bernoulli": Bernoulli}
 SPACES = ("eps", "z")
-STARTS = ("normal", "prior")
+STARTS = ("normal", "prior", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Chain:
       space: "eps" moves the noise of z = T(eps), whose Gaussian part is N(0, I)
         whatever the hierarchy has learned; "z" moves the latents themselves.
       start: "normal" starts at N(0, I) in every layer of that space, "prior" at a
-        sample of p_beta(z). In eps-space the two are one.
+        sample of p_beta(z); in eps-space the two are one. "encoder", for posterior
+        chains, starts at a sample of q(z | x): with num_steps=0 that is the draw.
     """
 
     num_steps: int = 40
@@ -84,6 +85,19 @@ class Model:
     energy: nn.Module | None
     likelihood: Gaussian | Bernoulli = dataclasses.field(default_factory=Gaussian)
     chains: Chains = Chains()
+
+    def __post_init__(self):
+        check_chains(self.backbone, self.chains)
+
+
+def check_chains(backbone: nn.Module, chains: Chains) -> None:
+    """Raises a ValueError where a chain starts at an encoder that is not there."""
+    if chains.prior.start == "encoder":
+        raise ValueError("the prior chain has no image to start at an encoder with")
+    if chains.posterior.start == "encoder" and not has_encoder(backbone):
+        raise ValueError(
+            "the posterior chain cannot start at the encoder: the backbone has none"
+        )
 
 
 class Params(NamedTuple):

@@ -81,12 +81,19 @@ def positive_terms(
 
 
 def variational_terms(
-    model: Model, params: Params, x: jax.Array, keys: jax.Array
+    model: Model,
+    params: Params,
+    x: jax.Array,
+    keys: jax.Array,
+    energy_share: jax.typing.ArrayLike = 1.0,
 ) -> Positive:
     """Terms of z+ ~ q(z | x), drawn by the backbone's encoder from `keys` [B].
 
     Gradients pass through z+ to the encoder. With E = 0 the loss is minus the evidence
-    lower bound.
+    lower bound. At `energy_share` 1 it is the bound of the tilted prior, up to log Z;
+    at 0 the gradient of E(z+) reaches the energies alone and not what drew z+: q fits
+    the posterior under p_beta. Values do not depend on it. With any share q can climb f
+    faster than the prior's chain can follow.
 
     Example:
       >>> import jebm
@@ -105,11 +112,14 @@ def variational_terms(
     latents, log_q, log_p, output = nn.apply(backbone_terms, model.backbone)(
         params.backbone
     )
+    seen = jax.tree.map(
+        lambda z: (
+            jax.lax.stop_gradient(z) + energy_share * (z - jax.lax.stop_gradient(z))
+        ),
+        latents,
+    )
     return Positive(
-        model.likelihood.log_prob(output, x),
-        log_p,
-        energy(model, params, latents),
-        log_q,
+        model.likelihood.log_prob(output, x), log_p, energy(model, params, seen), log_q
     )
 
 

@@ -20,9 +20,24 @@ import jax.numpy as jnp
 from jebm import checks, langevin
 from jebm.densities import one_chain
 from jebm.distributions import Normal
-from jebm.hierarchy import Latents, given, inverse_transport, top_down, transport
+from jebm.hierarchy import (
+    Latents,
+    given,
+    infer,
+    inverse_transport,
+    top_down,
+    transport,
+)
 from jebm.langevin import Kernel, LangevinInfo
-from jebm.model import Chain, Model, Params, float_dtype
+from jebm.model import (
+    STARTS,
+    Chain,
+    Chains,
+    Model,
+    Params,
+    check_chains,
+    float_dtype,
+)
 
 
 class Samples(NamedTuple):
@@ -44,6 +59,7 @@ def run_chains(
     chain: Chain,
     *,
     x: jax.Array | None = None,
+    start: Latents | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
     kernel: Kernel = langevin.LANGEVIN,
 ) -> tuple[Latents, LangevinInfo]:
@@ -55,6 +71,8 @@ def run_chains(
       params: its parameters.
       chain: steps, step size, space and start.
       x: images [B, H, W, C] in [0, 1], or None.
+      start: positions in the chain's space, each [B, *shape_i]; None for those of
+        `start_positions`.
       temperature: scales every sigma_i of the hierarchy.
       kernel: `langevin.LANGEVIN` or `mala.MALA`.
 
@@ -73,7 +91,7 @@ def run_chains(
         )
         return state.position, info
 
-    position, info = vmap_chains(one, keys, model, params, chain, x, temperature)
+    position, info = vmap_chains(one, keys, model, params, chain, x, temperature, start)
     return to_latents(model, params, position, chain.space, temperature), info
 
 
@@ -112,22 +130,45 @@ def trace_chains(
     return jax.vmap(latents)(jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
 
 
-def vmap_chains(body: Callable, keys, model, params, chain, x, temperature):
+def vmap_chains(body: Callable, keys, model, params, chain, x, temperature, start=None):
     """Maps `body(key, position, logdensity_fn)` over chains, from where each starts."""
-    shapes, dtype = model.backbone.latent_shapes, float_dtype(params)
+    if start is None:
+        start = start_positions(keys, model, params, chain, x, temperature)
 
-    def one(key, image):
-        key_start, key_chain = jax.random.split(key)
-        zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
-        position = langevin.normal_like(key_start, zeros)
-        if chain.space == "z" and chain.start == "prior":
-            batch = jax.tree.map(lambda eps: eps[None], position)
-            batch = to_latents(model, params, batch, "eps", temperature)
-            position = jax.tree.map(lambda z: z[0], batch)
+    def one(key, position, image):
         logdensity_fn = one_chain(model, params, chain.space, image, temperature)
-        return body(key_chain, position, logdensity_fn)
+        return body(jax.random.fold_in(key, _CHAIN), position, logdensity_fn)
 
-    return jax.vmap(one)(keys, x)
+    return jax.vmap(one)(keys, start, x)
+
+
+# What the key of an example is folded with, so that start and steps differ.
+_START, _CHAIN = 0, 1
+
+
+def start_positions(
+    keys: jax.Array,
+    model: Model,
+    params: Params,
+    chain: Chain,
+    x: jax.Array | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> Latents:
+    """Where `chain` starts, in its own space, one position per key [B]."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
+    if chain.start == "encoder":
+
+        def draw(backbone):
+            return infer(backbone, x, keys)[0]
+
+        latents = nn.apply(draw, model.backbone)(params.backbone)
+        return to_positions(model, params, latents, chain.space)
+    dtype = float_dtype(params)
+    zeros = tuple(jnp.zeros(shape, dtype) for shape in model.backbone.latent_shapes)
+    eps = jax.vmap(lambda key: langevin.normal_like(key, zeros))(keys)
+    if chain.space == "z" and chain.start == "prior":
+        return to_latents(model, params, eps, "eps", temperature)
+    return eps
 
 
 def to_latents(
@@ -148,8 +189,13 @@ def to_latents(
     return nn.apply(transported, model.backbone)(params.backbone)
 
 
+def to_positions(model: Model, params: Params, latents: Latents, space: str) -> Latents:
+    """The position of a chain in `space` at z, the inverse of `to_latents`."""
+    return latents if space == "z" else to_eps(model, params, latents)
+
+
 def to_eps(model: Model, params: Params, latents: Latents) -> Latents:
-    """The noise of z = T(eps), the inverse of `to_latents` in eps-space."""
+    """The noise eps of z = T(eps)."""
     return inverse_transport(latents, priors_at(model, params, latents))
 
 
@@ -236,8 +282,9 @@ def posterior_sample(
     *,
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
+    start: str | None = None,
 ) -> Latents:
-    """Draws latents of p(z | x) by a Langevin chain.
+    """Draws latents of p(z | x): by a Langevin chain, an encoder, or one after other.
 
     Args:
       key: typed key, []. Example n draws from `fold_in(key, n)`.
@@ -246,6 +293,8 @@ def posterior_sample(
       x: images [N, H, W, C], floating-point in [0, 1].
       num_steps: of the chain; None for the model's own. Each new value compiles anew.
       step_size: of the chain; None for the model's own.
+      start: of the chain, "encoder", "normal" or "prior"; None for the model's own.
+        From the encoder with `num_steps=0` the draw is the encoder's.
 
     Returns:
       latents z, bottom to top, each [N, *shape_i].
@@ -266,6 +315,10 @@ def posterior_sample(
     checks.params(model, params)
     checks.images(model, x)
     chain = _override(model.chains.posterior, num_steps, step_size)
+    if start is not None:
+        checks.one_of("start", start, STARTS)
+        chain = dataclasses.replace(chain, start=start)
+        check_chains(model.backbone, Chains(model.chains.prior, chain))
     keys = example_keys(key, jnp.arange(x.shape[0]))
     return _posterior_sample(keys, model, params, x, *_split(chain))
 
@@ -284,6 +337,7 @@ def reconstruct(
     *,
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
+    start: str | None = None,
 ) -> jax.Array:
     """Decodes `posterior_sample(...)`; arguments and errors are its own.
 
@@ -298,7 +352,7 @@ def reconstruct(
       (3, 8, 8, 1)
     """
     latents = posterior_sample(
-        key, model, params, x, num_steps=num_steps, step_size=step_size
+        key, model, params, x, num_steps=num_steps, step_size=step_size, start=start
     )
     return _decode(model, params, latents)
 

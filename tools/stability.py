@@ -40,7 +40,14 @@ from experiments import (
 from experiments.command_line import ConfigError
 from jebm import checkpoints
 
-TRACED = ("backbone_lr", "energy_lr", "energy_penalty", "gradient_penalty")
+TRACED = (
+    "backbone_lr",
+    "energy_lr",
+    "energy_penalty",
+    "gradient_penalty",
+    "energy_share",
+    "restart_fraction",
+)
 
 
 def main(argv: list[str]) -> None:

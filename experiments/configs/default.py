@@ -22,7 +22,7 @@ def get_config() -> config_dict.ConfigDict:
     config.backbone.prior_widths = (200, 200)
     config.backbone.decoder_type = "mlp"  # or "deconv", transposed convolutions
     config.backbone.decoder_widths = (512, 512)  # "deconv": channels, coarse to fine
-    config.backbone.encoder_widths = config_dict.placeholder(tuple)  # "variational"
+    config.backbone.encoder_widths = (512, 512)  # built for "variational" alone
     config.backbone.activation = "gelu"
     config.backbone.log_scale_bound = 3.0  # |log sigma_i| stays below it
 
@@ -46,11 +46,20 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.posterior.num_steps = 20
     config.chains.posterior.step_size = 0.1
     config.chains.posterior.space = "eps"
-    config.chains.posterior.start = "normal"
+    config.chains.posterior.start = "normal"  # "encoder", with 0 steps: "variational"
 
     config.learning = config_dict.ConfigDict()
-    # Posterior samples by Langevin, "mle", or by the encoder, "variational".
+    # z+ by the posterior chain, "mle", or by the encoder, "variational".
     config.learning.method = "mle"
+    # "variational": share of E(z+)'s gradient that reaches what draws z+. With any, the
+    # encoder can climb f faster than the prior chain follows.
+    config.learning.energy_share = 0.0
+    # Prior chains that go on where they stood, a batch of them at every step by
+    # persistent_steps, each starting anew with probability restart_fraction.
+    # 0: all of them always start anew and take chains.prior.num_steps.
+    config.learning.persistent_chains = 0
+    config.learning.persistent_steps = 40
+    config.learning.restart_fraction = 0.1
     config.learning.batch_size = 100  # over all devices
     config.learning.num_steps = 1500
     config.learning.backbone_lr = 1e-3  # Adam

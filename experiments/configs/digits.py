@@ -13,9 +13,13 @@ def get_config():
     config.backbone.prior_widths = (50,)
     config.energy.widths = (100, 100)
     config.likelihood.scale = 0.1
-    config.chains.posterior.num_steps = 40
-    config.chains.posterior.step_size = 0.07
-    config.learning.num_steps = 1500
+    config.chains.posterior.start = "encoder"
+    config.chains.posterior.num_steps = 0
+    config.learning.method = "variational"
+    config.learning.num_steps = 2000
+    config.learning.persistent_chains = 1000
+    config.learning.persistent_steps = 40
+    config.learning.restart_fraction = 0.5
     config.learning.energy_lr = 1e-3
     config.log.checkpoint_every = 500
     config.log.sample_every = 500

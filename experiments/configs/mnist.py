@@ -12,11 +12,17 @@ def get_config():
     config.data.name = "mnist"
     config.backbone.prior_widths = (100,)
     config.likelihood.scale = 0.2
-    config.chains.prior.num_steps = 60
-    config.chains.posterior.num_steps = 60
-    config.chains.posterior.step_size = 0.06
-    config.learning.num_steps = 2500
-    config.learning.energy_lr = 1e-3
-    config.log.checkpoint_every = 500
-    config.log.sample_every = 500
+    config.chains.prior.num_steps = 200
+    config.chains.prior.step_size = 0.3
+    config.chains.posterior.start = "encoder"
+    config.chains.posterior.num_steps = 0
+    config.learning.method = "variational"
+    config.learning.num_steps = 8000
+    config.learning.persistent_chains = 4000
+    config.learning.persistent_steps = 20
+    config.learning.restart_fraction = 0.025
+    config.learning.energy_lr = 2e-3
+    config.learning.gradient_penalty = 0.01
+    config.log.checkpoint_every = 1000
+    config.log.sample_every = 1000
     return config

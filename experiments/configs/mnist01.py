@@ -21,10 +21,14 @@ def get_config():
     # With 2-D latents each unit moves many pixels: a wider p(x | z) keeps the posterior
     # chain stable.
     config.likelihood.scale = 0.4
+    config.chains.prior.num_steps = 60
+    config.chains.prior.step_size = 0.4
+    config.chains.posterior.start = "normal"
     config.chains.posterior.num_steps = 40
     config.chains.posterior.step_size = 0.07
+    config.learning.method = "mle"
+    config.learning.persistent_chains = 0
     config.learning.num_steps = 4000
-    config.log.sample_every = 1000
     config.learning.backbone_lr = 3e-4
     config.learning.energy_lr = 5e-4
     config.learning.gradient_penalty = 0.01

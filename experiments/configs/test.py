@@ -12,6 +12,10 @@ def get_config():
     config.energy.widths = (8,)
     config.chains.prior.num_steps = 4
     config.chains.posterior.num_steps = 4
+    config.chains.posterior.start = "normal"
+    config.learning.method = "mle"
+    config.learning.persistent_chains = 40
+    config.learning.persistent_steps = 4
     config.learning.batch_size = 20
     config.learning.num_steps = 8
     config.log.every = 2

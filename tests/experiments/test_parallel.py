@@ -24,13 +24,16 @@ def step_on(num_devices, config, params, batch, steps=1):
         tx=optax.sgd(1.0),
         ema=params,
         guard=guard.GuardState.start(),
+        pool=learning.create_pool(
+            jax.random.key(config.seed), config.learning, model, params
+        ),
     )
-    state = parallel.replicate(state, devices)
+    state = learning.distribute(state, devices)
     step = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     key = jax.random.key(config.seed)
     for _ in range(steps):
-        state, metrics = step(key, state, parallel.shard(batch, num_devices))
-    return parallel.unreplicate((state, metrics))
+        state, metrics = step(key, state, parallel.split(batch, num_devices))
+    return learning.collect(state), parallel.unreplicate(metrics)
 
 
 def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, batch):
@@ -41,14 +44,17 @@ def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, ba
     for num_devices in (1, 2):
         state, metrics = step_on(num_devices, test_config, params, batch)
         gradients = jax.tree.map(lambda old, new: old - new, params, state.params)
-        results.append((jax.tree.leaves(gradients), metrics))
-    (one, metrics_one), (two, metrics_two) = results
+        results.append((jax.tree.leaves(gradients), metrics, state.pool))
+    (one, metrics_one, pool_one), (two, metrics_two, pool_two) = results
     largest = max(np.abs(g).max() for g in one)
     assert one[0].dtype == np.float64
     # All learn.
     assert all(np.abs(g).max() > 1e-9 * largest for g in one)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * largest)
+    for a, b in zip(pool_one, pool_two, strict=True):
+        assert a.shape[:2] == (20, 2)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
     assert metrics_one.keys() == metrics_two.keys()
     for name, value in metrics_one.items():
         np.testing.assert_allclose(metrics_two[name], value, rtol=1e-10, err_msg=name)
@@ -84,11 +90,11 @@ def test_devices_keep_equal_parameters(test_config, batch):
     devices = jax.local_devices()
     assert len(devices) == 2
     model = train.build_model(test_config, (8, 8, 1))
-    state = parallel.replicate(train.create_state(test_config, model), devices)
+    state = learning.distribute(train.create_state(test_config, model), devices)
     step = parallel.pmap(learning.make_train_step(test_config.learning, model), devices)
     for _ in range(3):
-        state, _ = step(jax.random.key(0), state, parallel.shard(batch, 2))
-    for leaf in jax.tree.leaves(state):
+        state, _ = step(jax.random.key(0), state, parallel.split(batch, 2))
+    for leaf in jax.tree.leaves(state.replace(pool=())):
         first, second = np.asarray(leaf)
         np.testing.assert_array_equal(first, second)
 
@@ -111,9 +117,19 @@ def test_mean_is_over_devices():
 
 def test_shard_keeps_the_order_of_examples():
     batch = np.arange(12).reshape(6, 2)
-    sharded = parallel.shard(batch, 3)
+    sharded = parallel.split(batch, 3)
     assert sharded.shape == (3, 2, 2)
     np.testing.assert_array_equal(np.concatenate(sharded), batch)
+
+
+def test_unshard_undoes_shard():
+    tree = (np.arange(12).reshape(4, 3), {"a": np.float32([1, 2])})
+    sharded = parallel.shard(tree, jax.local_devices())
+    assert sharded[0].shape == (2, 2, 3)
+    assert len(sharded[0].sharding.device_set) == 2
+    back = parallel.unshard(sharded)
+    np.testing.assert_array_equal(back[0], tree[0])
+    np.testing.assert_array_equal(back[1]["a"], tree[1]["a"])
 
 
 def test_unreplicate_undoes_replicate():

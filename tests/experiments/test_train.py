@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments import learning, sample, train
+from experiments import datasets, learning, parallel, sample, train
 from experiments.command_line import ConfigError
 from jebm import checkpoints, model
 from jebm.backbones.vector import VectorBackbone
@@ -139,21 +139,26 @@ def test_gaussian_twin_starts_at_the_generator_of_the_joint_model():
     assert checkpoints.digests(joint.backbone) == checkpoints.digests(twin.backbone)
 
 
-def variational_config():
-    config = config_with(prior="gaussian")
+def variational_config(prior):
+    config = config_with(prior=prior)
     config.learning.method = "variational"
     config.backbone.encoder_widths = (16,)
+    config.chains.posterior.update(start="encoder", num_steps=0)
     return config
 
 
-def test_plain_vae_lowers_its_loss_and_moves_every_parameter(tmp_path):
-    path, config = tmp_path / "run", variational_config()
+@pytest.mark.parametrize("prior", ["ebm", "gaussian"])
+def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
+    prior, tmp_path
+):
+    path, config = tmp_path / "run", variational_config(prior)
     config.learning.num_steps = 200
     config.log.update(every=50, checkpoint_every=50, sample_every=200)
     config.log.diagnose_every = 200
     run_chains = mock.Mock(side_effect=learning.run_chains)
     run(config, path, run_chains=run_chains)
-    assert run_chains.call_count == 0
+    assert all(call.kwargs.get("x") is None for call in run_chains.mock_calls)
+    assert (run_chains.call_count == 0) == (prior == "gaussian")
     lines = metrics(path)
     assert [line["step"] for line in lines] == [50, 100, 150, 200]
     assert all(np.isfinite(list(line.values())).all() for line in lines)
@@ -161,34 +166,98 @@ def test_plain_vae_lowers_its_loss_and_moves_every_parameter(tmp_path):
     assert losses[-1] < losses[0] - 20
     model, end = jebm.load(path)
     assert model.backbone.has_encoder
-    assert model.energy is None
+    assert (model.energy is None) == (prior == "gaussian")
+    assert model.chains.posterior == jebm.Chain(0, 0.1, start="encoder")
     start = train.create_state(config, train.build_model(config, (8, 8, 1))).params
     before, after = checkpoints.digests(start), checkpoints.digests(end)
     assert [name for name in before if "encoder" in name]
     assert [name for name in before if before[name] == after[name]] == []
     names = {file.stem.rsplit("_", 1)[0] for file in (path / "samples").iterdir()}
-    assert names == {"gaussian", "reconstruction"}
+    assert names == {"gaussian", "reconstruction"} | {"ebm"} - {prior}
 
 
 @pytest.mark.parametrize(
-    ("prior", "method", "widths", "words"),
+    ("method", "start", "num_steps", "widths", "words"),
     [
-        ("ebm", "variational", (16,), "'variational' is for prior 'gaussian' only"),
-        ("ebm", "mle", (16,), r"encoder_widths go with .*\(16,\) with 'mle'"),
-        ("gaussian", "mle", (), r"encoder_widths go with .*\(\) with 'mle'"),
-        ("gaussian", "variational", None, "encoder_widths go with .* None with"),
-        ("gaussian", "variational", (), r"encoder_widths must .* got \(\)"),
+        ("mle", "encoder", 0, (16,), "'mle' needs another .* got 'encoder' and 0"),
+        ("mle", "normal", 0, (16,), "'mle' needs .* num_steps, got 'normal' and 0"),
+        ("variational", "normal", 0, (16,), "needs .* 'encoder' .* got 'normal' and 0"),
+        ("variational", "encoder", 3, (16,), "needs .* 'encoder' .* 'encoder' and 3"),
+        ("variational", "encoder", 0, (), r"encoder_widths must .* got \(\)"),
     ],
 )
-def test_encoder_and_method_that_do_not_go_together_are_refused(
-    tmp_path, prior, method, widths, words
+def test_chain_and_method_that_do_not_go_together_are_refused(
+    tmp_path, method, start, num_steps, widths, words
 ):
-    config = variational_config()
-    config.prior, config.learning.method = prior, method
+    config = variational_config("ebm")
+    config.learning.method = method
+    config.chains.posterior.update(start=start, num_steps=num_steps)
     config.backbone.encoder_widths = widths
     with pytest.raises(ConfigError, match=words):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def steps_of(config, num=3):
+    """Steps on one device: the states, and where each step's prior chains started."""
+    model = train.build_model(config, (8, 8, 1))
+    images = datasets.load("digits")["train"].images[: config.learning.batch_size]
+    starts = []
+
+    def recording(*args, start=None, **kwargs):
+        if start is not None:
+            jax.debug.callback(
+                lambda z: starts.append(jax.tree.map(np.array, z)), start
+            )
+        return run_chains(*args, start=start, **kwargs)
+
+    run_chains = learning.run_chains
+    devices = jax.local_devices()[:1]
+    states = [learning.distribute(train.create_state(config, model), devices)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "run_chains", recording)
+        step = parallel.pmap(
+            learning.make_train_step(config.learning, model), devices, donate=False
+        )
+        for _ in range(num):
+            key = jax.random.key(config.seed)
+            states.append(step(key, states[-1], parallel.split(images, 1))[0])
+        jax.effects_barrier()
+    return [learning.collect(state) for state in states], starts
+
+
+def test_persistent_chains_go_on_where_their_slot_stood():
+    config = config_with()
+    config.learning.restart_fraction = 0.0
+    (first, *states), starts = steps_of(config)
+    assert [p.shape for p in first.pool] == [(20, 2, 4), (20, 2, 2)]
+    for t, pool in enumerate([first.pool, first.pool, states[0].pool]):
+        for start, positions in zip(starts[t], pool, strict=True):
+            np.testing.assert_array_equal(start, positions[:, t % 2])
+    for before, after in zip(first.pool, states[0].pool, strict=True):
+        assert (before[:, 0] != after[:, 0]).all()
+        np.testing.assert_array_equal(before[:, 1], after[:, 1])
+
+
+def test_chains_that_always_restart_are_fresh_chains():
+    config = config_with()
+    config.learning.restart_fraction = 1.0
+    (*_, restarted), _ = steps_of(config)
+    config.learning.persistent_chains = 0
+    (*_, fresh), starts = steps_of(config)
+    assert starts == []
+    assert fresh.pool == ()
+    assert checkpoints.digests(restarted.params) == checkpoints.digests(fresh.params)
+
+
+def test_about_the_stated_fraction_restarts():
+    config = config_with()
+    config.learning.update(restart_fraction=0.3, batch_size=1000)
+    config.learning.persistent_chains = 1000
+    (first, second, _), starts = steps_of(config, num=2)
+    del first
+    went_on = (starts[1][0] == second.pool[0][:, 0]).all(axis=1)
+    assert abs(went_on.mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 1000)
 
 
 def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import jebm
 from jebm import objectives
 from jebm.backbones.vector import VectorBackbone
 from jebm.hierarchy import has_encoder, infer
-from tests.models import grid_nodes, random_params, small_model
+from jebm.model import Chain, Chains
+from jebm.sampling import example_keys, start_positions, to_latents, to_positions
+from tests.models import grid_nodes, random_latents, random_params, small_model
 
 
 @pytest.fixture(params=["next", "above"])
@@ -145,6 +149,88 @@ def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning,
         )
         slope = jnp.sum(grad * direction)
         np.testing.assert_allclose((up - down) / (2 * h), slope, rtol=1e-6, atol=1e-8)
+
+
+def test_energy_share_says_what_the_energy_s_gradient_reaches(conditioning, x64):
+    model = encoder_model((2, 1), conditioning, image_shape=(2, 1, 1))
+    params = random_params(model, dtype=jnp.float64)
+    x = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 2, 1, 1)))
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def loss_and_grads(model, share):
+        def loss(params):
+            return objectives.variational_terms(model, params, x, keys, share).loss()
+
+        grads = jax.grad(lambda params: loss(params).sum())(params)
+        return loss(params), *(jax.flatten_util.ravel_pytree(g)[0] for g in grads)
+
+    value, full, energy = loss_and_grads(model, 1.0)
+    _, none, _ = loss_and_grads(dataclasses.replace(model, energy=None), 1.0)
+    for share in (0.0, 0.25):
+        same, backbone, energy_again = loss_and_grads(model, share)
+        np.testing.assert_allclose(same, value)
+        np.testing.assert_allclose(energy_again, energy)
+        np.testing.assert_allclose(
+            backbone, none + share * (full - none), rtol=0, atol=1e-12
+        )
+    assert np.abs(full - none).max() > 1e-3
+
+
+def test_posterior_chain_starts_at_the_encoder(conditioning):
+    model = encoder_model((3, 2), conditioning, image_shape=(2, 2, 1))
+    params = random_params(model)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 2, 2, 1)), jnp.float32)
+    key = jax.random.key(3)
+    chains = Chains(posterior=Chain(0, 0.05, start="encoder"))
+    by_encoder = dataclasses.replace(model, chains=chains)
+    got = jebm.posterior_sample(key, by_encoder, params, x)
+    named = jebm.posterior_sample(key, model, params, x, num_steps=0, start="encoder")
+    keys = example_keys(key, jnp.arange(4))
+    expected = start_positions(
+        keys, by_encoder, params, chains.posterior, x
+    )  # eps of q's draws
+    expected = to_latents(by_encoder, params, expected, "eps")
+    for a, b, c in zip(got, named, expected, strict=True):
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(a, b)
+    # They are draws of q: the noise that q's own location and scale leave is N(0, I).
+    num = 4000
+    many = jnp.broadcast_to(x[:1], (num, 2, 2, 1))
+    latents = jebm.posterior_sample(key, by_encoder, params, many)
+    by_layer = posterior_by_hand(params, many, latents, conditioning)
+    for z, (loc, scale) in zip(latents, by_layer, strict=True):
+        noise = (np.asarray(z) - loc) / scale
+        assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    # One step from there moves by about the step's size.
+    moved = jebm.posterior_sample(key, by_encoder, params, x, num_steps=1)
+    for a, b in zip(moved, got, strict=True):
+        assert (a != b).all()
+
+
+@pytest.mark.parametrize("space", ["eps", "z"])
+def test_positions_and_latents_are_inverse(space):
+    model = encoder_model((3, 2))
+    params = random_params(model)
+    latents = random_latents(model, 5)
+    positions = to_positions(model, params, latents, space)
+    back = to_latents(model, params, positions, space)
+    for a, b in zip(latents, back, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_start_at_an_encoder_that_is_not_there_is_refused():
+    chain = Chain(start="encoder")
+    without, with_it = small_model((2, 1)), encoder_model((2, 1))
+    with pytest.raises(ValueError, match="backbone has none"):
+        dataclasses.replace(without, chains=Chains(posterior=chain))
+    with pytest.raises(ValueError, match="no image to start"):
+        dataclasses.replace(with_it, chains=Chains(prior=chain))
+    params, x = jebm.init(jax.random.key(0), without), jnp.ones((1, 1, 1, 1))
+    arguments = (jax.random.key(0), without, params, x)
+    with pytest.raises(ValueError, match="backbone has none"):
+        jebm.reconstruct(*arguments, start="encoder")
+    with pytest.raises(ValueError, match=r"unknown start 'nope'; known: .*encoder"):
+        jebm.posterior_sample(*arguments, start="nope")
 
 
 def test_encoder_is_optional_and_leaves_the_generator_as_it_is():

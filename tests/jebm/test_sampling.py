@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import jebm
 from jebm import mala, sampling
@@ -93,7 +94,7 @@ def test_gradient_through_sample_matches_finite_differences(x64):
     def brightness(params):
         return jebm.sample(KEY, model, params, 2).x.sum()
 
-    jax.test_util.check_grads(brightness, (params,), order=1, modes=["rev"], rtol=1e-6)
+    check_grads(brightness, (params,), order=1, modes=["rev"], rtol=1e-6)
 
 
 def test_each_set_of_static_arguments_is_traced_once(params, model):
