@@ -101,6 +101,17 @@ def load(
     return features, {key: facts[key] for key in keys}
 
 
+def labels(data_name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The classes that the classifier of a data set sees, int [N]; as `load`.
+
+    Example:
+      >>> labels("digits")(np.zeros((3, 8, 8, 1))).shape
+      (3,)
+    """
+    classifier, params, _ = read(data_name)
+    return lambda images: in_batches(classifier, params, images).argmax(axis=-1)
+
+
 def read(
     data_name: str, directory: pathlib.Path = DIRECTORY
 ) -> tuple[Classifier, Any, dict[str, Any]]:

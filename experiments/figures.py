@@ -1,6 +1,8 @@
-"""Figures of a trained run: latent planes, Langevin transition, training curves."""
+"""Figures of a trained run: training curves, chains, latent planes, hierarchy."""
 
+import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,11 @@ import matplotlib
 import numpy as np
 
 import jebm
-from experiments import datasets, pictures, report, workdir
+from experiments import classifier, datasets, pictures, report, workdir
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
 from jebm.metrics import energy_distance
+from jebm.objectives import positive_terms
 from jebm.sampling import decode, example_keys, trace_chains
 
 matplotlib.use("Agg")
@@ -20,6 +23,8 @@ import matplotlib.pyplot as plt
 PRIOR, POSTERIOR = "#0072B2", "#E69F00"  # colour-blind-safe
 _NUM_POINTS = 4000  # of prior and of posterior in a latent plane
 _NUM_CHAINS = 8  # rows of the transition
+_LONG_RUN = 2500  # steps
+_HIERARCHICAL = (64, 16)  # z_{>k} kept, draws given each
 
 
 def figures(config, path: pathlib.Path) -> None:
@@ -31,8 +36,17 @@ def figures(config, path: pathlib.Path) -> None:
     drawn = []
     if lines := workdir.read_metrics(path):
         drawn.append(training_curves(lines, path / "figures"))
+    if model.chains.posterior.num_steps:
+        heldout = splits["test"].images
+        drawn.append(posterior_transition(key, model, params, heldout, folder))
     if model.energy is not None and model.chains.prior.num_steps:
         drawn.append(transition(key, model, params, folder))
+        drawn.append(long_run(key, model, params, folder))
+        if len(model.backbone.latent_shapes) > 1:
+            labels = None
+            if config.data.name in classifier.known():
+                labels = classifier.labels(config.data.name)
+            drawn.append(hierarchical(key, model, params, folder, labels))
         batch_size = config.eval.batch_size
         drawn.append(latent_planes(key, model, params, images, folder, batch_size))
     for file in drawn:
@@ -95,32 +109,192 @@ _LABELS = {
 def transition(key, model, params, folder: pathlib.Path) -> pathlib.Path:
     """Decodes prior chains along the way, above the energy profile of 256 chains."""
     chain = model.chains.prior
+    traced, energies = _trace_prior(key, model, params, chain, every=1)
+    return _draw_chains(
+        folder / "transition.png",
+        "Langevin transition of the tilted prior",
+        [decode(model, params, _at(traced, t, _NUM_CHAINS)) for t in _times(energies)],
+        energies,
+        every=1,
+    )
+
+
+def posterior_transition(
+    key, model, params, images, folder: pathlib.Path
+) -> pathlib.Path:
+    """Decodes posterior chains along the way; the last column is the image itself."""
+    x = datasets.to_unit(jnp.asarray(np.resize(images, (256, *images.shape[1:]))))
+    keys = example_keys(key, jnp.arange(256))
+    traced, values = jax.jit(_trace_posterior, static_argnums=1)(keys, model, params, x)
+    shown = [decode(model, params, _at(traced, t, _NUM_CHAINS)) for t in _times(values)]
+    return _draw_chains(
+        folder / "posterior_transition.png",
+        "Langevin transition of the posterior, and the image",
+        [*shown, x[:_NUM_CHAINS]],
+        values,
+        every=1,
+        label="log p(x | z) (nats)",
+    )
+
+
+def long_run(key, model, params, folder: pathlib.Path) -> pathlib.Path:
+    """Prior chains far beyond the length of training: do images and energy hold?
+
+    Writes beside the picture the energy over the last 500 steps and the 500 before, in
+    nats, means over 256 chains with the standard error of their difference, and that
+    difference in standard deviations of the energy.
+    """
+    chain = dataclasses.replace(model.chains.prior, num_steps=_LONG_RUN)
+    every = 10
+    traced, energies = _trace_prior(key, model, params, chain, every)
+    found = plateau(energies, 500 // every)
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(folder / "long_run.json", found)
+    return _draw_chains(
+        folder / "long_run.png",
+        f"{_LONG_RUN} steps of the tilted prior's chain\nenergy of the last 500 minus "
+        f"that of the 500 before: {found['difference_in_sd']:+.3f} standard deviations",
+        [decode(model, params, _at(traced, t, _NUM_CHAINS)) for t in _times(energies)],
+        energies,
+        every=every,
+        trained=model.chains.prior.num_steps,
+    )
+
+
+def plateau(energies: np.ndarray, window: int) -> dict[str, float]:
+    """Compares the last `window` of energies [T, chains] with the `window` before.
+
+    Example:
+      >>> found = plateau(np.array([[9.0, 9.0], [1.0, 3.0], [2.0, 6.0]]), window=1)
+      >>> [found[k] for k in ("before_nats", "last_nats", "difference_in_sd")]
+      [2.0, 4.0, 1.0]
+    """
+    last, before = energies[-window:], energies[-2 * window : -window]
+    difference = last.mean(axis=0) - before.mean(axis=0)  # of each chain
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    return {
+        "before_nats": float(before.mean()),
+        "last_nats": float(last.mean()),
+        "standard_error_nats": float(error),
+        "difference_in_sd": float(difference.mean() / last.std()),
+    }
+
+
+def _trace_prior(key, model, params, chain, every):
     keys = example_keys(key, jnp.arange(256))
     traced = jax.jit(
-        lambda keys, params: trace_chains(keys, model, params, chain, every=1)
+        lambda keys, params: trace_chains(keys, model, params, chain, every=every)
     )(keys, params)
     energies = jax.vmap(lambda z: jebm.energy(model, params, z))(traced)  # [T, B]
-    times = _times(chain.num_steps, 12)
-    shown = [decode(model, params, _at(traced, t, _NUM_CHAINS)) for t in times]
-    images = np.stack(shown, axis=1).reshape(-1, *model.image_shape)
-    picture = np.asarray(pictures.grid(images, columns=len(times)))
+    return traced, np.asarray(energies)
 
+
+def _trace_posterior(keys, model, params, x):
+    traced = trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)
+    log_p = jax.vmap(lambda z: positive_terms(model, params, x, z).log_likelihood)
+    return traced, log_p(traced)
+
+
+def _draw_chains(file, title, shown, values, *, every, label="E (nats)", trained=None):
+    """Rows of images, one per chain, above the profile of `values` [T, chains]."""
+    times = [t * every for t in _times(values)]
+    rows, columns = len(shown[0]), len(shown)
+    images = np.stack(shown, axis=1).reshape(rows * columns, *shown[0].shape[1:])
+    picture = np.asarray(pictures.grid(images, columns=columns))
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 7.5), height_ratios=[3, 1], layout="constrained"
     )
     top.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    width = picture.shape[1] / len(times)
-    top.set_xticks([width * (i + 0.5) for i in range(len(times))], times)
+    width = picture.shape[1] / columns
+    labels = [str(t) for t in times] + ["x"] * (columns - len(times))
+    top.set_xticks([width * (i + 0.5) for i in range(columns)], labels)
     top.set_yticks([])
-    top.set(title="Langevin transition of the tilted prior", xlabel="Langevin step")
-    mean, spread = energies.mean(axis=1), energies.std(axis=1)
-    steps = np.arange(chain.num_steps + 1)
+    top.set(title=title, xlabel="Langevin step")
+    mean, spread = values.mean(axis=1), values.std(axis=1)
+    steps = np.arange(len(values)) * every
     bottom.plot(steps, mean, color=PRIOR)
     bottom.fill_between(steps, mean - spread, mean + spread, color=PRIOR, alpha=0.2)
-    bottom.set(xlabel="Langevin step", ylabel="E (nats)", xlim=(0, chain.num_steps))
-    bottom.set_title("energy of 256 chains: mean and standard deviation", fontsize=10)
+    if trained is not None:
+        bottom.axvline(trained, color="black", linewidth=1, linestyle=":")
+        bottom.annotate(" as sampled", (trained, bottom.get_ylim()[1]), va="top")
+    bottom.set(xlabel="Langevin step", ylabel=label, xlim=(0, steps[-1]))
+    bottom.set_title(
+        f"{values.shape[1]} chains: mean and standard deviation", fontsize=10
+    )
     bottom.grid(alpha=0.3)
-    return _save(figure, folder / "transition.png")
+    return _save(figure, file)
+
+
+def hierarchical(
+    key, model, params, folder: pathlib.Path, labels: Callable | None
+) -> pathlib.Path:
+    """Keeps z_{>k} and draws the layers below anew: what does each layer hold?
+
+    For each k below L, tilted prior above, Gaussian prior below; a row shares its
+    z_{>k}. Where `labels` (images -> classes) tells classes, writes beside the picture
+    how often two images of one row agree in theirs, and how often any two do.
+    """
+    layers = len(model.backbone.latent_shapes)
+    priors = ("ebm", "gaussian")
+    figure, axes = plt.subplots(
+        2, layers - 1, figsize=(5.2 * (layers - 1), 10.8), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    found = {}
+    rows, columns = _HIERARCHICAL
+
+    def repeat(z):
+        return jnp.repeat(z, columns, axis=0)
+
+    for k in range(1, layers):
+        for row, prior in enumerate(priors):
+            key_above, key_below = jax.random.split(
+                jax.random.fold_in(key, 2 * k + row)
+            )
+            kept = jebm.sample(key_above, model, params, rows, prior=prior).latents[k:]
+            kept = jax.tree.map(repeat, kept)
+            x = jebm.sample(
+                key_below, model, params, rows * columns, prior=prior, above=kept
+            ).x
+            told = ""
+            if labels is not None:
+                agreement = agreement_of(
+                    labels(np.nan_to_num(x)).reshape(rows, columns)
+                )
+                found.setdefault(f"k={k}", {})[prior] = agreement
+                told = f"\nlabels agree: {agreement['in_rows']:.2f} in a row, "
+                told += f"{agreement['overall']:.2f} overall"
+            shown = x.reshape(rows, columns, *model.image_shape)[:8, :8]
+            picture = pictures.grid(shown.reshape(64, *model.image_shape), columns=8)
+            axis = axes[row, k - 1]
+            axis.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+            name = {"ebm": "tilted", "gaussian": "Gaussian"}[prior]
+            kept_layers = ", ".join(f"z_{i + 1}" for i in range(k, layers))
+            axis.set_title(f"{name} prior, {kept_layers} kept{told}", fontsize=10)
+    if found:
+        folder.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(folder / "hierarchical.json", found)
+    return _save(figure, folder / "hierarchical.png")
+
+
+def agreement_of(labels: np.ndarray) -> dict[str, float]:
+    """How often two of `labels` [rows, columns] agree, of one row and of any.
+
+    Example:
+      >>> found = agreement_of(np.array([[1, 1, 1], [2, 2, 3]]))
+      >>> found["in_rows"]  # 3 of 3 pairs, and 1 of 3
+      0.6666666666666666
+    """
+
+    def pairs(labels):
+        counts = np.unique(labels, return_counts=True)[1]
+        return np.sum(counts * (counts - 1)) / (labels.size * (labels.size - 1))
+
+    return {
+        "in_rows": float(np.mean([pairs(row) for row in labels])),
+        "overall": float(pairs(labels)),
+    }
 
 
 def latent_planes(
@@ -160,7 +334,7 @@ def latent_planes(
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(folder / "latent_planes.json", distances)
 
-    times = _times(model.chains.prior.num_steps, 6)
+    times = _spaced(model.chains.prior.num_steps, 6)
     layers = len(posterior)
     figure, axes = plt.subplots(
         layers + 1, len(times), figsize=(2.1 * len(times), 2.2 * (layers + 1)),
@@ -254,7 +428,12 @@ def _distances(posterior, tilted, untilted):
     return values | {"ratio": values["tilted"] / values["untilted"]}
 
 
-def _times(num_steps, count):
+def _times(values, count=12):
+    """At most `count` of the indices of `values`, closer together at the start."""
+    return _spaced(len(values) - 1, count)
+
+
+def _spaced(num_steps, count):
     """At most `count` steps from 0 to num_steps, closer together at the start."""
     times = np.geomspace(1, num_steps, count - 1).round().astype(int).tolist()
     return sorted({0, *times})

@@ -115,11 +115,11 @@ def make_train_step(learning, model: jebm.Model):
 
     def train_step(key, state, images):
         x = _images(state, images)
-        positive = _keys(key, Role.POSTERIOR, state, x)
-        metrics, negative = {}, None
-        if learning.method == "mle":
+        keys_positive = _keys(key, Role.POSTERIOR, state, x)
+        metrics, positive, negative = {}, None, None
+        if model.chains.posterior.num_steps:
             positive, info = run_chains(
-                positive, model, state.params, model.chains.posterior, x=x
+                keys_positive, model, state.params, model.chains.posterior, x=x
             )
             metrics["posterior_grad_norm"] = info.grad_norm
         if model.energy is not None:
@@ -139,7 +139,7 @@ def make_train_step(learning, model: jebm.Model):
             metrics["prior_grad_norm"] = info.grad_norm
 
         grads, terms = jax.grad(objective, argnums=1, has_aux=True)(
-            model, state.params, x, positive, negative, learning
+            model, state.params, x, keys_positive, positive, negative, learning
         )
         metrics = jax.tree.map(jnp.mean, metrics | terms)
         grads, metrics = parallel.mean((grads, metrics))
@@ -189,26 +189,30 @@ def collect(state: TrainState) -> TrainState:
     return parallel.unreplicate(state.replace(pool=())).replace(pool=pool)
 
 
-def objective(model, params, x, positive, negative, learning):
+def objective(model, params, x, keys, positive, negative, learning):
     """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
 
-    `positive` are posterior samples, or the keys [B] that an encoder draws them from.
+    `positive` are samples of the posterior chain; None where the encoder alone draws,
+    from `keys` [B]. Of samples that a chain refined, generator and energies learn as by
+    maximum likelihood, and the encoder from its own.
     `negative` is None for the Gaussian twin, whose prior has no negative phase.
     Returns the loss and a dict of terms, in nats.
     """
-    if learning.method == "mle":
+    terms, loss = {}, 0.0
+    if learning.method == "variational":
+        held = params
+        if positive is not None:
+            held = objectives.hold_all_but_encoder(model, params)
+        plus = objectives.variational_terms(model, held, x, keys, learning.energy_share)
+        loss += plus.loss().mean()
+        terms["kl_nats"] = plus.log_q - plus.log_prior  # of q from p_beta
+    if positive is not None:
         plus = objectives.positive_terms(model, params, x, positive)
-    else:
-        plus = objectives.variational_terms(
-            model, params, x, positive, learning.energy_share
-        )
-    loss = plus.loss().mean()
-    terms = {
+        loss += plus.loss().mean()
+    terms |= {
         "log_likelihood_nats": plus.log_likelihood,
         "log_prior_positive_nats": plus.log_prior,
     }
-    if learning.method == "variational":
-        terms["kl_nats"] = plus.log_q - plus.log_prior  # of q from p_beta
     if negative is not None:
         minus = objectives.negative_terms(model, params, negative)
         loss += minus.loss().mean()

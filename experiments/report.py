@@ -13,6 +13,9 @@ _CAPTIONS = {
     "reconstruction": "Held-out images, each followed by its reconstruction",
     "training": "Training curves",
     "transition": "Langevin transition of the tilted prior",
+    "long_run": "The tilted prior's chain far beyond the length of training",
+    "posterior_transition": "Langevin transition of the posterior",
+    "hierarchical": "Layers above kept, layers below drawn anew, row by row",
     "latent_planes": "Latent planes",
 }
 

@@ -50,15 +50,16 @@ def check_learning(config) -> None:
         )
     chain = config.chains.posterior
     variational = fields.method == "variational"
-    if (chain.start == "encoder", chain.num_steps == 0) != (variational, variational):
+    if (chain.start == "encoder") != variational:
         raise ConfigError(
             f"learning.method {fields.method!r} needs "
-            + (
-                "chains.posterior.start 'encoder' and num_steps 0"
-                if variational
-                else "another chains.posterior.start than 'encoder', and num_steps"
-            )
-            + f", got {chain.start!r} and {chain.num_steps}"
+            f"{'' if variational else 'another '}chains.posterior.start "
+            f"{'' if variational else 'than '}'encoder', got {chain.start!r}"
+        )
+    if not (variational or chain.num_steps):
+        raise ConfigError(
+            "learning.method 'mle' needs steps of the posterior chain, got "
+            "chains.posterior.num_steps=0"
         )
     devices = jax.local_device_count()
     if fields.batch_size < 1 or fields.batch_size % devices:

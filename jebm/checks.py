@@ -85,6 +85,17 @@ def images(model, x) -> None:
         raise ValueError(f"x must lie in [0, 1], got values in [{low:g}, {high:g}]")
 
 
+def above(model, value, num: int) -> None:
+    """Demands the latents [num, *shape_i] of fewer than all layers, the top ones."""
+    shapes = model.backbone.latent_shapes
+    if not isinstance(value, tuple | list) or len(value) >= len(shapes):
+        raise ValueError(
+            f"above must be a tuple of at most {len(shapes) - 1} top layers, bottom to "
+            f"top, got {_describe(value)}"
+        )
+    _layers("above", shapes[len(shapes) - len(value) :], value, num)
+
+
 def latents(model, value, num: int | None = None) -> None:
     """Demands a tuple of [num, *shape_i], bottom to top."""
     shapes = model.backbone.latent_shapes
@@ -96,13 +107,17 @@ def latents(model, value, num: int | None = None) -> None:
     if num is None:
         num = value[0].shape[0] if getattr(value[0], "ndim", 0) else 0
         num = max(num, 1)  # an empty batch is refused with the shape that is due
+    _layers("latents", shapes, value, num)
+
+
+def _layers(name, shapes, value, num):
     for i, (z, shape) in enumerate(zip(value, shapes, strict=True)):
         if getattr(z, "shape", None) != (num, *shape):
             raise ValueError(
-                f"latents[{i}] must have shape {(num, *shape)}, got {_describe(z)}"
+                f"{name}[{i}] must have shape {(num, *shape)}, got {_describe(z)}"
             )
         if not jnp.issubdtype(z.dtype, jnp.floating):
-            raise ValueError(f"latents[{i}] must be floating-point, got {z.dtype}")
+            raise ValueError(f"{name}[{i}] must be floating-point, got {z.dtype}")
 
 
 def params(model, value) -> None:

@@ -17,6 +17,7 @@ from jebm import checks
 from jebm.hierarchy import (
     Latents,
     given,
+    keep_above,
     log_prior,
     log_standard_normal,
     top_down,
@@ -34,14 +35,17 @@ def logdensity(
     space: str,
     x: jax.Array | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
+    above: Latents = (),
 ) -> jax.Array:
     """The equations above for a batch of positions; `x` [B, H, W, C] or None.
 
     The decoder is not called where `x` is None. `temperature` scales every sigma_i
-    of the hierarchy. Returns [B].
+    of the hierarchy. With z_{>k} given as `above`, the position is of the k layers
+    below and the density is theirs, up to what depends on z_{>k} alone. Returns [B].
     """
     batch = position[0].shape[0]
     pick = transport(position) if space == "eps" else given(position)
+    pick = keep_above(above, len(position), pick)
 
     def backbone_terms(backbone):
         latents, priors, state = top_down(backbone, batch, pick, temperature)
@@ -60,15 +64,25 @@ def logdensity(
 
 
 def one_chain(
-    model: Model, params: Params, space: str, x: jax.Array | None, temperature: Any
+    model: Model,
+    params: Params,
+    space: str,
+    x: jax.Array | None,
+    temperature: Any,
+    above: Latents = (),
 ) -> LogDensity:
     """The log-density of one position (no batch axis) as a Langevin chain takes it."""
-    images = None if x is None else x[None]
+    x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
 
     def logdensity_fn(position):
-        batch = jax.tree.map(lambda z: z[None], position)
         value = logdensity(
-            model, params, batch, space=space, x=images, temperature=temperature
+            model,
+            params,
+            jax.tree.map(lambda z: z[None], position),
+            space=space,
+            x=x,
+            temperature=temperature,
+            above=above,
         )
         return value[0]
 

@@ -15,6 +15,8 @@ and, if its attribute `has_encoder` is true,
     encode(x) -> features
     posterior(i, state, features, prior_i, keys [B]) -> (z_i, log q_i [B])
 
+with `encoder_modules`, the names of the top-level modules that these alone use.
+
 Here i is the tuple index, from L - 1 (top) down to 0; cost is linear in L. Functions
 of this module take a bound backbone, as inside `nn.apply`.
 """
@@ -66,6 +68,11 @@ def transport(eps: Latents) -> Pick:
 def given(latents: Latents) -> Pick:
     """Picks the z_i of `latents`."""
     return lambda i, state, prior: latents[i]
+
+
+def keep_above(above: Latents, k: int, pick: Pick) -> Pick:
+    """Picks z_{>k} of `above`, and the k layers below by `pick`."""
+    return lambda i, state, prior: above[i - k] if i >= k else pick(i, state, prior)
 
 
 def inverse_transport(latents: Latents, priors: tuple[Normal, ...]) -> Latents:

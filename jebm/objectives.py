@@ -123,6 +123,27 @@ def variational_terms(
     )
 
 
+def hold_all_but_encoder(model: Model, params: Params) -> Params:
+    """`params`, with gradients reaching those of the encoder alone.
+
+    These are the top-level modules that the backbone's `encoder_modules` names.
+
+    Example:
+      >>> import jebm
+      >>> backbone = {"encoder_widths": (16,)}
+      >>> model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> model.backbone.encoder_modules
+      ('encoder', 'posteriors_0', 'posteriors_1')
+      >>> held = hold_all_but_encoder(model, params)
+    """
+    held = jax.lax.stop_gradient(params)
+    variables = params.backbone["params"]
+    ours = {name: variables[name] for name in model.backbone.encoder_modules}
+    backbone = held.backbone | {"params": held.backbone["params"] | ours}
+    return Params(backbone, held.energy)
+
+
 def negative_terms(model: Model, params: Params, latents: Latents) -> Negative:
     """Terms of prior samples z-; no gradient reaches z-, which is T(eps-) already.
 

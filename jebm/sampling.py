@@ -25,6 +25,7 @@ from jebm.hierarchy import (
     given,
     infer,
     inverse_transport,
+    keep_above,
     top_down,
     transport,
 )
@@ -60,6 +61,7 @@ def run_chains(
     *,
     x: jax.Array | None = None,
     start: Latents | None = None,
+    above: Latents = (),
     temperature: jax.typing.ArrayLike = 1.0,
     kernel: Kernel = langevin.LANGEVIN,
 ) -> tuple[Latents, LangevinInfo]:
@@ -73,6 +75,8 @@ def run_chains(
       x: images [B, H, W, C] in [0, 1], or None.
       start: positions in the chain's space, each [B, *shape_i]; None for those of
         `start_positions`.
+      above: z_{>k} to keep, each [B, *shape_i]; the chain then moves the k layers below
+        by the conditional law given these.
       temperature: scales every sigma_i of the hierarchy.
       kernel: `langevin.LANGEVIN` or `mala.MALA`.
 
@@ -91,8 +95,11 @@ def run_chains(
         )
         return state.position, info
 
-    position, info = vmap_chains(one, keys, model, params, chain, x, temperature, start)
-    return to_latents(model, params, position, chain.space, temperature), info
+    position, info = vmap_chains(
+        one, keys, model, params, chain, x, temperature, above, start
+    )
+    latents = to_latents(model, params, position, chain.space, temperature, above)
+    return latents, info
 
 
 def trace_chains(
@@ -103,6 +110,7 @@ def trace_chains(
     *,
     every: int,
     x: jax.Array | None = None,
+    above: Latents = (),
     temperature: jax.typing.ArrayLike = 1.0,
 ) -> Latents:
     """The latents of `run_chains` at steps 0, every, ..., num_steps: [T, B, *shape_i].
@@ -122,24 +130,26 @@ def trace_chains(
         )
         return path
 
-    paths = vmap_chains(one, keys, model, params, chain, x, temperature)
+    paths = vmap_chains(one, keys, model, params, chain, x, temperature, above)
 
     def latents(position):
-        return to_latents(model, params, position, chain.space, temperature)
+        return to_latents(model, params, position, chain.space, temperature, above)
 
     return jax.vmap(latents)(jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
 
 
-def vmap_chains(body: Callable, keys, model, params, chain, x, temperature, start=None):
+def vmap_chains(
+    body: Callable, keys, model, params, chain, x, temperature, above=(), start=None
+):
     """Maps `body(key, position, logdensity_fn)` over chains, from where each starts."""
     if start is None:
-        start = start_positions(keys, model, params, chain, x, temperature)
+        start = start_positions(keys, model, params, chain, x, temperature, above)
 
-    def one(key, position, image):
-        logdensity_fn = one_chain(model, params, chain.space, image, temperature)
+    def one(key, position, image, above):
+        logdensity_fn = one_chain(model, params, chain.space, image, temperature, above)
         return body(jax.random.fold_in(key, _CHAIN), position, logdensity_fn)
 
-    return jax.vmap(one)(keys, start, x)
+    return jax.vmap(one)(keys, start, x, above)
 
 
 # What the key of an example is folded with, so that start and steps differ.
@@ -153,8 +163,10 @@ def start_positions(
     chain: Chain,
     x: jax.Array | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
+    above: Latents = (),
 ) -> Latents:
     """Where `chain` starts, in its own space, one position per key [B]."""
+    moving = len(model.backbone.latent_shapes) - len(above)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
     if chain.start == "encoder":
 
@@ -162,12 +174,13 @@ def start_positions(
             return infer(backbone, x, keys)[0]
 
         latents = nn.apply(draw, model.backbone)(params.backbone)
-        return to_positions(model, params, latents, chain.space)
+        return to_positions(model, params, latents, chain.space)[:moving]
     dtype = float_dtype(params)
-    zeros = tuple(jnp.zeros(shape, dtype) for shape in model.backbone.latent_shapes)
+    shapes = model.backbone.latent_shapes[:moving]
+    zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
     eps = jax.vmap(lambda key: langevin.normal_like(key, zeros))(keys)
     if chain.space == "z" and chain.start == "prior":
-        return to_latents(model, params, eps, "eps", temperature)
+        return to_latents(model, params, eps, "eps", temperature, above)[:moving]
     return eps
 
 
@@ -177,14 +190,18 @@ def to_latents(
     position: Latents,
     space: str,
     temperature: jax.typing.ArrayLike = 1.0,
+    above: Latents = (),
 ) -> Latents:
-    """z of a chain's position: T(eps) in eps-space, the position itself in z-space."""
+    """z of a chain's position: T(eps) in eps-space, the position itself in z-space.
+
+    With z_{>k} given as `above`, the position is of the k layers below.
+    """
     if space == "z":
-        return position
+        return (*position, *above)
 
     def transported(backbone):
-        batch = position[0].shape[0]
-        return top_down(backbone, batch, transport(position), temperature)[0]
+        pick = keep_above(above, len(position), transport(position))
+        return top_down(backbone, position[0].shape[0], pick, temperature)[0]
 
     return nn.apply(transported, model.backbone)(params.backbone)
 
@@ -228,6 +245,7 @@ def sample(
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
+    above: Latents = (),
 ) -> Samples:
     """Draws images from the model.
 
@@ -241,6 +259,8 @@ def sample(
       num_steps: of the chain; None for the model's own. Each new value compiles anew.
       step_size: of the chain; None for the model's own.
       temperature: scales every sigma_i of the hierarchy, for both priors.
+      above: z_{>k}, the top layers' latents, bottom to top, each [N, *shape_i]: these
+        are kept and the k >= 1 layers below are drawn given them. () draws all.
 
     Returns:
       Samples: x [N, H, W, C] in [0, 1], the decoder's mean, and the latents z.
@@ -260,17 +280,20 @@ def sample(
     checks.positive_int("num_samples", num_samples)
     checks.one_of("prior", prior, ("ebm", "gaussian"))
     checks.temperature(temperature)
+    checks.above(model, above, num_samples)
     chain = _override(model.chains.prior, num_steps, step_size)
     if prior == "gaussian" or model.energy is None:
         chain = dataclasses.replace(chain, space="eps", num_steps=0)
     keys = example_keys(key, jnp.arange(num_samples))
-    return _sample(keys, model, params, *_split(chain), temperature)
+    return _sample(keys, model, params, *_split(chain), temperature, tuple(above))
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _sample(keys, model, params, static, step_size, temperature):
+def _sample(keys, model, params, static, step_size, temperature, above):
     chain = _join(static, step_size)
-    latents, _ = run_chains(keys, model, params, chain, temperature=temperature)
+    latents, _ = run_chains(
+        keys, model, params, chain, above=above, temperature=temperature
+    )
     return Samples(decode(model, params, latents), latents)
 
 

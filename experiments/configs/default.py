@@ -46,7 +46,9 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.posterior.num_steps = 20
     config.chains.posterior.step_size = 0.1
     config.chains.posterior.space = "eps"
-    config.chains.posterior.start = "normal"  # "encoder", with 0 steps: "variational"
+    config.chains.posterior.start = (
+        "normal"  # "encoder" for "variational"; 0 steps then
+    )
 
     config.learning = config_dict.ConfigDict()
     # z+ by the posterior chain, "mle", or by the encoder, "variational".

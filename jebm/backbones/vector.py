@@ -102,6 +102,14 @@ class VectorBackbone(nn.Module):
         """Whether `encode` and `posterior` may be called."""
         return self.encoder_widths is not None
 
+    @property
+    def encoder_modules(self) -> tuple[str, ...]:
+        """Names of the top-level modules that inference alone uses."""
+        if not self.has_encoder:
+            return ()
+        layers = range(len(self.latent_dims))
+        return ("encoder", *(f"posteriors_{i}" for i in layers))
+
     def setup(self):
         """Declares priors below the top layer, the decoder, and the encoder if any."""
         self.priors = [

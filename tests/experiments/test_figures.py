@@ -8,6 +8,15 @@ from PIL import Image
 from experiments import figures
 from tests.experiments.runs import CONFIG, contents, run_main
 
+FIGURES = (
+    "training",
+    "posterior_transition",
+    "transition",
+    "long_run",
+    "hierarchical",
+    "latent_planes",
+)
+
 
 def test_mode_figures_draws_them_anew_and_nothing_else_but_the_report(
     trained_run, tmp_path, capsys
@@ -20,7 +29,7 @@ def test_mode_figures_draws_them_anew_and_nothing_else_but_the_report(
     assert set(after) == set(before)
     changed = {name for name in before if before[name] != after[name]}
     assert changed <= {"report.html"}
-    for name in ("training", "transition", "latent_planes"):
+    for name in FIGURES:
         with Image.open(path / "figures" / f"{name}.png") as picture:
             picture.load()
             assert min(picture.size) > 300
@@ -37,10 +46,39 @@ def test_latent_planes_json_has_four_distances_per_layer(trained_run):
         assert values["ratio"] == pytest.approx(values["tilted"] / values["untilted"])
 
 
+def test_long_run_json_compares_the_last_steps_with_those_before(trained_run):
+    found = json.loads((trained_run / "figures" / "long_run.json").read_text())
+    names = ("before_nats", "last_nats", "standard_error_nats", "difference_in_sd")
+    assert set(found) == set(names)
+    assert np.isfinite([found[name] for name in names]).all()
+    assert found["standard_error_nats"] > 0
+
+
+def test_plateau_of_stationary_noise_is_flat_and_a_slope_is_seen():
+    noise = np.random.default_rng(0).normal(size=(100, 256))
+    flat = figures.plateau(noise, 50)
+    difference = flat["last_nats"] - flat["before_nats"]
+    # Of 2 x 50 x 256 independent numbers; four standard errors of a mean difference.
+    assert abs(difference) < 4 * np.sqrt(2 / (50 * 256))
+    assert flat["standard_error_nats"] == pytest.approx(
+        np.sqrt(2 / (50 * 256)), rel=4 / np.sqrt(2 * 255)
+    )
+    rising = figures.plateau(noise + np.arange(100)[:, None] / 50, 50)
+    assert rising["last_nats"] - rising["before_nats"] == pytest.approx(1 + difference)
+
+
+def test_hierarchical_json_has_agreement_of_both_priors(trained_run):
+    found = json.loads((trained_run / "figures" / "hierarchical.json").read_text())
+    assert set(found) == {"k=1"}
+    for prior in ("ebm", "gaussian"):
+        assert 0 <= found["k=1"][prior]["overall"] <= 1
+        assert 0 <= found["k=1"][prior]["in_rows"] <= 1
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 7, 20, 40, 200])
 @pytest.mark.parametrize("count", [6, 12])
 def test_times_rise_from_0_to_the_last_step(num_steps, count):
-    times = figures._times(num_steps, count)
+    times = figures._spaced(num_steps, count)
     assert times[0] == 0
     assert times[-1] == num_steps
     assert (np.diff(times) > 0).all()

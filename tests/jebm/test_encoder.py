@@ -176,6 +176,37 @@ def test_energy_share_says_what_the_energy_s_gradient_reaches(conditioning, x64)
     assert np.abs(full - none).max() > 1e-3
 
 
+def test_holding_all_but_the_encoder_leaves_it_the_gradient_of_the_loss(conditioning):
+    model = encoder_model((2, 1), conditioning)
+    params = random_params(model)
+    x = jnp.linspace(0, 1, 4).reshape(4, 1, 1, 1)
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def grads(hold):
+        def loss(params):
+            params = objectives.hold_all_but_encoder(model, params) if hold else params
+            return objectives.variational_terms(model, params, x, keys).loss().mean()
+
+        return jax.grad(loss)(params)
+
+    held, free = grads(True), grads(False)
+    assert all((g == 0).all() for g in jax.tree.leaves(held.energy))
+    names = free.backbone["params"].keys()
+    assert set(names) > {"encoder", "posteriors_0", "posteriors_1", "decoder"}
+    for name in names:
+        pairs = zip(
+            jax.tree.leaves(held.backbone["params"][name]),
+            jax.tree.leaves(free.backbone["params"][name]),
+            strict=True,
+        )
+        for got, expected in pairs:
+            assert (expected != 0).any()
+            if name.startswith(("encoder", "posteriors")):
+                np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+            else:
+                assert (got == 0).all()
+
+
 def test_posterior_chain_starts_at_the_encoder(conditioning):
     model = encoder_model((3, 2), conditioning, image_shape=(2, 2, 1))
     params = random_params(model)

@@ -177,6 +177,55 @@ def test_starts_of_a_z_space_chain(model, params):
     assert np.all(normal[0] != prior[0])
 
 
+@pytest.mark.parametrize("space", ["eps", "z"])
+@pytest.mark.parametrize("prior", ["ebm", "gaussian"])
+def test_layers_above_are_kept_and_those_below_follow_the_conditional(
+    space, prior, x64
+):
+    """Moments of z_1 given z_2 by MALA against quadrature of exp(-E) p(z_1 | z_2)."""
+    model = small_model((1, 1))
+    params = random_params(model, dtype=jnp.float64)
+    if prior == "gaussian":
+        model = dataclasses.replace(model, energy=None)
+    num, z_2 = 3000, 0.7
+    above = (jnp.full((num, 1), z_2),)
+    chain = Chain(200, 0.8, space, "prior")
+    keys = sampling.example_keys(KEY, jnp.arange(num))
+    latents, _ = jax.jit(
+        lambda keys: run_chains(
+            keys, model, params, chain, above=above, kernel=mala.MALA
+        )
+    )(keys)
+    np.testing.assert_array_equal(latents[1], above[0])
+    line = jnp.linspace(-12, 12, 2001)[:, None]
+    log_p = logdensity(
+        model, params, (line, jnp.full_like(line, z_2)), space="z"
+    )  # of the joint law: z_2 is constant
+    weights = np.exp(np.asarray(log_p - log_p.max()))
+    weights /= weights.sum()
+    for f in (lambda z: z, lambda z: z**2):
+        drawn, expected = f(np.asarray(latents[0])[:, 0]), weights @ f(line[:, 0])
+        assert abs(drawn.mean() - expected) < 4 * drawn.std() / np.sqrt(num)
+
+
+def test_sample_keeps_above_for_both_priors_and_refuses_what_does_not_fit(
+    model, params
+):
+    above = (jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32),)
+    for prior in ("ebm", "gaussian"):
+        x, latents = jebm.sample(KEY, model, params, 4, prior=prior, above=above)
+        np.testing.assert_array_equal(latents[1], above[0])
+        assert latents[0].shape == (4, 3)
+        assert len(np.unique(np.asarray(x), axis=0)) == 4
+    for wrong, words in (
+        ((above[0][:3],), r"above\[0\] must have shape \(4, 2\), got float32\[3, 2\]"),
+        ((above[0], above[0]), "above must be a tuple of at most 1 top layers"),
+        (above[0], "above must be a tuple of at most 1 top layers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            jebm.sample(KEY, model, params, 4, above=wrong)
+
+
 def moments_by_quadrature(model, params, x=None):
     """Mean and covariance of (z_1, z_2), and the variance of each product's mean."""
     eps, _ = grid_nodes(bound=6, num=161)
