@@ -47,14 +47,17 @@ def verdict(values: dict[str, float], limits) -> str | None:
 
 
 def last_good(steps: list[int], step: int, interval: int, good: int = 0) -> int:
-    """The newest checkpoint that was followed by a whole sound interval.
+    """The newest checkpoint to trust where training was found to diverge.
+
+    One that was followed by a whole sound interval. Where training got to none since it
+    last went back, the checkpoint of then bears the damage already, which no smaller
+    learning rate undoes: the one before it.
 
     Args:
       steps: of the checkpoints, in order.
       step: where training was found to diverge.
       interval: steps between checkpoints.
-      good: where the last rescue went back to; that checkpoint has proved itself, also
-        if training diverges again right behind it.
+      good: where the last rescue went back to.
 
     Returns:
       Its step; 0, the start, if there is none.
@@ -62,5 +65,8 @@ def last_good(steps: list[int], step: int, interval: int, good: int = 0) -> int:
     Example:
       >>> last_good([100, 200, 300], step=310, interval=100)
       200
+      >>> last_good([100, 200, 300], step=310, interval=100, good=200)
+      100
     """
-    return max((s for s in steps if s <= good or s + interval < step), default=0)
+    sound = [s for s in steps if s > good and s + interval < step]
+    return max(sound or [s for s in steps if s < good], default=0)

@@ -46,12 +46,11 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.posterior.num_steps = 20
     config.chains.posterior.step_size = 0.1
     config.chains.posterior.space = "eps"
-    config.chains.posterior.start = (
-        "normal"  # "encoder" for "variational"; 0 steps then
-    )
+    config.chains.posterior.start = "normal"  # "encoder" for "variational"
 
     config.learning = config_dict.ConfigDict()
-    # z+ by the posterior chain, "mle", or by the encoder, "variational".
+    # z+ by the posterior chain, "mle", or by an encoder, "variational"; there the
+    # posterior chain, if it has steps, refines the encoder's draws.
     config.learning.method = "mle"
     # "variational": share of E(z+)'s gradient that reaches what draws z+. With any, the
     # encoder can climb f faster than the prior chain follows.

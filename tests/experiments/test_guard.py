@@ -75,11 +75,18 @@ def test_last_good_checkpoint_was_followed_by_a_whole_interval(steps, step, good
     assert guard.last_good(steps, step, interval=4) == good
 
 
-def test_checkpoint_that_was_gone_back_to_stays_good():
-    for step in (9, 10, 12):
-        assert guard.last_good([4, 8], step, interval=4, good=8) == 8
-        assert guard.last_good([4, 8], step, interval=4, good=0) <= 4
-    assert guard.last_good([4], 9, interval=4, good=8) == 4  # 8 turned out damaged
+@pytest.mark.parametrize(
+    ("steps", "step", "good"),
+    [
+        ([4, 8], 9, 4),
+        ([4, 8, 12], 16, 4),  # 12 has not proved itself
+        ([4, 8, 12], 17, 12),
+        ([4], 9, 4),  # 8 turned out to be damaged
+        ([8], 9, 0),
+    ],
+)
+def test_rescue_without_headway_goes_one_checkpoint_further_back(steps, step, good):
+    assert guard.last_good(steps, step, interval=4, good=8) == good
 
 
 def test_examples_of_the_docstrings():
