@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jebm.backbones.ladder import LadderBackbone
 from jebm.backbones.vector import VectorBackbone
 from jebm.distributions import Bernoulli, Gaussian
 from jebm.energies import LayerwiseEnergy
 from jebm.hierarchy import Latents, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
 
-BACKBONES = {"vector": VectorBackbone}
+BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone}
 ENERGIES = {"layerwise": LayerwiseEnergy}
 LIKELIHOODS = {"gaussian": Gaussian, "bernoulli": Bernoulli}
 SPACES = ("eps", "z")
