@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 import jebm
-from experiments import classifier, datasets, pictures, report, workdir
+from experiments import classifier, datasets, pictures, probes, report, workdir
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
 from jebm.metrics import energy_distance
@@ -36,6 +36,13 @@ def figures(config, path: pathlib.Path) -> None:
     drawn = []
     if lines := workdir.read_metrics(path):
         drawn.append(training_curves(lines, path / "figures"))
+    batch_size = config.eval.batch_size
+    if len(np.unique(splits["train"].labels)) > 1:
+        drawn.append(
+            probes.write_probes(
+                key, model, params, splits, folder / "probes.json", batch_size
+            )
+        )
     if model.chains.posterior.num_steps:
         heldout = splits["test"].images
         drawn.append(posterior_transition(key, model, params, heldout, folder))
@@ -47,7 +54,6 @@ def figures(config, path: pathlib.Path) -> None:
             if config.data.name in classifier.known():
                 labels = classifier.labels(config.data.name)
             drawn.append(hierarchical(key, model, params, folder, labels))
-        batch_size = config.eval.batch_size
         drawn.append(latent_planes(key, model, params, images, folder, batch_size))
     for file in drawn:
         print(f"wrote {file}")

@@ -198,11 +198,13 @@ def objective(model, params, x, keys, positive, negative, learning):
     `negative` is None for the Gaussian twin, whose prior has no negative phase.
     Returns the loss and a dict of terms, in nats.
     """
-    terms, loss = {}, 0.0
+    terms, loss, share = {}, 0.0, 1.0
     if learning.method == "variational":
         held = params
         if positive is not None:
             held = objectives.hold_all_but_encoder(model, params)
+        else:
+            share = learning.energy_share
         plus = objectives.variational_terms(model, held, x, keys, learning.energy_share)
         loss += plus.loss().mean()
         terms["kl_nats"] = plus.log_q - plus.log_prior  # of q from p_beta
@@ -214,7 +216,7 @@ def objective(model, params, x, keys, positive, negative, learning):
         "log_prior_positive_nats": plus.log_prior,
     }
     if negative is not None:
-        minus = objectives.negative_terms(model, params, negative)
+        minus = objectives.negative_terms(model, params, negative, share)
         loss += minus.loss().mean()
         loss += learning.energy_penalty * (plus.energy**2).mean()
         loss += learning.energy_penalty * (minus.energy**2).mean()

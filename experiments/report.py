@@ -89,7 +89,7 @@ def write(path: pathlib.Path) -> None:
             if (file := path / "figures" / f"{name}.png").is_file()
         )
         or "<p>None yet: they are drawn when training ends.</p>",
-        distances=_distances(path / "figures" / "latent_planes.json"),
+        distances=_layers(path / "figures"),
         variants="".join(_variants(path)),
         metrics=_table(last.items()),
         config=_table(workdir.flat(config)),
@@ -152,18 +152,50 @@ def _variants(path):
             )
 
 
-def _distances(file):
+def _layers(folder):
+    """What was measured of the single layers."""
+    return (
+        _layer_table(
+            folder / "latent_planes.json",
+            "Energy distance between samples of the prior and of the aggregate "
+            "posterior, per layer; the ratio is tilted to untilted.",
+            ("layer", "tilted", "untilted", "posterior (floor)", "ratio"),
+            lambda found: found.values(),
+        )
+        + _layer_table(
+            folder / "hierarchical.json",
+            "How often a classifier gives two images the same label: images of one "
+            "row, with the layers above k kept, and any two.",
+            (
+                "layers drawn anew",
+                "tilted, in a row",
+                "any",
+                "Gaussian, in a row",
+                "any",
+            ),
+            lambda found: [
+                found[prior][pairs]
+                for prior in ("ebm", "gaussian")
+                for pairs in ("in_rows", "overall")
+            ],
+        )
+        + _layer_table(
+            folder / "probes.json",
+            "How well a small classifier tells the label from one layer alone.",
+            ("layer", "accuracy", "by the most frequent class"),
+            lambda found: found.values(),
+        )
+    )
+
+
+def _layer_table(file, caption, head, values_of):
     if not file.is_file():
         return ""
     rows = [
-        (layer, *(f"{value:.3f}" for value in values.values()))
-        for layer, values in json.loads(file.read_text()).items()
+        (name.replace("k=", "up to "), *(f"{v:.3f}" for v in values_of(found)))
+        for name, found in json.loads(file.read_text()).items()
     ]
-    head = ("layer", "tilted", "untilted", "posterior (floor)", "ratio")
-    return (
-        "<p>Energy distance between samples of the prior and of the aggregate "
-        "posterior, per layer; the ratio is tilted to untilted.</p>"
-    ) + _table(rows, head)
+    return f"<p>{html.escape(caption)}</p>{_table(rows, head)}"
 
 
 def _by_name(directory):

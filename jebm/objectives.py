@@ -8,6 +8,10 @@ encoder it is one of q. Without one the gradient, samples held fixed, is that of
 -log p(x): the second line is the gradient of log Z for the energies, and for beta as
 well, since Z depends on beta. (arXiv 2306.06323)
 
+With an encoder, `energy_share` mixes two losses of generator, hierarchy and encoder: 1
+is the one above, 0 that of the untilted prior, minus the evidence lower bound of a VAE.
+The energies learn from the one above at any share.
+
 Terms are per example: the mean is taken once, by the caller, who may also weigh them.
 """
 
@@ -90,10 +94,9 @@ def variational_terms(
     """Terms of z+ ~ q(z | x), drawn by the backbone's encoder from `keys` [B].
 
     Gradients pass through z+ to the encoder. With E = 0 the loss is minus the evidence
-    lower bound. At `energy_share` 1 it is the bound of the tilted prior, up to log Z;
-    at 0 the gradient of E(z+) reaches the energies alone and not what drew z+: q fits
-    the posterior under p_beta. Values do not depend on it. With any share q can climb f
-    faster than the prior's chain can follow.
+    lower bound. `energy_share` is the share of the gradient of E(z+) that reaches what
+    drew z+, values do not depend on it; pass it to `negative_terms` too. With any share
+    q can climb f faster than the prior's chain can follow.
 
     Example:
       >>> import jebm
@@ -112,12 +115,7 @@ def variational_terms(
     latents, log_q, log_p, output = nn.apply(backbone_terms, model.backbone)(
         params.backbone
     )
-    seen = jax.tree.map(
-        lambda z: (
-            jax.lax.stop_gradient(z) + energy_share * (z - jax.lax.stop_gradient(z))
-        ),
-        latents,
-    )
+    seen = _share(latents, energy_share)
     return Positive(
         model.likelihood.log_prob(output, x), log_p, energy(model, params, seen), log_q
     )
@@ -144,8 +142,16 @@ def hold_all_but_encoder(model: Model, params: Params) -> Params:
     return Params(backbone, held.energy)
 
 
-def negative_terms(model: Model, params: Params, latents: Latents) -> Negative:
+def negative_terms(
+    model: Model,
+    params: Params,
+    latents: Latents,
+    energy_share: jax.typing.ArrayLike = 1.0,
+) -> Negative:
     """Terms of prior samples z-; no gradient reaches z-, which is T(eps-) already.
+
+    `energy_share`, as of `variational_terms`, is the share of the gradient of log Z
+    that reaches the backbone.
 
     Example:
       >>> import jebm
@@ -156,8 +162,9 @@ def negative_terms(model: Model, params: Params, latents: Latents) -> Negative:
       (4,)
     """
     latents = jax.lax.stop_gradient(latents)
+    seen = params._replace(backbone=_share(params.backbone, energy_share))
     return Negative(
-        log_prior(latents, priors_at(model, params, latents)),
+        log_prior(latents, priors_at(model, seen, latents)),
         energy(model, params, latents),
     )
 
@@ -188,3 +195,9 @@ def energy_gradient_penalty(
 
     grads = jax.grad(total_energy)(eps)
     return sum(jnp.sum(g.reshape(g.shape[0], -1) ** 2, axis=-1) for g in grads)
+
+
+def _share(tree, share):
+    """`tree`, with that share of the gradient reaching it."""
+    held = jax.lax.stop_gradient(tree)
+    return jax.tree.map(lambda x, x0: x0 + share * (x - x0), tree, held)

@@ -52,8 +52,10 @@ def get_config() -> config_dict.ConfigDict:
     # z+ by the posterior chain, "mle", or by an encoder, "variational"; there the
     # posterior chain, if it has steps, refines the encoder's draws.
     config.learning.method = "mle"
-    # "variational": share of E(z+)'s gradient that reaches what draws z+. With any, the
-    # encoder can climb f faster than the prior chain follows.
+    # "variational": share of the energy's gradients that reaches generator and encoder.
+    # 0: these learn as a VAE, and the energies tilt its prior meanwhile. With more, the
+    # encoder can climb f faster than the prior chain follows. Where the posterior chain
+    # has steps, it concerns the encoder alone.
     config.learning.energy_share = 0.0
     # Prior chains that go on where they stood, a batch of them at every step by
     # persistent_steps, each starting anew with probability restart_fraction.

@@ -1,3 +1,4 @@
+import doctest
 import json
 import shutil
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import figures
+from experiments import figures, probes
 from tests.experiments.runs import CONFIG, contents, run_main
 
 FIGURES = (
@@ -75,6 +76,35 @@ def test_hierarchical_json_has_agreement_of_both_priors(trained_run):
         assert 0 <= found["k=1"][prior]["in_rows"] <= 1
 
 
+def test_probes_json_has_each_layer_s_accuracy_beside_chance(trained_run):
+    found = json.loads((trained_run / "figures" / "probes.json").read_text())
+    assert set(found) == {"z_1", "z_2"}
+    for values in found.values():
+        assert 0.05 < values["chance"] < 0.15  # ten classes, nearly balanced
+        assert 0 <= values["accuracy"] <= 1
+    page = (trained_run / "report.html").read_text()
+    assert "tells the label from one layer alone" in page
+
+
+def test_probe_tells_classes_that_a_layer_separates_and_no_others():
+    rng = np.random.default_rng(0)
+    labels, test_labels = rng.integers(4, size=2000), rng.integers(4, size=1000)
+
+    def maps(labels):
+        """Class in the sign of two of four units: not by one linear map of labels."""
+        signs = np.stack([labels % 2, labels // 2], axis=1) * 2 - 1
+        flips = rng.choice([-1, 1], size=(len(labels), 1))
+        units = np.concatenate([signs * flips, flips, 0 * flips], axis=1)
+        return (units + 0.1 * rng.normal(size=units.shape)).reshape(-1, 2, 2, 1)
+
+    found = probes.accuracies(maps(labels), labels, maps(test_labels), test_labels)
+    assert found["accuracy"] > 0.99
+    noise, test_noise = rng.normal(size=(2000, 3)), rng.normal(size=(1000, 3))
+    found = probes.accuracies(noise, labels, test_noise, test_labels)
+    # Four standard errors of a guess that is right one time in four.
+    assert abs(found["accuracy"] - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1000)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 7, 20, 40, 200])
 @pytest.mark.parametrize("count", [6, 12])
 def test_times_rise_from_0_to_the_last_step(num_steps, count):
@@ -98,3 +128,7 @@ def test_plane_of_more_dimensions_is_that_of_largest_variance():
     np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-12)
     eigenvalues = np.linalg.eigvalsh(np.cov(points.T))[::-1]
     np.testing.assert_allclose(np.cov(flat.T), np.diag(eigenvalues[:2]), atol=1e-12)
+
+
+def test_examples_of_the_docstrings_of_probes():
+    assert doctest.testmod(probes).failed == 0

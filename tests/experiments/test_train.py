@@ -12,6 +12,7 @@ from experiments.command_line import ConfigError
 from jebm import checkpoints, model
 from jebm.backbones.vector import VectorBackbone
 from tests.experiments.runs import contents, metrics, run, state_digests
+from tests.models import random_params
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,34 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     assert [name for name in before if before[name] == after[name]] == []
     names = {file.stem.rsplit("_", 1)[0] for file in (path / "samples").iterdir()}
     assert names == {"gaussian", "reconstruction", prior}
+
+
+@pytest.mark.parametrize(("share", "same"), [(0.0, True), (0.5, False)])
+def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reaches_it(
+    share, same
+):
+    joint = train.build_model(variational_config("ebm"), (8, 8, 1))
+    params = random_params(joint)
+    x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    keys = jax.random.split(jax.random.key(1), 4)
+    negative = jebm.sample(jax.random.key(2), joint, params, 4).latents
+
+    def grads(prior, params, negative):
+        config = variational_config(prior)
+        config.learning.energy_share = share
+        model = train.build_model(config, (8, 8, 1))
+
+        def loss(params):
+            return learning.objective(
+                model, params, x, keys, None, negative, config.learning
+            )[0]
+
+        return jax.flatten_util.ravel_pytree(jax.grad(loss)(params).backbone)[0]
+
+    tilted = grads("ebm", params, negative)
+    untilted = grads("gaussian", params._replace(energy={}), None)
+    error = np.abs(tilted - untilted).max() / np.abs(untilted).max()
+    assert (error < 1e-6) == same
 
 
 @pytest.mark.parametrize(

@@ -151,29 +151,41 @@ def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning,
         np.testing.assert_allclose((up - down) / (2 * h), slope, rtol=1e-6, atol=1e-8)
 
 
-def test_energy_share_says_what_the_energy_s_gradient_reaches(conditioning, x64):
+def test_energy_share_mixes_the_losses_of_the_tilted_and_untilted_prior(
+    conditioning, x64
+):
     model = encoder_model((2, 1), conditioning, image_shape=(2, 1, 1))
     params = random_params(model, dtype=jnp.float64)
     x = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 2, 1, 1)))
     keys = jax.random.split(jax.random.key(0), 3)
+    negative = random_latents(model, 3, dtype=jnp.float64)
 
-    def loss_and_grads(model, share):
+    def positive(model, share):
+        return lambda p: objectives.variational_terms(model, p, x, keys, share).loss()
+
+    def both(share):
         def loss(params):
-            return objectives.variational_terms(model, params, x, keys, share).loss()
+            minus = objectives.negative_terms(model, params, negative, share)
+            return positive(model, share)(params) + minus.loss()
 
+        return loss
+
+    def with_gradients(loss):
         grads = jax.grad(lambda params: loss(params).sum())(params)
         return loss(params), *(jax.flatten_util.ravel_pytree(g)[0] for g in grads)
 
-    value, full, energy = loss_and_grads(model, 1.0)
-    _, none, _ = loss_and_grads(dataclasses.replace(model, energy=None), 1.0)
-    for share in (0.0, 0.25):
-        same, backbone, energy_again = loss_and_grads(model, share)
-        np.testing.assert_allclose(same, value)
-        np.testing.assert_allclose(energy_again, energy)
-        np.testing.assert_allclose(
-            backbone, none + share * (full - none), rtol=0, atol=1e-12
-        )
-    assert np.abs(full - none).max() > 1e-3
+    untilted = dataclasses.replace(model, energy=None)
+    _, none, _ = with_gradients(positive(untilted, 1.0))
+    for loss in (both, lambda share: positive(model, share)):
+        value, full, energy = with_gradients(loss(1.0))
+        assert np.abs(full - none).max() > 1e-3
+        for share in (0.0, 0.25):
+            same, backbone, energy_again = with_gradients(loss(share))
+            np.testing.assert_array_equal(same, value)
+            np.testing.assert_array_equal(energy_again, energy)
+            np.testing.assert_allclose(
+                backbone, none + share * (full - none), rtol=0, atol=1e-12
+            )
 
 
 def test_holding_all_but_the_encoder_leaves_it_the_gradient_of_the_loss(conditioning):
