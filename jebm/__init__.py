@@ -6,7 +6,7 @@ Cui, Wu, Han, "Learning Joint Latent Space EBM Prior Model for Multi-layer Gener
 CVPR 2023, arXiv 2306.06323.
 """
 
-from jebm import langevin, mala
+from jebm import langevin, mala, scores
 from jebm.checkpoints import load
 from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.model import Chain, Chains, Model, Params, build, energy, init
@@ -30,4 +30,5 @@ __all__ = [
     "prior_logdensity",
     "reconstruct",
     "sample",
+    "scores",
 ]

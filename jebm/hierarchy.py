@@ -84,7 +84,7 @@ def inverse_transport(latents: Latents, priors: tuple[Normal, ...]) -> Latents:
 
 def infer(
     backbone: Any, x: jax.Array, keys: jax.Array
-) -> tuple[Latents, jax.Array, tuple[Normal, ...], Any]:
+) -> tuple[Latents, tuple[jax.Array, ...], tuple[Normal, ...], Any]:
     """Draws z ~ q(z | x), top down, by the backbone's encoder.
 
     Args:
@@ -93,7 +93,8 @@ def infer(
       keys: typed keys, [B].
 
     Returns:
-      latents, log q(z | x) in nats [B], and the priors and the state of `top_down`.
+      latents, log q(z_i | z_{>i}, x) of each layer in nats [B], bottom to top, and the
+      priors and the state of `top_down`.
     """
     features = backbone.encode(x)
     log_q = []
@@ -105,7 +106,7 @@ def infer(
         return z
 
     latents, priors, state = top_down(backbone, x.shape[0], pick)
-    return latents, sum(log_q), priors, state
+    return latents, tuple(log_q[::-1]), priors, state
 
 
 def has_encoder(backbone: Any) -> bool:

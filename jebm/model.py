@@ -15,12 +15,12 @@ import numpy as np
 from jebm.backbones.ladder import LadderBackbone
 from jebm.backbones.vector import VectorBackbone
 from jebm.distributions import Bernoulli, Gaussian
-from jebm.energies import LayerwiseEnergy
+from jebm.energies import JointEnergy, LayerwiseEnergy
 from jebm.hierarchy import Latents, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
 
 BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone}
-ENERGIES = {"layerwise": LayerwiseEnergy}
+ENERGIES = {"layerwise": LayerwiseEnergy, "joint": JointEnergy}
 LIKELIHOODS = {"gaussian": Gaussian, "bernoulli": Bernoulli}
 SPACES = ("eps", "z")
 STARTS = ("normal", "prior", "encoder")

@@ -110,7 +110,7 @@ def variational_terms(
 
     def backbone_terms(backbone):
         latents, log_q, priors, state = infer(backbone, x, keys)
-        return latents, log_q, log_prior(latents, priors), backbone.decode(state)
+        return latents, sum(log_q), log_prior(latents, priors), backbone.decode(state)
 
     latents, log_q, log_p, output = nn.apply(backbone_terms, model.backbone)(
         params.backbone

@@ -101,6 +101,7 @@ def test_log_q_is_normalised_and_of_the_latents_that_are_drawn(model):
     latents, log_q = jax.jit(
         lambda x: apply(model, params, lambda b: infer(b, x, keys)[:2])
     )(x)
+    log_q = sum(log_q)
     flat = np.concatenate([np.asarray(z).reshape(num, -1) for z in latents], axis=1)
     first, second = flat[: num // 2], flat[num // 2 :]
     # Near q, with lighter tails, and not of the draws that it is averaged over.

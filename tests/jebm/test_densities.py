@@ -62,6 +62,29 @@ def test_energy_is_minus_the_sum_of_one_network_per_layer(case):
         np.testing.assert_array_equal(again[i], energy_i)
 
 
+def test_joint_energy_is_minus_one_network_of_all_layers(x64):
+    spec = {"name": "joint", "widths": (6,), "activation": "tanh"}
+    model = small_model((3, 2), energy=spec)
+    params = random_params(model, dtype=jnp.float64)
+    z = random_latents(model, 4, dtype=jnp.float64)
+    network = jax.tree.map(np.asarray, params.energy["params"]["f"])
+    first, last = network["Dense_0"], network["Dense_1"]
+    hidden = np.tanh(np.concatenate(z, axis=1) @ first["kernel"] + first["bias"])
+    expected = -(hidden @ last["kernel"])[:, 0]
+    np.testing.assert_allclose(jebm.energy(model, params, z), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["layerwise", "joint"])
+def test_layers_interact_in_the_joint_energy_alone(name, x64):
+    spec = {"name": name, "widths": (6,), "activation": "tanh"}
+    model = small_model((3, 2), energy=spec)
+    params = random_params(model, dtype=jnp.float64)
+    z = random_latents(model, 1, dtype=jnp.float64)
+    hessian = jax.hessian(lambda z: jebm.energy(model, params, z)[0])(z)
+    interaction = np.abs(hessian[0][1]).max()
+    assert interaction == 0 if name == "layerwise" else interaction > 1e-3
+
+
 @pytest.mark.parametrize("with_image", [False, True])
 def test_eps_and_z_densities_are_equal_up_to_the_jacobian(case, with_image):
     model, params, eps, x = case

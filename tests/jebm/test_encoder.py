@@ -27,7 +27,10 @@ def encoder_model(dims, conditioning="next", **spec):
 
 def infer_with(model, params, x, keys):
     """(latents, log q) of the model's encoder."""
-    return nn.apply(lambda b: infer(b, x, keys)[:2], model.backbone)(params.backbone)
+    latents, log_q = nn.apply(lambda b: infer(b, x, keys)[:2], model.backbone)(
+        params.backbone
+    )
+    return latents, sum(log_q)
 
 
 def posterior_by_hand(params, x, latents, conditioning):

@@ -46,7 +46,10 @@ def test_build_reads_every_part_of_the_spec():
     ("change", "message"),
     [
         ({"backbone": {"name": "ladder2"}}, r"unknown backbone 'ladder2'; known: \["),
-        ({"energy": {"name": "x"}}, r"unknown energy 'x'; known: \['layerwise'\]"),
+        (
+            {"energy": {"name": "x"}},
+            r"unknown energy 'x'; known: \['joint', 'layerwise'\]",
+        ),
         ({"likelihood": {"name": "x"}}, "unknown likelihood 'x'; known: "),
         ({"backbone": {"latent_dim": 3}}, r"\['latent_dim'\]; known: .*'latent_dims'"),
         ({"backbone": {"output_shape": (1, 1, 1)}}, r"unknown .*\['output_shape'\]"),
@@ -68,6 +71,10 @@ def test_build_reads_every_part_of_the_spec():
         ({"backbone": {"latent_dims": 5}}, "backbone 'vector': "),
         ({"backbone": {"log_scale_bound": 0.0}}, "log_scale_bound must be positive"),
         ({"energy": {"widths": 5}}, "energy widths must be a tuple, got 5"),
+        (
+            {"energy": {"name": "joint", "widths": [[8], [4]]}},
+            "joint energy widths must be a tuple of integers",
+        ),
         ({"likelihood": {"name": "gaussian", "scale": "a"}}, "likelihood 'gaussian': "),
         ({"image_shape": 5}, "image_shape must be three positive integers"),
         ({"image_shape": (4, 4)}, r"image_shape must be three .* got \(4, 4\)"),
