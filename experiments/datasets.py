@@ -28,35 +28,69 @@ class Split(NamedTuple):
     labels: np.ndarray  # int [N]
 
 
-@functools.lru_cache(maxsize=1)  # training and its figures read the same images
 def load(
-    name: str, data_dir: str | None = None, labels: tuple[int, ...] = ()
+    name: str,
+    data_dir: str | None = None,
+    labels: tuple[int, ...] = (),
+    heldout_digit: int | None = None,
 ) -> dict[str, Split]:
-    """Loads the splits "train" and "test".
+    """Loads the splits "train" and "test"; the arguments are the fields of config.data.
 
     Args:
       name: a key of `LOADERS`.
       data_dir: where TFDS finds prepared data; None for TFDS_DATA_DIR or its default.
       labels: keep the images of these classes only; empty keeps all.
+      heldout_digit: a class that training does not see, see `hold_out`; None for none.
 
     Raises:
       ConfigError: for an unknown name (the message lists the known ones), data that is
-        neither prepared nor can be, or labels of which there is no image.
+        neither prepared nor can be, or classes of which there is no image.
     """
     if name not in LOADERS:
         raise ConfigError(f"unknown data set {name!r}; known: {sorted(LOADERS)}")
-    splits = LOADERS[name](data_dir)
-    if not labels:
-        return splits
-    missing = set(labels) - set(splits["train"].labels.tolist())
-    if missing:
+    splits = read(name, data_dir)
+    known = set(splits["train"].labels.tolist())
+    if missing := set(labels) - known:
         raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
-    return {k: _keep(split, labels) for k, split in splits.items()}
+    if labels:
+        known = set(labels)
+        splits = {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
+    if heldout_digit is None:
+        return splits
+    if heldout_digit not in known or len(known) == 1:
+        raise ConfigError(
+            f"data.heldout_digit must be one of several classes, {sorted(known)}, "
+            f"got {heldout_digit}"
+        )
+    return hold_out(splits, heldout_digit)
 
 
-def _keep(split, labels):
-    kept = np.isin(split.labels, labels)
-    return Split(split.images[kept], split.labels[kept])
+@functools.lru_cache(maxsize=1)  # training and its figures read the same images
+def read(name: str, data_dir: str | None) -> dict[str, Split]:
+    """All of the data set `name`, kept in memory until another is asked for."""
+    return LOADERS[name](data_dir)
+
+
+def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
+    """The split for anomaly detection: one class held out of training.
+
+    Of all images of both splits, 80% of those of the other classes are for training;
+    the remaining 20% and all images of the class are for testing. The choice is fixed,
+    and no image is in both.
+    """
+    pool = Split(*map(np.concatenate, zip(*splits.values(), strict=True)))
+    order = np.random.RandomState(42).permutation(len(pool.labels))
+    normal = order[pool.labels[order] != heldout]
+    anomalous = order[pool.labels[order] == heldout]
+    num_train = int(0.8 * len(normal))
+    return {
+        "train": _keep(pool, normal[:num_train]),
+        "test": _keep(pool, np.concatenate([normal[num_train:], anomalous])),
+    }
+
+
+def _keep(split, index):
+    return Split(split.images[index], split.labels[index])
 
 
 def to_unit(images: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ def open_run(config, path: pathlib.Path):
     """Model, averaged parameters, their step, and data of the run in `path`."""
     check_log(config)
     workdir.check_settings(path, config, "read")
-    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    splits = datasets.load(**config.data)
     model = build_model(config, splits["test"].images.shape[1:])
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})

@@ -104,7 +104,7 @@ def train(config, path: pathlib.Path) -> None:
     check_learning(config)
     check_log(config)
     evaluate.check_eval(config)  # not only when training is over
-    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    splits = datasets.load(**config.data)
     image_shape = splits["train"].images.shape[1:]
     model = build_model(config, image_shape)
     workdir.check_settings(path, config, "train")
@@ -130,7 +130,7 @@ def train(config, path: pathlib.Path) -> None:
             )
         run_steps(config, path, model, state, splits)
     figures.figures(config, path)
-    if config.data.name in classifier.known():
+    if config.eval.protocol != "classifier" or config.data.name in classifier.known():
         evaluate.evaluate(config, path)
     else:
         print(f"Not evaluated: data set {config.data.name!r} has no classifier.")

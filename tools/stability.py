@@ -12,11 +12,9 @@ and what it came to is written to DIR/stability.json, with Frechet distances of 
 averaged parameters at the end. A killed run goes on from its last checkpoint.
 """
 
-import json
 import math
 import pathlib
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -30,24 +28,13 @@ from experiments import (
     command_line,
     datasets,
     evaluate,
-    guard,
     learning,
-    parallel,
     sample,
     train,
     workdir,
 )
 from experiments.command_line import ConfigError
-from jebm import checkpoints
-
-TRACED = (
-    "backbone_lr",
-    "energy_lr",
-    "energy_penalty",
-    "gradient_penalty",
-    "energy_share",
-    "restart_fraction",
-)
+from experiments.lanes import TRACED, Lane, train_lanes
 
 
 def main(argv: list[str]) -> None:
@@ -68,18 +55,15 @@ def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: fl
     config.learning.num_steps = round(length * config.learning.num_steps)
     train.check_learning(config)
     sample.check_log(config)
-    splits = datasets.load(config.data.name, config.data.data_dir, config.data.labels)
+    splits = datasets.load(**config.data)
     model = sample.build_model(config, splits["train"].images.shape[1:])
-    lanes = [(setting, seed) for setting in settings for seed in range(seeds)]
-    spec = {"lanes": [[setting, seed] for setting, seed in lanes]}
-    workdir.check_settings(path, config, "train")
-    _check_lanes(path, spec)
-    workdir.write_settings(path, config, spec)
-
-    state, history = _train(config, path, model, splits["train"].images, lanes)
+    names = [[setting, seed] for setting in settings for seed in range(seeds)]
+    images = splits["train"].images
+    lanes = [Lane(images, seed, setting) for setting, seed in names]
+    state, history = train_lanes(config, path, model, lanes, names)
     features, _ = classifier.load(config.data.name)
     results = []
-    for i, (setting, seed) in enumerate(tqdm(lanes, desc="evaluating", disable=None)):
+    for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
         ema = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), state.ema)
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
         found = evaluate.distances(
@@ -91,125 +75,6 @@ def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: fl
     _print_table(settings, results)
 
 
-def _check_lanes(path, lanes):
-    """Refuses to go on with other lanes than those of `path`."""
-    file = path / "model.json"
-    if file.is_file() and json.loads(file.read_text()) != lanes:
-        raise ConfigError(f"{path} holds other lanes: choose another --workdir")
-
-
-def _train(config, path, model, images, lanes):
-    devices = jax.local_devices()[:1]
-    fields = dict(config.learning)
-    traced = {
-        name: jnp.asarray([setting.get(name, fields[name]) for setting, _ in lanes])
-        for name in TRACED
-    }
-    keys = jax.vmap(jax.random.key)(jnp.asarray([seed for _, seed in lanes]))
-    optimizer = learning.create_optimizer(config.learning)  # of the state's structure
-
-    def lane_learning(values):
-        return types.SimpleNamespace(**(fields | values))
-
-    def create(key, values):
-        state = learning.create_state(key, lane_learning(values), model)
-        return state.replace(tx=optimizer)
-
-    def lane_step(lane, state, images):
-        key, values = lane
-        options = lane_learning(values)
-        step_fn = learning.make_train_step(options, model)
-        state = state.replace(tx=learning.create_optimizer(options))
-        state, metrics = step_fn(key, state, images)
-        return state.replace(tx=optimizer), metrics
-
-    def lane_diagnose(lane, state, images):
-        return learning.make_diagnose(model)(lane[0], state, images)
-
-    state = train.restore(path, jax.vmap(create)(keys, traced))
-    step = int(state.step[0])
-    history = _History(path, step, len(lanes))
-    batches = [
-        datasets.Batches(images, config.learning.batch_size, seed) for _, seed in lanes
-    ]
-    step_fn = parallel.pmap(jax.vmap(lane_step), devices)
-    diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)
-    state = parallel.replicate(state, devices)
-    last, pending = config.learning.num_steps, []
-    with (
-        checkpoints.manager(path, config.log.keep) as manager,
-        tqdm(initial=step, total=last, unit="step", disable=None) as progress,
-    ):
-        while step < last:
-            batch = np.stack([lane(step) for lane in batches])[None]
-            state, metrics = step_fn((keys, traced), state, batch)
-            step += 1
-            pending.append(metrics)
-            progress.update()
-            if step % config.log.every and step != last:
-                continue
-            values = parallel.unreplicate(pending)
-            values = {k: np.mean([v[k] for v in values], axis=0) for k in values[0]}
-            pending = []
-            if step % config.log.diagnose_every == 0 or step == last:
-                found = diagnose_fn((keys, traced), state, batch[:, :, :16])
-                values |= parallel.unreplicate(found)
-            wrong = history.add(step, values, config.guard)
-            said = f"{wrong}/{len(lanes)} beyond the limits"
-            progress.set_postfix_str(said)
-            if progress.disable:
-                print(f"step {step}/{last}: {said}", flush=True)
-            if step % config.log.checkpoint_every == 0 or step == last:
-                checkpoints.save(
-                    manager, step, train.checkpoint_items(parallel.unreplicate(state))
-                )
-    return parallel.unreplicate(state), history
-
-
-class _History:
-    """metrics.jsonl with a list over lanes for every metric."""
-
-    def __init__(self, path, step, lanes):
-        self._lines = [x for x in workdir.read_metrics(path) if x["step"] <= step]
-        self._path, self._lanes = path, lanes
-
-    def add(self, step, values, limits):
-        """Adds an interval; returns how many lanes have ever left the limits."""
-        wrong = [
-            guard.verdict({k: float(v[i]) for k, v in values.items()}, limits)
-            for i in range(self._lanes)
-        ]
-        lists = {
-            k: [float(x) if np.isfinite(x) else None for x in v]
-            for k, v in values.items()
-        }
-        self._lines.append({"step": step, "wrong": wrong} | lists)
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        workdir.write_text(self._path / "metrics.jsonl", text)
-        return sum(any(x["wrong"][i] for x in self._lines) for i in range(self._lanes))
-
-    def lane(self, i):
-        """What lane i came to, in numbers as long as they were finite."""
-        lines = [
-            {k: v[i] for k, v in line.items() if k != "step"} | {"step": line["step"]}
-            for line in self._lines
-        ]
-        wrong = next((line for line in lines if line["wrong"]), None)
-        found = {"diverged": wrong and f"step {wrong['step']}: {wrong['wrong']}"}
-        for name in _KEPT:
-            if values := [x[name] for x in lines if x.get(name) is not None]:
-                found[f"largest_{name}"] = max(values, key=abs)
-                found[f"last_{name}"] = values[-1]
-        return found
-
-
-_KEPT = (
-    *guard.LIMITS,
-    "prior_acceptance",
-    "prior_stiffness",
-    "posterior_acceptance",
-    "posterior_stiffness",
-)
 _COLUMNS = {
     "largest_energy_gap_nats": "largest gap",
     "last_energy_gap_nats": "last gap",

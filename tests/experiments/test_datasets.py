@@ -85,14 +85,14 @@ def fake_tfds(monkeypatch):
     monkeypatch.setattr(datasets, "_READ_TOGETHER", 10)
     with tfds.testing.mock_data(as_data_source_fn=as_data_source):
         yield as_data_source
-    datasets.load.cache_clear()
+    datasets.read.cache_clear()
 
 
 @pytest.mark.parametrize("name", sorted(TFDS_NAMES))
 def test_tfds_loaders_read_the_structure_of_tfds_without_its_data(name, fake_tfds):
     import tensorflow_datasets as tfds
 
-    datasets.load.cache_clear()
+    datasets.read.cache_clear()
     splits = datasets.load(name)
     assert set(splits) == {"train", "test"}
     builder = tfds.builder(TFDS_NAMES[name])
@@ -223,3 +223,43 @@ def test_batches_go_on_across_the_end_of_an_epoch():
     seen = np.concatenate([batches(step).ravel() for step in range(3)])  # two epochs
     assert np.bincount(seen).tolist() == [2] * 12
     assert sorted(seen[:12].tolist()) == list(range(12))
+
+
+def as_set(split):
+    return {image.tobytes() for image in split.images}
+
+
+def test_a_held_out_class_is_tested_with_a_fifth_of_the_others():
+    whole, split = datasets.load("digits"), datasets.load("digits", heldout_digit=4)
+    labels = np.concatenate([whole[name].labels for name in ("train", "test")])
+    normals = int((labels != 4).sum())
+    assert len(split["train"].labels) == int(0.8 * normals)
+    assert 4 not in split["train"].labels
+    assert (split["test"].labels == 4).sum() == (labels == 4).sum()
+    assert (split["test"].labels != 4).sum() == normals - int(0.8 * normals)
+    # Every image is in one of the two, and its label has come along.
+    together = as_set(split["train"]) | as_set(split["test"])
+    assert together == as_set(whole["train"]) | as_set(whole["test"])
+    assert not as_set(split["train"]) & as_set(split["test"])
+    of_image = {
+        image.tobytes(): label
+        for part in whole.values()
+        for image, label in zip(*part, strict=True)
+    }
+    for image, label in zip(*split["test"], strict=True):
+        assert of_image[image.tobytes()] == label
+
+
+def test_the_held_out_split_is_always_the_same():
+    first = datasets.load("digits", heldout_digit=4)
+    datasets.read.cache_clear()
+    again = datasets.load("digits", heldout_digit=4)
+    other = datasets.load("digits", heldout_digit=5)
+    np.testing.assert_array_equal(first["test"].images, again["test"].images)
+    assert 4 in other["train"].labels
+
+
+@pytest.mark.parametrize(("labels", "heldout"), [((), 10), ((0, 7), 4), ((7,), 7)])
+def test_a_class_that_cannot_be_held_out_is_refused(labels, heldout):
+    with pytest.raises(ConfigError, match=rf"one of several classes, .* got {heldout}"):
+        datasets.load("digits", labels=labels, heldout_digit=heldout)
