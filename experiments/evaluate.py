@@ -10,6 +10,8 @@ samples and the held-out split. Images are the decoder's means.
     frechet_posterior    held-out images, each decoded from its posterior sample: the
                          floor of any prior
     frechet_real         between two random halves of the held-out images, mean of ten
+
+The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`.
 """
 
 import math
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jebm
-from experiments import classifier, datasets, report, workdir
+from experiments import anomaly, classifier, datasets, report, workdir
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
@@ -35,13 +37,13 @@ _LONG_CHAIN = 4
 def evaluate(config, path: pathlib.Path) -> None:
     """Writes eval.json of the run in `path`; chains and seed may be overridden."""
     check_eval(config)
-    features, facts = classifier.load(config.data.name)
+    measure = PROTOCOLS[config.eval.protocol](config)
     model, params, step, splits = open_run(config, path)
     params = jax.tree.map(jnp.asarray, params)
     print(f"Evaluating {path} at step {step}.")
     started = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
-    found = distances(key, model, params, splits["test"].images, features, config.eval)
+    found, about = measure(key, path, model, params, splits["test"])
     found |= chains(key, model, params, splits["test"].images, config.eval)
     variant = workdir.variant(path, config)
     file = path / (f"eval_{variant}.json" if variant else "eval.json")
@@ -50,10 +52,7 @@ def evaluate(config, path: pathlib.Path) -> None:
         "seed": config.seed,
         "prior": config.prior,
         "protocol": config.eval.protocol,
-        "features": f"{facts['num_features']} features of {facts['file']}",
-        "features_sha256": facts["sha256"],
-        "num_samples": config.eval.num_samples,
-        "num_reference": len(splits["test"].images),
+        **about,
         "seconds": time.perf_counter() - started,
     }
     for name, value in found.items():
@@ -67,15 +66,65 @@ def evaluate(config, path: pathlib.Path) -> None:
 
 def check_eval(config) -> None:
     """Refuses settings of eval that cannot work, naming the field."""
-    if config.eval.protocol != "classifier":
+    if config.eval.protocol not in PROTOCOLS:
         raise ConfigError(
-            f"unknown eval.protocol {config.eval.protocol!r}; known: ['classifier']"
+            f"unknown eval.protocol {config.eval.protocol!r}; known: "
+            f"{sorted(PROTOCOLS)}"
         )
-    for name, least in (("num_samples", 2), ("batch_size", 1), ("num_diagnosed", 1)):
+    if config.eval.protocol == "anomaly" and config.data.heldout_digit is None:
+        raise ConfigError(
+            "eval.protocol 'anomaly' needs a data.heldout_digit, got None"
+        )
+    for name, least in (
+        ("num_samples", 2),
+        ("num_posterior_samples", 1),
+        ("batch_size", 1),
+        ("num_diagnosed", 1),
+    ):
         if config.eval[name] < least:
             raise ConfigError(
                 f"eval.{name} must be at least {least}, got {config.eval[name]}"
             )
+
+
+def _by_classifier(config):
+    """Frechet distances, and what they were taken with."""
+    features, facts = classifier.load(config.data.name)
+
+    def measure(key, path, model, params, split):
+        found = distances(key, model, params, split.images, features, config.eval)
+        return found, {
+            "features": f"{facts['num_features']} features of {facts['file']}",
+            "features_sha256": facts["sha256"],
+            "num_samples": config.eval.num_samples,
+            "num_reference": len(split.images),
+        }
+
+    return measure
+
+
+def _by_anomaly(config):
+    """How well the score tells the held-out class; draws the scores."""
+
+    def measure(key, path, model, params, split):
+        terms = anomaly.terms_of(key, model, params, split.images, config.eval)
+        heldout = config.data.heldout_digit
+        anomalous = split.labels == heldout
+        folder = path / "figures" / workdir.variant(path, config)
+        anomaly.histogram(terms, anomalous, folder / "anomaly.png")
+        print(f"wrote {folder / 'anomaly.png'}")
+        return anomaly.detection(terms, anomalous), {
+            "heldout_digit": heldout,
+            "num_posterior_samples": config.eval.num_posterior_samples,
+            "num_normal": int((~anomalous).sum()),
+            "num_anomalous": int(anomalous.sum()),
+        }
+
+    return measure
+
+
+# What a protocol needs is got, or refused, before the run is opened.
+PROTOCOLS = {"classifier": _by_classifier, "anomaly": _by_anomaly}
 
 
 def distances(key, model, params, heldout, features, options) -> dict[str, float]:

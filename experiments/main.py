@@ -11,13 +11,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, evaluate, figures, sample, train
+from experiments import command_line, evaluate, figures, sample, score, train
 
 MODES = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "sample": sample.sample,
     "figures": figures.figures,
+    "score": lambda config, path: score.score(config, path, _IMAGES.value),
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,12 +26,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG.")
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+_IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --mode=score.")
 
 
 def main(argv: list[str]) -> None:
     """Runs the mode on the configuration."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected arguments {argv[1:]}")
+    if (_MODE.value == "score") != (_IMAGES.value is not None):
+        sys.exit("error: --mode=score and --images=FOLDER go together")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters

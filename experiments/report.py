@@ -17,6 +17,7 @@ _CAPTIONS = {
     "posterior_transition": "Langevin transition of the posterior",
     "hierarchical": "Layers above kept, layers below drawn anew, row by row",
     "latent_planes": "Latent planes",
+    "anomaly": "Scores of held-out images, and their two parts",
 }
 
 _PAGE = """<!doctype html>
@@ -51,6 +52,7 @@ summary {{ cursor: pointer; font-weight: 600; }}
 {figures}
 {distances}
 {variants}
+{scored}
 <h2>Last metrics</h2>
 {metrics}
 <details><summary>Configuration</summary>{config}</details>
@@ -91,6 +93,11 @@ def write(path: pathlib.Path) -> None:
         or "<p>None yet: they are drawn when training ends.</p>",
         distances=_layers(path / "figures"),
         variants="".join(_variants(path)),
+        scored="".join(
+            f"<h2>Images of {html.escape(str(file.relative_to(path / 'scores')))}</h2>"
+            + _figure(file, "From the most to the least anomalous")
+            for file in sorted((path / "scores").rglob("*.png"))
+        ),
         metrics=_table(last.items()),
         config=_table(workdir.flat(config)),
     )
@@ -118,13 +125,12 @@ _MEASURES = {
 def _evaluation(file):
     """The table of distances, and how well the chains can follow."""
     found = json.loads(file.read_text())
-    about = (
-        f"Frechet distance to {found['num_reference']} held-out images at step "
-        f"{found['step']}: {found['num_samples']} samples, {found['features']}."
-    )
+    if found["protocol"] == "anomaly":
+        about, table = _detection(found)
+    else:
+        about, table = _distances(found)
     if variant := file.stem.removeprefix("eval").removeprefix("_"):
         about = f"With {variant}. {about}"
-    distances = _table((text, found[k]) for k, text in _MEASURES.items() if k in found)
     chains = [
         (f"{chain} chain", found[f"{chain}_acceptance"], found[f"{chain}_stiffness"])
         for chain in ("prior", "posterior")
@@ -135,10 +141,38 @@ def _evaluation(file):
     if "energy_gap_nats" in found:
         gap = f"<p>Gap E- minus E+: {found['energy_gap_nats']:.3g} nats.</p>"
     return (
-        f'<section class="grid"><div><p>{html.escape(about)}</p>{distances}</div>'
+        f'<section class="grid"><div><p>{html.escape(about)}</p>{table}</div>'
         f"<div><p>The chains, where they end.</p>{_table(chains, head)}{gap}</div>"
         "</section>"
     )
+
+
+def _distances(found):
+    about = (
+        f"Frechet distance to {found['num_reference']} held-out images at step "
+        f"{found['step']}: {found['num_samples']} samples, {found['features']}."
+    )
+    return about, _table(
+        (text, found[k]) for k, text in _MEASURES.items() if k in found
+    )
+
+
+def _detection(found):
+    about = (
+        f"Anomaly detection at step {found['step']}: {found['num_anomalous']} images "
+        f"of the held-out class {found['heldout_digit']} among {found['num_normal']} "
+        f"of the others; chance has an AUPRC of {found['prevalence']:.3f} and an AUROC "
+        f"of .5. {found['num_posterior_samples']} posterior samples an image."
+    )
+    rows = [
+        (text, found[f"auprc{part}"], found[f"auroc{part}"])
+        for part, text in (
+            ("", "minus score(0)"),
+            ("_likelihood", "its part minus log p(x|z)"),
+            ("_prior", "its part E(z) minus log p_beta(z)"),
+        )
+    ]
+    return about, _table(rows, ("", "AUPRC", "AUROC"))
 
 
 def _variants(path):

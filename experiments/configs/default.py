@@ -13,6 +13,8 @@ def get_config() -> config_dict.ConfigDict:
     config.data.name = "digits"  # see experiments/datasets.py
     config.data.data_dir = config_dict.placeholder(str)  # default: TFDS_DATA_DIR
     config.data.labels = ()  # keep these classes only; empty keeps all
+    # A class that training does not see and testing does: anomaly detection.
+    config.data.heldout_digit = config_dict.placeholder(int)
 
     # backbone, energy, likelihood and chains are what `jebm.build` takes.
     config.backbone = config_dict.ConfigDict()
@@ -27,8 +29,8 @@ def get_config() -> config_dict.ConfigDict:
     config.backbone.log_scale_bound = 3.0  # |log sigma_i| stays below it
 
     config.energy = config_dict.ConfigDict()
-    config.energy.name = "layerwise"
-    config.energy.widths = (200, 200)  # for every layer, or one tuple per layer
+    config.energy.name = "layerwise"  # or "joint", one network of all layers
+    config.energy.widths = (200, 200)  # layerwise: of each, or one tuple per layer
     config.energy.activation = "gelu"
 
     config.likelihood = config_dict.ConfigDict()
@@ -88,6 +90,7 @@ def get_config() -> config_dict.ConfigDict:
     config.eval = config_dict.ConfigDict()
     config.eval.protocol = "classifier"  # see experiments/evaluate.py
     config.eval.num_samples = 5000
+    config.eval.num_posterior_samples = 5  # of each image, that its score averages
     config.eval.batch_size = 500  # chains at a time
     config.eval.num_diagnosed = 256  # chains whose acceptance and stiffness are taken
 

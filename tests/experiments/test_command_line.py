@@ -7,8 +7,8 @@ from jebm import model
 from tests.experiments.runs import CONFIG, run_main, start_main
 
 CONFIG_NAMES = (
-    "celeba64.py, cifar10.py, default.py, digits.py, mnist.py, mnist01.py, svhn.py, "
-    "test.py"
+    "celeba64.py, cifar10.py, default.py, digits.py, mnist.py, mnist01.py, "
+    "mnist_anomaly.py, mnist_ladder.py, svhn.py, test.py"
 )
 
 
@@ -78,7 +78,9 @@ def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word)
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--mode=fly", ["fly", "train", "eval", "sample", "figures"]),
+        ("--mode=score", ["--mode=score and --images=FOLDER go together"]),
+        ("--images=there", ["--mode=score and --images=FOLDER go together"]),
+        ("--mode=fly", ["fly", "train", "eval", "sample", "figures", "score"]),
         ("--config.learning.batch_size=many", ["learning.batch_size", "many"]),
         ("--config.likelihood.scale=wide", ["likelihood.scale", "wide"]),
         ("--nope=1", ["nope"]),

@@ -99,9 +99,9 @@ def test_a_shrunken_config_takes_two_steps(name, tmp_path, monkeypatch):
     monkeypatch.setitem(
         datasets.LOADERS, name, lambda data_dir: {"train": split, "test": split}
     )
-    datasets.load.cache_clear()
+    datasets.read.cache_clear()
     run(shrunken(name), tmp_path / "run", write_samples=lambda *arguments: [])
-    datasets.load.cache_clear()
+    datasets.read.cache_clear()
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(value is not None for line in lines for value in line.values())

@@ -1,0 +1,88 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics
+
+import jebm
+from experiments import anomaly, datasets, evaluate, report
+from experiments.command_line import ConfigError
+from jebm.objectives import Positive
+from tests.experiments.runs import run
+
+HELDOUT = 4
+
+
+@pytest.fixture(scope="module")
+def detecting(tmp_path_factory):
+    """The directory of a run that has not seen the fours."""
+    from experiments.configs import test
+
+    config, path = test.get_config(), tmp_path_factory.mktemp("anomaly") / "run"
+    config.data.heldout_digit = HELDOUT
+    config.eval.protocol = "anomaly"
+    config.eval.num_posterior_samples = 2
+    run(config, path)
+    evaluate.evaluate(config, path)
+    return path
+
+
+def terms(likelihood, prior, energy):
+    arrays = [np.asarray(a, float) for a in (likelihood, prior, energy)]
+    return Positive(*arrays, np.zeros(len(likelihood)))
+
+
+def test_areas_are_those_of_a_ranking_counted_by_hand():
+    # Scores 3 1 4 2, anomalies are the second and the third of these.
+    found = anomaly.detection(
+        terms([-1, 0, -2, -1], [-2, -1, -1, 0], [0, 0, 1, 1]),
+        np.array([False, True, True, False]),
+    )
+    # Ranked 4 3 2 1 as + - - +: of four pairs the first + wins two, the last none.
+    assert found["auroc"] == 0.5
+    # Precision 1 at recall 1/2; then 1/2, 1/3 there, and 1/2 at recall 1.
+    assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (1 / 3 + 1 / 2) / 2)
+    assert found["prevalence"] == 0.5
+    assert found["auroc_likelihood"] == 0.5  # 1 0 2 1: wins 2 against 1 and 1
+    assert found["auroc_prior"] == 0.5 + 0.0 * found["auprc_prior"]
+
+
+def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):
+    path = detecting
+    found = json.loads((path / "eval.json").read_text())
+    split = datasets.load("digits", heldout_digit=HELDOUT)["test"]
+    anomalous = split.labels == HELDOUT
+    assert found["num_anomalous"] == anomalous.sum() == 181
+    assert found["num_normal"] == (~anomalous).sum()
+    assert found["prevalence"] == anomalous.mean()
+    assert found["protocol"] == "anomaly"
+    assert (found["heldout_digit"], found["num_posterior_samples"]) == (HELDOUT, 2)
+    # Other draws of the same scores rank nearly alike.
+    model, params = jebm.load(path)
+    x = datasets.to_unit(jnp.asarray(split.images))
+    score = -jebm.scores.score(jax.random.key(7), model, params, x, num_samples=2)
+    auroc = metrics.roc_auc_score(anomalous, score)
+    assert found["auroc"] == pytest.approx(auroc, abs=0.03)
+    assert "frechet" not in found
+    assert "prior_stiffness" in found
+
+
+def test_report_shows_the_areas_and_the_histogram(detecting):
+    path = detecting
+    found = json.loads((path / "eval.json").read_text())
+    report.write(path)
+    page = (path / "report.html").read_text()
+    assert f"{found['num_anomalous']} images of the held-out class {HELDOUT}" in page
+    for name in ("auprc", "auroc", "auprc_prior", "auroc_likelihood"):
+        assert f"<td>{found[name]:.4g}</td>" in page
+    assert (path / "figures" / "anomaly.png").stat().st_size > 5000
+    assert "Scores of held-out images" in page
+
+
+def test_protocol_without_a_held_out_class_is_refused(test_config, tmp_path):
+    test_config.eval.protocol = "anomaly"
+    with pytest.raises(ConfigError, match=r"needs a data\.heldout_digit"):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,55 @@
+"""What README.md and docs/ say can be done, can be done."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.experiments.runs import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_code_of_the_readme_runs_as_its_comments_say(
+    trained_run, tmp_path, monkeypatch
+):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(trained_run)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    names = {}
+    exec(block, names)
+    assert names["x"].shape == (16, 8, 8, 1)
+    assert 0 <= names["x"].min() < names["x"].max() <= 1
+    assert [z.shape for z in names["z"]] == [
+        (16, *shape) for shape in names["model"].backbone.latent_shapes
+    ]
+    # The last two lines are values of one number per image.
+    for line in block.strip().splitlines()[-2:]:
+        values = eval(line, names)
+        assert values.shape == (16,)
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    text = page.read_text()
+    linked = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text)
+    files = [a or b for a, b in linked if not (a or b).startswith("http")]
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+    assert [f for f in files if not (page.parent / f).exists()] == []
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+def test_every_config_is_in_the_readme_and_every_one_there_exists():
+    text = PAGES[0].read_text()
+    configs = {p.stem for p in (ROOT / "experiments" / "configs").glob("*.py")}
+    configs -= {"__init__", "default"}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == configs
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"configs/(\w+)\.py", page.read_text())
+    }
+    assert named <= configs | {"default", "NAME"}
