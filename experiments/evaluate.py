@@ -11,10 +11,10 @@ samples and the held-out split. Images are the decoder's means.
                          floor of any prior
     frechet_real         between two random halves of the held-out images, mean of ten
 
-The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`.
+The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
+protocol "ood": `experiments.ood`.
 """
 
-import math
 import pathlib
 import time
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jebm
-from experiments import anomaly, classifier, datasets, report, workdir
+from experiments import anomaly, classifier, datasets, ood, report, workdir
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
@@ -55,10 +55,17 @@ def evaluate(config, path: pathlib.Path) -> None:
         **about,
         "seconds": time.perf_counter() - started,
     }
+    finite = {}
     for name, value in found.items():
-        told = f"{value:.4g}" if math.isfinite(value) else "not finite, left out"
+        if isinstance(value, list):  # over what is named in `about`
+            told = " ".join(f"{v:.4g}" for v in value)
+        else:
+            told = f"{value:.4g}"
+        if np.all(np.isfinite(value)):
+            finite[name] = value
+        else:
+            told = "not finite, left out"
         print(f"  {name:24}{told}")
-    finite = {name: value for name, value in found.items() if math.isfinite(value)}
     workdir.write_json(file, finite | about)
     print(f"wrote {file}")
     report.write(path)
@@ -75,6 +82,8 @@ def check_eval(config) -> None:
         raise ConfigError(
             "eval.protocol 'anomaly' needs a data.heldout_digit, got None"
         )
+    if config.eval.protocol == "ood":
+        ood.check(config.eval)
     for name, least in (
         ("num_samples", 2),
         ("num_posterior_samples", 1),
@@ -123,8 +132,24 @@ def _by_anomaly(config):
     return measure
 
 
+def _by_ood(config):
+    """How well every score tells images of elsewhere; draws the scores."""
+
+    def measure(key, path, model, params, split):
+        folder = path / "figures" / workdir.variant(path, config)
+        found = ood.detection(key, config, model, params, split.images, folder)
+        print(f"wrote {folder / 'ood.png'}")
+        return found
+
+    return measure
+
+
 # What a protocol needs is got, or refused, before the run is opened.
-PROTOCOLS = {"classifier": _by_classifier, "anomaly": _by_anomaly}
+PROTOCOLS = {
+    "anomaly": _by_anomaly,
+    "classifier": _by_classifier,
+    "ood": _by_ood,
+}
 
 
 def distances(key, model, params, heldout, features, options) -> dict[str, float]:
@@ -146,7 +171,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
 
     def distance(images):
         if not np.isfinite(images).all():
-            return math.nan
+            return np.nan
         return frechet_distance(*feature_statistics(features(images)), *reference)
 
     key_posterior, key_prior = jax.random.split(key)

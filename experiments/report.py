@@ -18,6 +18,7 @@ _CAPTIONS = {
     "hierarchical": "Layers above kept, layers below drawn anew, row by row",
     "latent_planes": "Latent planes",
     "anomaly": "Scores of held-out images, and their two parts",
+    "ood": "Scores of held-out images and of images of elsewhere",
 }
 
 _PAGE = """<!doctype html>
@@ -125,10 +126,7 @@ _MEASURES = {
 def _evaluation(file):
     """The table of distances, and how well the chains can follow."""
     found = json.loads(file.read_text())
-    if found["protocol"] == "anomaly":
-        about, table = _detection(found)
-    else:
-        about, table = _distances(found)
+    about, table = _TABLES[found["protocol"]](found)
     if variant := file.stem.removeprefix("eval").removeprefix("_"):
         about = f"With {variant}. {about}"
     chains = [
@@ -173,6 +171,22 @@ def _detection(found):
         )
     ]
     return about, _table(rows, ("", "AUPRC", "AUROC"))
+
+
+def _elsewhere(found):
+    about = (
+        f"Out-of-distribution detection at step {found['step']}: AUROC of "
+        f"{found['num_outside']} images of elsewhere against as many held-out images, "
+        f"by every score. {found['chosen']} was chosen on {found['chosen_on']}."
+    )
+    rows = [
+        (name, *found[f"auroc_{name}"])
+        for name in (found["chosen_on"], *found["outliers"])
+    ]
+    return about, _table(rows, ("", *found["statistics"]))
+
+
+_TABLES = {"anomaly": _detection, "classifier": _distances, "ood": _elsewhere}
 
 
 def _variants(path):

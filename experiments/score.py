@@ -4,17 +4,16 @@ import csv
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-import jebm
 from experiments import report, workdir
 from experiments.command_line import ConfigError
 from experiments.evaluate import check_eval
 from experiments.learning import Role
-from experiments.sample import in_batches, open_run
+from experiments.ood import scores_of
+from experiments.sample import open_run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -34,19 +33,8 @@ def score(config, path: pathlib.Path, folder: str) -> None:
     folder = pathlib.Path(folder)
     files, images = read_folder(folder, model.image_shape)
     key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
-    num = config.eval.num_posterior_samples
-    layers = len(model.backbone.latent_shapes)
-
-    def draw(key, indices):
-        x = jnp.asarray(images[indices])
-        return tuple(
-            jebm.scores.score(key, model, params, x, k, num_samples=num)
-            for k in range(layers)
-        )
-
     print(f"Scoring {len(files)} images with {path} at step {step}.")
-    batch_size = min(config.eval.batch_size, len(files))
-    scores = in_batches(key, draw, np.arange(len(files)), batch_size)
+    scores = scores_of(key, model, params, images, config.eval)
     name = folder.resolve().name
     out = path / "scores" / workdir.variant(path, config)
     out.mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,9 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.protocol = "classifier"  # see experiments/evaluate.py
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
+    # Of protocol "ood": data sets, or what experiments/ood.py makes of the images.
+    config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")
+    config.eval.ood_chosen_on = "exchanged"  # chooses the score; not in the table
     config.eval.batch_size = 500  # chains at a time
     config.eval.num_diagnosed = 256  # chains whose acceptance and stiffness are taken
 

@@ -1,0 +1,15 @@
+"""MNIST against images of elsewhere, by every score of a ladder.
+
+python -m experiments.main --config=experiments/configs/mnist_ood.py
+"""
+
+from experiments.configs import mnist_ladder
+
+
+def get_config():
+    """Returns the configuration."""
+    config = mnist_ladder.get_config()
+    config.eval.protocol = "ood"
+    config.eval.ood_outliers = ("cifar10", "noise", "inverted", "rotated", "constant")
+    config.eval.num_samples = 2000
+    return config
