@@ -8,7 +8,9 @@ import pytest
 import jebm
 from experiments import datasets, evaluate, ood, report
 from experiments.command_line import ConfigError
+from experiments.configs import test
 from experiments.datasets import Split
+from experiments.learning import Role
 from tests.experiments.runs import run
 
 SHAPE = (8, 8, 1)
@@ -35,8 +37,6 @@ def colours():
 @pytest.fixture(scope="module")
 def told(tmp_path_factory, colours):
     """The directory of a run that was evaluated against images of elsewhere."""
-    from experiments.configs import test
-
     config, path = test.get_config(), tmp_path_factory.mktemp("ood") / "run"
     config.eval.protocol = "ood"
     config.eval.ood_outliers = OUTLIERS
@@ -81,8 +81,6 @@ def test_a_quarter_turn_needs_squares():
 def test_scores_are_those_of_every_k(images):
     model = jebm.build({"image_shape": SHAPE})
     params = jebm.init(jax.random.key(0), model)
-    from experiments.configs import test
-
     options = test.get_config().eval
     options.batch_size, options.num_posterior_samples = 6, 2
     key = jax.random.key(1)
@@ -110,19 +108,19 @@ def test_eval_json_tells_every_score_of_every_set(told):
             assert len(values) == 3
             assert all(0 <= value <= 1 for value in values)
     assert found["num_inside"] == found["num_outside"] == 30  # as many as colours has
-    # Other draws of the same scores rank nearly alike.
+    # The same again, each set with a key of its own.
     model, params = jebm.load(told)
     images = datasets.load("digits")["test"].images[:30]
-    key = jax.random.key(7)
+    key = jax.random.fold_in(jax.random.key(0), Role.EVALUATION)
+    options = test.get_config().eval
+    options.num_posterior_samples = 1
     inside, outside = (
-        datasets.to_unit(jnp.asarray(x))
-        for x in (images, ood.outliers("inverted", images, None))
+        -ood.scores_of(jax.random.fold_in(key, i), model, params, x, options)[0]
+        for i, x in ((0, images), (4, ood.outliers("inverted", images, None)))
     )
-    auroc = ood.areas(
-        -jebm.scores.score(key, model, params, inside),
-        -jebm.scores.score(key, model, params, outside),
-    )["auroc"]
-    assert found["auroc_inverted"][0] == pytest.approx(auroc, abs=0.1)
+    expected = ood.areas(inside, outside)
+    for measure in MEASURES:
+        assert found[f"{measure}_inverted"][0] == pytest.approx(expected[measure])
 
 
 def test_the_score_is_chosen_on_images_that_are_not_in_the_table(told):
