@@ -1,0 +1,124 @@
+import doctest
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jebm
+from experiments import anomaly as areas_of
+from experiments import datasets, lanes, learning, sample
+from experiments.command_line import ConfigError
+from experiments.configs import test
+from tools import anomaly
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Two digits, two seeds each, and where they are."""
+    path = tmp_path_factory.mktemp("anomaly")
+    results = {d: anomaly.run(small(), path / str(d), d, seeds=2) for d in (4, 7)}
+    return path, results
+
+
+def small():
+    config = test.get_config()
+    config.learning.energy_lr = 0.1  # so that the energies matter after eight steps
+    config.eval.num_posterior_samples = 1
+    return config
+
+
+def test_every_seed_of_a_digit_has_its_areas(found):
+    path, results = found
+    for digit, rows in results.items():
+        assert json.loads((path / str(digit) / "anomaly.json").read_text()) == rows
+        assert [(r["digit"], r["seed"]) for r in rows] == [(digit, 0), (digit, 1)]
+        split = datasets.load("digits", heldout_digit=digit)["test"]
+        for row in rows:
+            assert row["prevalence"] == (split.labels == digit).mean()
+            assert row["diverged"] is None
+        assert rows[0]["auroc"] != rows[1]["auroc"]
+
+
+def test_areas_are_those_of_the_averaged_parameters(found):
+    path, results = found
+    config = small()
+    model = sample.build_model(config, (8, 8, 1))
+    split = datasets.load("digits", heldout_digit=4)["test"]
+    images = datasets.load("digits", heldout_digit=4)["train"].images
+    config.data.heldout_digit, config.eval.protocol = 4, "anomaly"
+    state, _ = lanes.train_lanes(
+        config, path / "4", model, [lanes.Lane(images, s, {}) for s in (0, 1)], [0, 1]
+    )
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.ema)
+    key = jax.random.fold_in(jax.random.key(1), learning.Role.EVALUATION)
+    terms = areas_of.terms_of(key, model, params, split.images, config.eval)
+    expected = areas_of.detection(terms, split.labels == 4)
+    for name, value in expected.items():
+        assert results[4][1][name] == pytest.approx(value, abs=1e-6)
+
+
+def test_gaussian_row_is_the_score_without_the_energy():
+    config = small()  # a posterior chain would feel the energy, an encoder does not
+    config.backbone.encoder_widths = (8,)
+    config.learning.method = "variational"
+    config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
+    model = sample.build_model(config, (8, 8, 1))
+    plain = jebm.init(jax.random.key(0), model)  # energies start at 0
+    tilted = plain._replace(energy=jax.tree.map(jnp.ones_like, plain.energy))
+    split = datasets.load("digits", heldout_digit=4)["test"]
+    key = jax.random.key(1)
+    with_energy, without = (
+        anomaly.areas(key, config, model, params, split, 4)
+        for params in (tilted, plain)
+    )
+    for measure in ("auprc", "auroc"):
+        gaussian = with_energy[f"{measure}_gaussian"]
+        assert gaussian == pytest.approx(without[measure], abs=1e-6)
+        assert with_energy[measure] != pytest.approx(gaussian, abs=1e-3)
+
+
+def test_a_second_call_trains_no_further(found, monkeypatch):
+    path, results = found
+    monkeypatch.setattr(
+        datasets.Batches, "__call__", lambda self, step: pytest.fail("trains again")
+    )
+    again = anomaly.run(small(), path / "4", 4, seeds=2)
+    assert [r["auprc"] for r in again] == [r["auprc"] for r in results[4]]
+
+
+def test_other_seeds_are_refused_where_there_are_some(found):
+    path, _ = found
+    with pytest.raises(ConfigError, match="holds other lanes"):
+        anomaly.run(small(), path / "4", 4, seeds=3)
+
+
+def test_table_tells_mean_and_deviation_over_seeds():
+    def result(value):
+        fields = {
+            f"{m}{s}": value for m in ("auprc", "auroc") for s in anomaly._ROWS.values()
+        }
+        return fields | {"prevalence": 0.25}
+
+    lines = anomaly.table({1: [result(0.5), result(0.7)], 4: [result(0.9)]})
+    assert lines[0] == "| | 1 | 4 |"
+    assert lines[2] == "| score, AUPRC | 0.600 ± 0.100 | 0.900 ± 0.000 |"
+    assert lines[-1] == "| prevalence | 0.250 | 0.250 |"
+
+
+def test_digits_are_read_or_refused():
+    assert anomaly.parse_digits("1,9") == [1, 9]
+    with pytest.raises(ConfigError, match="not a list of integers"):
+        anomaly.parse_digits("1,x")
+    with pytest.raises(ConfigError, match="names a digit twice"):
+        anomaly.parse_digits("1,1")
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(anomaly).failed == 0
+
+
+def test_a_class_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.heldout_digit must be one of"):
+        anomaly.run(small(), tmp_path / "10", 10, seeds=1)
+    assert list(tmp_path.iterdir()) == []

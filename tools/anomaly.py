@@ -1,0 +1,145 @@
+"""Holds out one digit after the other: how well do scores tell it?
+
+    python -m tools.anomaly --config=experiments/configs/mnist_anomaly.py --workdir=DIR
+        [--digits=1,4,5,7,9] [--seeds=5] [--config.FIELD=VALUE ...]
+
+All seeds of a digit are trained in one vmapped program, in DIR/DIGIT; a killed run goes
+on from its last checkpoint, and digits that are done are not done again. Of each seed's
+averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
+`experiments.anomaly`, those of the Gaussian prior of the same generator too. The table
+of all digits is printed and written to DIR/anomaly.md: mean and standard deviation over
+seeds.
+"""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from experiments import (
+    anomaly,
+    command_line,
+    datasets,
+    evaluate,
+    learning,
+    sample,
+    train,
+    workdir,
+)
+from experiments.command_line import ConfigError
+from experiments.lanes import Lane, train_lanes
+
+# Rows of the table: the name of the row, and what its fields end with.
+_ROWS = {
+    "score": "",
+    "its part log p(x given z)": "_likelihood",
+    "its part log p(z)": "_prior",
+    "Gaussian prior": "_gaussian",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Trains and scores every digit."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    given = flags.FLAGS
+    path = pathlib.Path(given.workdir)
+    try:
+        digits = parse_digits(given.digits)
+        found = {
+            digit: run(given.config, path / str(digit), digit, given.seeds)
+            for digit in digits
+        }
+    except command_line.USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    lines = "\n".join(table(found)) + "\n"
+    workdir.write_text(path / "anomaly.md", lines)
+    print(lines)
+
+
+def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
+    """Areas of each seed with `digit` held out, trained in `path` if not there yet."""
+    config = config.copy_and_resolve_references()
+    config.data.heldout_digit = digit
+    config.eval.protocol = "anomaly"
+    train.check_learning(config)
+    sample.check_log(config)
+    evaluate.check_eval(config)
+    splits = datasets.load(**config.data)
+    model = sample.build_model(config, splits["train"].images.shape[1:])
+    lanes = [Lane(splits["train"].images, seed, {}) for seed in range(seeds)]
+    state, history = train_lanes(config, path, model, lanes, list(range(seeds)))
+    results = []
+    for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
+        ema = jax.tree.map(lambda leaf, i=seed: jnp.asarray(leaf[i]), state.ema)
+        key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
+        found = areas(key, config, model, ema, splits["test"], digit)
+        results.append({"digit": digit, "seed": seed} | history.lane(seed) | found)
+    workdir.write_json(path / "anomaly.json", results)
+    return results
+
+
+def areas(key, config, model, params, split, digit: int) -> dict[str, float]:
+    """Those of `anomaly.detection`, and of the same generator without its energy.
+
+    The generator is that of the Gaussian prior itself where it has learned as such
+    (`learning.energy_share` = 0).
+    """
+    anomalous = split.labels == digit
+    terms = anomaly.terms_of(key, model, params, split.images, config.eval)
+    untilted = terms._replace(energy=np.zeros_like(terms.energy))
+    found = anomaly.detection(terms, anomalous)
+    gaussian = anomaly.detection(untilted, anomalous)
+    return found | {f"{k}_gaussian": gaussian[k] for k in ("auprc", "auroc")}
+
+
+def table(found: dict[int, list[dict]]) -> list[str]:
+    """Markdown: a row per score, a column per digit, mean ± standard deviation."""
+    lines = [
+        "| | " + " | ".join(f"{digit}" for digit in found) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for row, suffix in _ROWS.items():
+        for measure in ("auprc", "auroc"):
+            cells = [f"{row}, {measure.upper()}"]
+            for results in found.values():
+                values = [result[measure + suffix] for result in results]
+                cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    chance = [f"{results[0]['prevalence']:.3f}" for results in found.values()]
+    lines.append("| prevalence | " + " | ".join(chance) + " |")
+    return lines
+
+
+def parse_digits(text: str) -> list[int]:
+    """Reads --digits.
+
+    Example:
+      >>> parse_digits("1,4")
+      [1, 4]
+    """
+    try:
+        digits = [int(digit) for digit in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--digits: {text!r} is not a list of integers") from None
+    if len(set(digits)) < len(digits):
+        raise ConfigError(f"--digits: {text!r} names a digit twice")
+    return digits
+
+
+def _define_flags():
+    """Called by the program alone: two may not define the same flags."""
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where to write.", required=True)
+    flags.DEFINE_string("digits", "1,4,5,7,9", "Digits to hold out, one at a time.")
+    flags.DEFINE_integer("seeds", 5, "Seeds 0 .. N-1 of each digit.", lower_bound=1)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=command_line.parse)
