@@ -6,7 +6,7 @@ Cui, Wu, Han, "Learning Joint Latent Space EBM Prior Model for Multi-layer Gener
 CVPR 2023, arXiv 2306.06323.
 """
 
-from jebm import langevin, mala, scores
+from jebm import langevin, mala, partition, scores
 from jebm.checkpoints import load
 from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.model import Chain, Chains, Model, Params, build, energy, init
@@ -26,6 +26,7 @@ __all__ = [
     "langevin",
     "load",
     "mala",
+    "partition",
     "posterior_sample",
     "prior_logdensity",
     "reconstruct",

@@ -1,0 +1,439 @@
+"""Log-normalisers by annealed importance sampling in eps-space.
+
+    pi_b(eps) = N(eps; 0, I) exp(b g(eps)),      b from 0 to 1
+    g = -E(T(eps))                      its normaliser at b = 1 is Z
+    g = -E(T(eps)) + log p(x|T(eps))    Z_x = Z p(x), so log p(x) = log Z_x - log Z
+
+A particle starts at N(0, I) and takes one MALA step at each b_t. Its weight
+w = prod_t exp[(b_t - b_{t-1}) g(eps_{t-1})] has the normaliser as its mean, so that the
+log of a mean of weights lies below log Z in expectation. Backwards, from exact samples
+of pi_1, the mean of 1/w is 1/Z and the estimate lies above.
+(arXiv physics/9803008; both ways: arXiv 1511.02543)
+
+log p(x) is a difference of two estimates and bounds nothing: read it with its error.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jebm import checks, mala
+from jebm.densities import logdensity
+from jebm.hierarchy import Latents, log_standard_normal
+from jebm.langevin import normal_like
+from jebm.model import Model, Params, float_dtype
+from jebm.sampling import example_keys, to_eps
+
+
+class Schedule(NamedTuple):
+    """The path from N(0, I) to the target."""
+
+    inverse_temperatures: jax.Array  # b, [T + 1], from 0 to 1
+    step_sizes: jax.Array  # of the MALA step at each b but the first, [T]
+
+
+class Estimate(NamedTuple):
+    """A log-normaliser, in nats, and how far to trust it."""
+
+    value: jax.Array
+    standard_error: jax.Array  # of `value`, from the spread of the weights
+    effective_samples: jax.Array  # (sum w)^2 / sum w^2, at most the number of particles
+
+
+def log_z(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    *,
+    num_particles: int = 500,
+    num_temperatures: int = 500,
+    schedule: Schedule | None = None,
+) -> Estimate:
+    """log Z of the tilted prior; 0 for a Gaussian prior.
+
+    Args:
+      key: typed key, []. Particle n draws from `fold_in(key, n)`.
+      model: the model.
+      params: its parameters.
+      num_particles: weights that the estimate averages.
+      num_temperatures: MALA steps of each particle.
+      schedule: of `tune`; None to tune one here, on particles of their own.
+
+    Returns:
+      An `Estimate` of fields [], nats. With `num_temperatures` it becomes exact, with
+      `num_particles` its error becomes known.
+
+    Raises:
+      ValueError: for an argument out of range, or params that do not fit the model.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)  # E = 0, so log Z = 0
+      >>> found = log_z(jax.random.key(1), model, params, num_particles=8,
+      ...               num_temperatures=4)
+      >>> found.value.item(), found.effective_samples.item()
+      (0.0, 8.0)
+    """
+    return _estimate(key, model, params, None, (), num_particles, num_temperatures,
+                     schedule)  # fmt: skip
+
+
+def log_z_given(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    above: Latents,
+    *,
+    num_particles: int = 100,
+    num_temperatures: int = 500,
+    schedule: Schedule | None = None,
+) -> Estimate:
+    """log Z_k(z_{>k}), of the k lower layers given those above.
+
+    Z_k = E[exp(-E(z))], z_{<=k} of the Gaussian prior given z_{>k}: it normalises the
+    tilted conditional prior, and holds the energy of the layers above too.
+
+    Args:
+      key, model, params, num_particles, num_temperatures, schedule: as of `log_z`.
+      above: z_{>k}, the top layers' latents, bottom to top, each [N, *shape_i].
+
+    Returns:
+      An `Estimate` of fields [N], nats.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> found = log_z_given(jax.random.key(1), model, params, (jnp.ones((3, 8)),),
+      ...                     num_particles=8, num_temperatures=4)
+      >>> found.value.shape
+      (3,)
+    """
+    if not above:
+        raise ValueError("above must hold the latents of at least the top layer")
+    checks.above(model, above, above[0].shape[0])
+    return _estimate(key, model, params, None, tuple(above), num_particles,
+                     num_temperatures, schedule)  # fmt: skip
+
+
+def log_likelihood(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    x: jax.Array,
+    *,
+    log_z: jax.typing.ArrayLike,
+    num_particles: int = 16,
+    num_temperatures: int = 1000,
+    schedule: Schedule | None = None,
+) -> Estimate:
+    """log p(x) = log Z_x - log Z of each image, its density with respect to [0, 1].
+
+    Args:
+      key, model, params, num_particles, num_temperatures, schedule: as of `log_z`.
+      x: images [N, H, W, C], floating-point in [0, 1]; all particles of all of them
+        are in memory at once.
+      log_z: log Z, the value that `log_z` found, whose error is not in the result's.
+
+    Returns:
+      An `Estimate` of fields [N], nats.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> found = log_likelihood(jax.random.key(1), model, params,
+      ...     jnp.full((3, 8, 8, 1), 0.5), log_z=0.0, num_particles=8,
+      ...     num_temperatures=4)
+      >>> found.value.shape
+      (3,)
+    """
+    checks.params(model, params)
+    checks.images(model, x)
+    found = _estimate(key, model, params, x, (), num_particles, num_temperatures,
+                      schedule)  # fmt: skip
+    return found._replace(value=found.value - log_z)
+
+
+def reverse_log_z(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    latents: Latents,
+    schedule: Schedule,
+) -> Estimate:
+    """log Z by annealing backwards from samples of the tilted prior.
+
+    Where these are exact it lies above log Z in expectation, as `log_z` lies below; of
+    samples by a chain it is an estimate of either sign.
+
+    Args:
+      key: typed key, [].
+      model: the model.
+      params: its parameters.
+      latents: z, a tuple bottom to top of [N, *shape_i], a particle each.
+      schedule: of `tune`.
+
+    Returns:
+      An `Estimate` of fields [], nats.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> z = jebm.sample(jax.random.key(1), model, params, 8).latents
+      >>> schedule = tune(jax.random.key(2), model, params, num_temperatures=4)
+      >>> found = reverse_log_z(jax.random.key(3), model, params, z, schedule)
+      >>> found.effective_samples.item()
+      8.0
+    """
+    checks.key(key)
+    checks.params(model, params)
+    checks.latents(model, latents)
+    keys = example_keys(key, jnp.arange(latents[0].shape[0]))
+    found = estimate(
+        _reverse_log_weights(keys, model, params, tuple(latents), schedule)
+    )
+    return found._replace(value=-found.value)
+
+
+def tune(
+    key: jax.Array,
+    model: Model,
+    params: Params,
+    *,
+    x: jax.Array | None = None,
+    above: Latents = (),
+    num_temperatures: int = 500,
+) -> Schedule:
+    """Chooses temperatures and step sizes by a first run of 64 particles.
+
+    Steps follow the acceptance that MALA moves fastest at, .574. Temperatures are dense
+    where g varies much: equally spaced in the integral of its standard deviation over b
+    (thermodynamic length, arXiv 0706.0559). Of many images or latents above, the first
+    eight are tuned on, and the schedule is one for all.
+
+    Args:
+      key, model, params: as of `log_z`.
+      x: images, for `log_likelihood`.
+      above: z_{>k}, for `log_z_given`.
+      num_temperatures: T.
+
+    Returns:
+      The Schedule.
+    """
+    _check(key, model, params, num_temperatures=num_temperatures)
+    few = jax.tree.map(lambda a: a[:_TUNED_ON], (x, above))
+    return _tune(key, model, params, *few, num_temperatures)
+
+
+def log_weights(
+    keys: jax.Array,
+    model: Model,
+    params: Params,
+    schedule: Schedule,
+    *,
+    x: jax.Array | None = None,
+    above: Latents = (),
+) -> jax.Array:
+    """log w of one particle per key, [B]: for particles sharded over devices.
+
+    `x` [B, H, W, C] and `above` [B, *shape_i], where given, are of each particle. Join
+    the weights of all devices by `estimate`.
+    """
+    return _log_weights(keys, model, params, x, above, schedule)
+
+
+def estimate(log_weights: jax.Array) -> Estimate:
+    """The log of the mean weight, over the last axis.
+
+    The standard error is the weights' own over their mean (the delta method): it is
+    too small where the effective samples are few.
+
+    Example:
+      >>> found = estimate(jnp.log(jnp.array([1.0, 3.0])))
+      >>> [round(float(value), 4) for value in found]
+      [0.6931, 0.5, 1.6]
+    """
+    num = log_weights.shape[-1]
+    value = jax.nn.logsumexp(log_weights, axis=-1) - jnp.log(num)
+    relative = jnp.exp(log_weights - value[..., None])  # of mean 1
+    error = jnp.std(relative, axis=-1, ddof=1) / num**0.5 if num > 1 else jnp.inf
+    return Estimate(value, error + 0 * value, num / jnp.mean(relative**2, axis=-1))
+
+
+_TUNED_ON = 8  # images, or latents above
+_PILOTS = 64  # particles of `tune`, over all of these
+_ACCEPTANCE = 0.574  # arXiv math/0108030
+_GAIN = 0.2  # log step sizes per unit of acceptance, at each temperature
+
+
+def _check(key, model, params, **counts):
+    checks.key(key)
+    checks.params(model, params)
+    for name, value in counts.items():
+        checks.positive_int(name, value)
+
+
+def _estimate(key, model, params, x, above, num_particles, num_temperatures, schedule):
+    _check(
+        key,
+        model,
+        params,
+        num_particles=num_particles,
+        num_temperatures=num_temperatures,
+    )
+    key_tune, key_run = jax.random.split(key)
+    if schedule is None:
+        schedule = tune(
+            key_tune, model, params, x=x, above=above, num_temperatures=num_temperatures
+        )
+    return _run(key_run, model, params, x, above, schedule, num_particles)
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _run(key, model, params, x, above, schedule, num_particles):
+    given = (x, above)
+    if not jax.tree.leaves(given):
+        keys = example_keys(key, jnp.arange(num_particles))
+        return estimate(_log_weights(keys, model, params, None, (), schedule))
+    num = jax.tree.leaves(given)[0].shape[0]
+    keys = example_keys(key, jnp.arange(num * num_particles))
+    given = jax.tree.map(lambda a: jnp.repeat(a, num_particles, axis=0), given)
+    found = _log_weights(keys, model, params, *given, schedule)
+    return estimate(found.reshape(num, num_particles))
+
+
+def _target(model, params, x, above):
+    """g of one position, [], for `x` and `above` of one example."""
+    x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
+
+    def g(eps):
+        position = jax.tree.map(lambda e: e[None], eps)
+        value = logdensity(model, params, position, space="eps", x=x, above=above)
+        return value[0] - log_standard_normal(position)[0]
+
+    return g
+
+
+def _tempered(g, b):
+    """log pi_b of one position."""
+
+    def value(eps):
+        return log_standard_normal(jax.tree.map(lambda e: e[None], eps))[0] + b * g(eps)
+
+    return value
+
+
+def _moving(model, above):
+    return model.backbone.latent_shapes[
+        : len(model.backbone.latent_shapes) - len(above)
+    ]
+
+
+def _start(key, model, params, above):
+    dtype, shapes = float_dtype(params), model.backbone.latent_shapes
+    moving = shapes[: len(shapes) - len(above)]
+    zeros = tuple(jnp.zeros(shape, dtype) for shape in moving)
+    return normal_like(jax.random.fold_in(key, 0), zeros)
+
+
+def _move(key, t, eps, g, b, step_size):
+    """A MALA step at b, the t-th of a particle, and its acceptance."""
+    fn = _tempered(g, b)
+    state, info = mala.step(
+        jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size
+    )
+    return state.position, info.acceptance
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _log_weights(keys, model, params, x, above, schedule):
+    b, step_sizes = schedule
+
+    def one(key, x, above):
+        g = _target(model, params, x, above)
+
+        def body(carry, inputs):
+            eps, log_w = carry
+            t, before, after, step_size = inputs
+            log_w += (after - before) * g(eps)
+            return (_move(key, t, eps, g, after, step_size)[0], log_w), None
+
+        start = _start(key, model, params, above)
+        zero = jnp.zeros((), float_dtype(params))
+        steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
+        return jax.lax.scan(body, (start, zero), steps)[0][1]
+
+    return jax.vmap(one)(keys, x, above)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _reverse_log_weights(keys, model, params, latents, schedule):
+    """log 1/w of one particle per key, from the latents that it ends at."""
+    b, step_sizes = schedule
+    g = _target(model, params, None, ())
+
+    def one(key, eps):
+        def body(carry, inputs):
+            eps, log_w = carry
+            t, before, after, step_size = inputs
+            eps = _move(key, t, eps, g, after, step_size)[0]
+            return (eps, log_w - (after - before) * g(eps)), None
+
+        zero = jnp.zeros((), float_dtype(params))
+        steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
+        return jax.lax.scan(body, (eps, zero), steps, reverse=True)[0][1]
+
+    return jax.vmap(one)(keys, to_eps(model, params, latents))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _tune(key, model, params, x, above, num_temperatures):
+    given = (x, above)
+    groups = jax.tree.leaves(given)[0].shape[0] if jax.tree.leaves(given) else 1
+    pilots = -(-_PILOTS // groups)
+    keys = example_keys(key, jnp.arange(groups * pilots))
+    given = jax.tree.map(lambda a: jnp.repeat(a, pilots, axis=0), given)
+    dtype = float_dtype(params)
+    # Dense where g is not yet known to be large.
+    b = jnp.linspace(0, 1, num_temperatures + 1, dtype=dtype) ** 3
+
+    def values(eps):
+        return jax.vmap(lambda e, x, above: _target(model, params, x, above)(e))(
+            eps, *given
+        )
+
+    def moves(t, eps, b, step_size):
+        def one(key, eps, x, above):
+            return _move(key, t, eps, _target(model, params, x, above), b, step_size)
+
+        return jax.vmap(one)(keys, eps, *given)
+
+    def body(carry, inputs):
+        eps, log_step = carry
+        t, b = inputs
+        eps, acceptance = moves(t, eps, b, jnp.exp(log_step))
+        log_step += _GAIN * (acceptance.mean() - _ACCEPTANCE)
+        log_step = jnp.minimum(log_step, 0.0)
+        # Of one image: that of another may have another mean.
+        spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
+        return (eps, log_step), (log_step, spread)
+
+    start = jax.vmap(lambda key, above: _start(key, model, params, above))(
+        keys, given[1]
+    )
+    spread = values(start).reshape(groups, pilots).std(axis=1).mean()
+    inputs = (jnp.arange(num_temperatures), b[1:])
+    _, (log_steps, spreads) = jax.lax.scan(body, (start, jnp.zeros((), dtype)), inputs)
+    spreads = jnp.concatenate([spread[None], spreads])
+    # A floor, so that b moves where g does not vary at all.
+    spreads = jnp.maximum(spreads, 1e-3 * jnp.maximum(spreads.max(), 1e-6))
+    length = jnp.cumsum(0.5 * (spreads[1:] + spreads[:-1]) * jnp.diff(b))
+    length = jnp.concatenate([jnp.zeros((1,), dtype), length / length[-1]])
+    even = jnp.linspace(0, 1, num_temperatures + 1, dtype=dtype)
+    chosen = jnp.interp(even, length, b).at[0].set(0).at[-1].set(1)
+    return Schedule(chosen, jnp.exp(jnp.interp(chosen[1:], b[1:], log_steps)))
