@@ -11,6 +11,9 @@ samples and the held-out split. Images are the decoder's means.
                          floor of any prior
     frechet_real         between two random halves of the held-out images, mean of ten
 
+With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics`) and
+how well they mix (`experiments.mixing`).
+
 The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
 protocol "ood": `experiments.ood`.
 """
@@ -23,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jebm
-from experiments import anomaly, classifier, datasets, ood, report, workdir
+from experiments import anomaly, classifier, datasets, mixing, ood, report, workdir
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
@@ -45,6 +48,10 @@ def evaluate(config, path: pathlib.Path) -> None:
     key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
     found, about = measure(key, path, model, params, splits["test"])
     found |= chains(key, model, params, splits["test"].images, config.eval)
+    features = None
+    if config.data.name in classifier.known():
+        features, _ = classifier.load(config.data.name)
+    found |= mixing.mixing(key, model, params, splits["test"].images, features)
     variant = workdir.variant(path, config)
     file = path / (f"eval_{variant}.json" if variant else "eval.json")
     about = {

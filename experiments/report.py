@@ -123,6 +123,22 @@ _MEASURES = {
 }
 
 
+_MIXING = {
+    "acceptance": "acceptance under MALA",
+    "stiffness": "stiffness",
+    "rhat": "R-hat, energy",
+    "rhat_features": "R-hat, features",
+    "ess": "effective draws, energy",
+    "ess_features": "effective draws, features",
+    "draws": "draws",
+}
+_READING = (
+    "Unstable from a stiffness of 1 on. Run four times as long, chains that still "
+    "differ from each other (R-hat of 1.1 or more) have not forgotten where they "
+    "started: their samples depend on the start, and on the length."
+)
+
+
 def _evaluation(file):
     """The table of distances, and how well the chains can follow."""
     found = json.loads(file.read_text())
@@ -130,17 +146,17 @@ def _evaluation(file):
     if variant := file.stem.removeprefix("eval").removeprefix("_"):
         about = f"With {variant}. {about}"
     chains = [
-        (f"{chain} chain", found[f"{chain}_acceptance"], found[f"{chain}_stiffness"])
+        (f"{chain} chain", *(found.get(f"{chain}_{name}", "-") for name in _MIXING))
         for chain in ("prior", "posterior")
         if f"{chain}_stiffness" in found
     ]
-    head = ("", "acceptance under MALA", "stiffness (unstable from 1)")
+    head = ("", *_MIXING.values())
     gap = ""
     if "energy_gap_nats" in found:
         gap = f"<p>Gap E- minus E+: {found['energy_gap_nats']:.3g} nats.</p>"
     return (
         f'<section class="grid"><div><p>{html.escape(about)}</p>{table}</div>'
-        f"<div><p>The chains, where they end.</p>{_table(chains, head)}{gap}</div>"
+        f"<div><p>The chains. {_READING}</p>{_table(chains, head)}{gap}</div>"
         "</section>"
     )
 

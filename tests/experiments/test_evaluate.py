@@ -24,6 +24,15 @@ OF_THE_ENERGY = {
     "frechet_untilted",
     "prior_acceptance",
     "prior_stiffness",
+    "prior_rhat",
+    "prior_ess",
+    "prior_rhat_features",
+    "prior_ess_features",
+}
+OF_THE_POSTERIOR = {
+    name.replace("prior", "posterior")
+    for name in OF_THE_ENERGY
+    if name.startswith("prior")
 }
 
 
@@ -53,12 +62,11 @@ def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(
         "features_sha256": facts["sha256"],
         "num_samples": 40,
         "num_reference": 360,
+        "prior_draws": 64 * 8,  # the second half of 16 steps
+        "posterior_draws": 4 * 8,  # of one image
     }
     assert {name: found.pop(name) for name in about} == about
-    assert set(found) == DISTANCES | OF_THE_ENERGY | {
-        "posterior_acceptance",
-        "posterior_stiffness",
-    }
+    assert set(found) == DISTANCES | OF_THE_ENERGY | OF_THE_POSTERIOR
     assert all(type(value) is float for value in found.values())
     assert np.isfinite(list(found.values())).all()
     assert all(found[name] > 0 for name in DISTANCES)
@@ -154,10 +162,7 @@ def test_gaussian_twin_is_evaluated_without_what_is_of_the_energy(
     evaluate.evaluate(test_config, tmp_path / "run")
     found = numbers(tmp_path / "run" / "eval.json")
     assert found["prior"] == "gaussian"
-    expected = (DISTANCES - OF_THE_ENERGY) | {
-        "posterior_acceptance",
-        "posterior_stiffness",
-    }
+    expected = (DISTANCES - OF_THE_ENERGY) | OF_THE_POSTERIOR
     assert {name for name in found if type(found[name]) is float} == expected
     assert not OF_THE_ENERGY & found.keys()
 
