@@ -100,7 +100,7 @@ def training_curves(lines: list[dict], folder: pathlib.Path) -> pathlib.Path:
     return _save(figure, folder / "training.png")
 
 
-_STIFFNESS = "stiffness  s\u00b2/4 \u03bb_max,  unstable from 1"
+_STIFFNESS = "stiffness  s\u00b2/4 \u03bb_max (warned of from .5, unstable from 1)"
 _LABELS = {
     "energy_positive_nats": "E+  posterior samples",
     "energy_negative_nats": "E-  prior samples",

@@ -4,8 +4,9 @@ Chains four times as long as in sampling are read along their second half: 64 of
 prior, and 4 of the posterior of each of 16 held-out images. Watched are the energy E(z)
 of the prior's chains and log p(x|z) of the posterior's, and the features that decoded
 images have in the data set's classifier, where there is one. R-hat compares chains with
-each other: near 1 they have forgotten where they started; at 1.1 and above each still
-knows. (Rank-normalised R-hat and bulk ESS of arXiv 1903.08008.)
+each other: near 1 they have forgotten where they started; at 1.1 and above one chain
+alone has not visited all that they visit together. (Rank-normalised R-hat and bulk ESS
+of arXiv 1903.08008.)
 """
 
 import dataclasses

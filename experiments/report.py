@@ -133,9 +133,10 @@ _MIXING = {
     "draws": "draws",
 }
 _READING = (
-    "Unstable from a stiffness of 1 on. Run four times as long, chains that still "
-    "differ from each other (R-hat of 1.1 or more) have not forgotten where they "
-    "started: their samples depend on the start, and on the length."
+    "Unstable from a stiffness of 1 on. An R-hat of 1.1 or more, of chains run four "
+    "times as long, says that one chain alone does not visit all that many chains "
+    "together do; whether these together are right is told by the distances at one and "
+    "at four times the length."
 )
 
 

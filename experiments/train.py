@@ -126,7 +126,8 @@ def train(config, path: pathlib.Path) -> None:
     else:
         if model.energy is not None:
             print(
-                "E+, E-: energy of posterior and prior samples in nats, to stay close."
+                "E+, E-: energy of posterior and prior samples; sound runs keep them "
+                "within a few nats of each other."
             )
         run_steps(config, path, model, state, splits)
     figures.figures(config, path)
