@@ -7,8 +7,8 @@ from jebm import model
 from tests.experiments.runs import CONFIG, run_main, start_main
 
 CONFIG_NAMES = (
-    "celeba64.py, cifar10.py, default.py, digits.py, mnist.py, mnist01.py, "
-    "mnist_anomaly.py, mnist_ladder.py, svhn.py, test.py"
+    "celeba64.py, cifar10.py, cifar10_svhn_ood.py, default.py, digits.py, mnist.py, "
+    "mnist01.py, mnist_anomaly.py, mnist_ladder.py, mnist_ood.py, svhn.py, test.py"
 )
 
 
