@@ -219,9 +219,11 @@ def histograms(
         rows, columns, figsize=(2.6 * columns, 1.6 * rows + 0.6), squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    for i, (axis, statistic) in enumerate(zip(axes[0], inside, strict=True)):
+        axis.set_title(statistic + (" (chosen)" if i == chosen else ""), fontsize=10)
     for row, (name, found) in zip(axes, outside.items(), strict=True):
         row[0].set_ylabel(name, fontsize=9)
-        for i, (axis, statistic) in enumerate(zip(row, inside, strict=True)):
+        for axis, statistic in zip(row, inside, strict=True):
             values = np.concatenate([inside[statistic], found[statistic]])
             # Some statistics lie decades apart; around zero the axis is linear.
             unit = max(float(np.std(inside[statistic])), 1e-6)
@@ -236,9 +238,6 @@ def histograms(
             labels = [f"{centre + unit * np.sinh(t):.3g}" for t in ticks]
             axis.set_xticks(ticks, labels, fontsize=7)
             axis.set_yticks([])
-            if row is axes[0]:
-                mark = " (chosen)" if i == chosen else ""
-                axis.set_title(statistic + mark, fontsize=10)
     figure.suptitle(
         "Images of the data set (blue) and from elsewhere (orange), nats, axes "
         "compressed away from the former",

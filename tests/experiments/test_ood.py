@@ -134,6 +134,22 @@ def test_the_score_is_chosen_on_images_that_are_not_in_the_table(told):
     assert "chosen_auroc_exchanged" not in found
 
 
+def test_histograms_name_each_statistic_and_each_set(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ood.plt, "close", drawn.append)
+    rng = np.random.default_rng(0)
+    values = [
+        {"-score(0)": rng.normal(size=9), "LLR>1": rng.normal(size=9)} for _ in range(3)
+    ]
+    ood.histograms(
+        values[0], {"noise": values[1], "mine": values[2]}, 1, tmp_path / "p"
+    )
+    axes = drawn[0].axes
+    titles = [axis.get_title() for axis in axes]
+    assert titles == ["-score(0)", "LLR>1 (chosen)", "", ""]
+    assert [axis.get_ylabel() for axis in axes] == ["noise", "", "mine", ""]
+
+
 def test_report_shows_the_table_and_the_histograms(told):
     found = json.loads((told / "eval.json").read_text())
     report.write(told)
