@@ -228,11 +228,10 @@ def histograms(
             # Some statistics lie decades apart; around zero the axis is linear.
             unit = max(float(np.std(inside[statistic])), 1e-6)
             centre = float(np.median(inside[statistic]))
-            scaled = [np.arcsinh((v - centre) / unit) for v in (
-                inside[statistic], found[statistic])]  # fmt: skip
-            bins = np.linspace(*np.arcsinh((np.percentile(values, [0, 100]) - centre)
-                                           / unit), 50)  # fmt: skip
-            for part, colour in zip(scaled, (INSIDE, OUTSIDE), strict=True):
+            scaled = np.arcsinh((values - centre) / unit)
+            bins = np.linspace(scaled.min(), scaled.max(), 50)
+            num = len(inside[statistic])
+            for part, colour in ((scaled[:num], INSIDE), (scaled[num:], OUTSIDE)):
                 axis.hist(part, bins, density=True, alpha=0.6, color=colour)
             ticks = np.linspace(bins[0], bins[-1], 3)
             labels = [f"{centre + unit * np.sinh(t):.3g}" for t in ticks]

@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from jebm import checks, mala
 from jebm.densities import logdensity
 from jebm.hierarchy import Latents, log_standard_normal
-from jebm.langevin import normal_like
 from jebm.model import Model, Params, float_dtype
-from jebm.sampling import example_keys, to_eps
+from jebm.sampling import UNTILTED, example_keys, start_positions, to_eps
 
 
 class Schedule(NamedTuple):
@@ -334,13 +333,6 @@ def _moving(model, above):
     ]
 
 
-def _start(key, model, params, above):
-    dtype, shapes = float_dtype(params), model.backbone.latent_shapes
-    moving = shapes[: len(shapes) - len(above)]
-    zeros = tuple(jnp.zeros(shape, dtype) for shape in moving)
-    return normal_like(jax.random.fold_in(key, 0), zeros)
-
-
 def _move(key, t, eps, g, b, step_size):
     """A MALA step at b, the t-th of a particle, and its acceptance."""
     fn = _tempered(g, b)
@@ -354,7 +346,7 @@ def _move(key, t, eps, g, b, step_size):
 def _log_weights(keys, model, params, x, above, schedule):
     b, step_sizes = schedule
 
-    def one(key, x, above):
+    def one(key, start, x, above):
         g = _target(model, params, x, above)
 
         def body(carry, inputs):
@@ -363,12 +355,12 @@ def _log_weights(keys, model, params, x, above, schedule):
             log_w += (after - before) * g(eps)
             return (_move(key, t, eps, g, after, step_size)[0], log_w), None
 
-        start = _start(key, model, params, above)
         zero = jnp.zeros((), float_dtype(params))
         steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
         return jax.lax.scan(body, (start, zero), steps)[0][1]
 
-    return jax.vmap(one)(keys, x, above)
+    start = start_positions(keys, model, params, UNTILTED, above=above)
+    return jax.vmap(one)(keys, start, x, above)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -423,9 +415,7 @@ def _tune(key, model, params, x, above, num_temperatures):
         spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
         return (eps, log_step), (log_step, spread)
 
-    start = jax.vmap(lambda key, above: _start(key, model, params, above))(
-        keys, given[1]
-    )
+    start = start_positions(keys, model, params, UNTILTED, above=given[1])
     spread = values(start).reshape(groups, pilots).std(axis=1).mean()
     inputs = (jnp.arange(num_temperatures), b[1:])
     _, (log_steps, spreads) = jax.lax.scan(body, (start, jnp.zeros((), dtype)), inputs)

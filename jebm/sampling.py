@@ -153,12 +153,12 @@ def vmap_chains(
 
 
 # A draw of p_beta itself: transported noise.
-_UNTILTED = Chain(num_steps=0, space="eps")
+UNTILTED = Chain(num_steps=0, space="eps")
 
 
 def prior_chain(model: Model) -> Chain:
     """The chain of the model's prior, with no steps where there is no energy."""
-    return _UNTILTED if model.energy is None else model.chains.prior
+    return UNTILTED if model.energy is None else model.chains.prior
 
 
 # What the key of an example is folded with, so that start and steps differ.
@@ -292,7 +292,7 @@ def sample(
     checks.above(model, above, num_samples)
     chain = _override(model.chains.prior, num_steps, step_size)
     if prior == "gaussian" or model.energy is None:
-        chain = _UNTILTED
+        chain = UNTILTED
     keys = example_keys(key, jnp.arange(num_samples))
     return _sample(keys, model, params, *_split(chain), temperature, tuple(above))
 
