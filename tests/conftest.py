@@ -15,6 +15,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drops the compiled programs of a file of tests when it is done.
+
+    Each holds some memory maps; all of them together pass the limit that Linux sets a
+    process (vm.max_map_count), and the compiler then crashes.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""
