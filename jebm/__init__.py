@@ -6,7 +6,7 @@ Cui, Wu, Han, "Learning Joint Latent Space EBM Prior Model for Multi-layer Gener
 CVPR 2023, arXiv 2306.06323.
 """
 
-from jebm import langevin, mala, partition, scores
+from jebm import langevin, mala, partition, scores, tempering
 from jebm.checkpoints import load
 from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.model import Chain, Chains, Model, Params, build, energy, init
@@ -32,4 +32,5 @@ __all__ = [
     "reconstruct",
     "sample",
     "scores",
+    "tempering",
 ]

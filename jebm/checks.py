@@ -49,6 +49,22 @@ def temperature(value) -> None:
         raise ValueError(f"temperature must be at least 0, got {value}")
 
 
+def inverse_temperatures(value) -> None:
+    """Demands numbers rising from 0 to 1; traced ones are taken on trust."""
+    if np.ndim(value) != 1 or np.shape(value)[0] < 2:
+        raise ValueError(
+            "inverse_temperatures must be at least two numbers, from 0 to 1, "
+            f"got {_describe(value)}"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    b = np.asarray(value)
+    if b[0] != 0 or b[-1] != 1 or not (np.diff(b) > 0).all():
+        raise ValueError(
+            f"inverse_temperatures must rise from 0 to 1, got {b.tolist()}"
+        )
+
+
 def _number(name, value):
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got {_describe(value)}")

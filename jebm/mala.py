@@ -53,6 +53,21 @@ def step(
         diffuse(key_propose, state.position, state.grad, step_size, temperature),
         logdensity_fn,
     )
+    acceptance = acceptance_probability(state, proposal, step_size, temperature)
+    uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
+    info = LangevinInfo(state.logdensity, global_norm(state.grad), acceptance)
+    return jax.tree.map(
+        lambda new, old: jnp.where(uniform < acceptance, new, old), proposal, state
+    ), info
+
+
+def acceptance_probability(
+    state: MalaState,
+    proposal: MalaState,
+    step_size: jax.typing.ArrayLike,
+    temperature: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+    """The probability above, []; 0 where the proposal's log-density is not finite."""
 
     def log_transition(start, end):
         squares = jax.tree.map(
@@ -69,14 +84,7 @@ def step(
         - log_transition(state, proposal)
     )
     sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
-    log_ratio = jnp.where(sound, log_ratio, -jnp.inf)
-    acceptance = jnp.exp(jnp.minimum(log_ratio, 0))
-    uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
-    accepted = uniform < acceptance
-    info = LangevinInfo(state.logdensity, global_norm(state.grad), acceptance)
-    return jax.tree.map(
-        lambda new, old: jnp.where(accepted, new, old), proposal, state
-    ), info
+    return jnp.where(sound, jnp.exp(jnp.minimum(log_ratio, 0)), 0.0)
 
 
 MALA = Kernel(init, step)

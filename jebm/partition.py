@@ -21,9 +21,10 @@ import jax.numpy as jnp
 
 from jebm import checks, mala
 from jebm.densities import logdensity
-from jebm.hierarchy import Latents, log_standard_normal
+from jebm.hierarchy import Latents
 from jebm.model import Model, Params, float_dtype
 from jebm.sampling import UNTILTED, example_keys, start_positions, to_eps
+from jebm.tempering import log_reference
 
 
 class Schedule(NamedTuple):
@@ -313,7 +314,7 @@ def _target(model, params, x, above):
     def g(eps):
         position = jax.tree.map(lambda e: e[None], eps)
         value = logdensity(model, params, position, space="eps", x=x, above=above)
-        return value[0] - log_standard_normal(position)[0]
+        return value[0] - log_reference(eps)
 
     return g
 
@@ -322,7 +323,7 @@ def _tempered(g, b):
     """log pi_b of one position."""
 
     def value(eps):
-        return log_standard_normal(jax.tree.map(lambda e: e[None], eps))[0] + b * g(eps)
+        return log_reference(eps) + b * g(eps)
 
     return value
 

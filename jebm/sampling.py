@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jebm import checks, langevin
+from jebm import checks, langevin, tempering
 from jebm.densities import one_chain
 from jebm.distributions import Normal
 from jebm.hierarchy import (
@@ -39,6 +39,8 @@ from jebm.model import (
     check_chains,
     float_dtype,
 )
+
+SAMPLERS = ("langevin", "tempered")
 
 
 class Samples(NamedTuple):
@@ -78,7 +80,7 @@ def run_chains(
       above: z_{>k} to keep, each [B, *shape_i]; the chain then moves the k layers below
         by the conditional law given these.
       temperature: scales every sigma_i of the hierarchy.
-      kernel: `langevin.LANGEVIN` or `mala.MALA`.
+      kernel: `langevin.LANGEVIN`, `mala.MALA` or one of `tempering.tempered`.
 
     Returns:
       latents z, each [B, *shape_i], and the info averaged over the steps, fields [B].
@@ -112,6 +114,7 @@ def trace_chains(
     x: jax.Array | None = None,
     above: Latents = (),
     temperature: jax.typing.ArrayLike = 1.0,
+    kernel: Kernel = langevin.LANGEVIN,
 ) -> Latents:
     """The latents of `run_chains` at steps 0, every, ..., num_steps: [T, B, *shape_i].
 
@@ -127,6 +130,7 @@ def trace_chains(
             num_steps=chain.num_steps,
             every=every,
             step_size=chain.step_size,
+            kernel=kernel,
         )
         return path
 
@@ -255,6 +259,8 @@ def sample(
     step_size: jax.typing.ArrayLike | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
     above: Latents = (),
+    sampler: str = "langevin",
+    inverse_temperatures: jax.typing.ArrayLike | None = None,
 ) -> Samples:
     """Draws images from the model.
 
@@ -270,6 +276,12 @@ def sample(
       temperature: scales every sigma_i of the hierarchy, for both priors.
       above: z_{>k}, the top layers' latents, bottom to top, each [N, *shape_i]: these
         are kept and the k >= 1 layers below are drawn given them. () draws all.
+      sampler: "langevin" for the model's chain, with its bias of short length and of
+        step size; "tempered" for `jebm.tempering`, which mixes where that chain does
+        not and has no bias but of length. Each of its steps costs one gradient per
+        inverse temperature; it moves in eps-space whatever the model's chain does.
+      inverse_temperatures: of "tempered", [R], rising from 0 to 1; None for
+        `tempering.ladder()`.
 
     Returns:
       Samples: x [N, H, W, C] in [0, 1], the decoder's mean, and the latents z.
@@ -288,20 +300,39 @@ def sample(
     checks.params(model, params)
     checks.positive_int("num_samples", num_samples)
     checks.one_of("prior", prior, ("ebm", "gaussian"))
+    checks.one_of("sampler", sampler, SAMPLERS)
     checks.temperature(temperature)
     checks.above(model, above, num_samples)
     chain = _override(model.chains.prior, num_steps, step_size)
+    if sampler == "tempered":
+        chain = tempering.in_eps_space(chain)
+        if inverse_temperatures is None:
+            inverse_temperatures = tempering.ladder()
+        checks.inverse_temperatures(inverse_temperatures)
+        inverse_temperatures = jnp.asarray(inverse_temperatures, float_dtype(params))
+    elif inverse_temperatures is not None:
+        raise ValueError(
+            "inverse_temperatures belong to sampler='tempered', "
+            f"and the sampler is {sampler!r}"
+        )
     if prior == "gaussian" or model.energy is None:
-        chain = UNTILTED
+        chain, inverse_temperatures = UNTILTED, None
     keys = example_keys(key, jnp.arange(num_samples))
-    return _sample(keys, model, params, *_split(chain), temperature, tuple(above))
+    return _sample(
+        keys, model, params, *_split(chain), temperature, tuple(above),
+        inverse_temperatures,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _sample(keys, model, params, static, step_size, temperature, above):
-    chain = _join(static, step_size)
+def _sample(
+    keys, model, params, static, step_size, temperature, above, inverse_temperatures
+):
+    chain, kernel = _join(static, step_size), langevin.LANGEVIN
+    if inverse_temperatures is not None:
+        kernel = tempering.tempered(inverse_temperatures)
     latents, _ = run_chains(
-        keys, model, params, chain, above=above, temperature=temperature
+        keys, model, params, chain, above=above, temperature=temperature, kernel=kernel
     )
     return Samples(decode(model, params, latents), latents)
 

@@ -1,8 +1,19 @@
 """Two CPU devices, so that pmap is truly run; no silent promotion of any kind."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most tests compile for longer than they compute, and many compile the same: once is
+# enough for all processes of a run of tests. The first of them makes the cache.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jebm-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
 
 import jax
 import pytest
@@ -11,7 +22,6 @@ from ml_collections import config_dict
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most tests compile for longer than they compute.
 jax.config.update("jax_disable_most_optimizations", True)
 
 

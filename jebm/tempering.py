@@ -1,0 +1,173 @@
+"""Parallel tempering in eps-space: chains that mix where one alone does not.
+
+    pi_b(eps) ~ N(eps; 0, I) exp(b g(eps)),      0 = b_1 < ... < b_R = 1
+
+R replicas move at once, replica r by a step of `jebm.mala` on pi_{b_r}; the one at
+b = 0 needs no chain and is drawn anew. Then neighbours in b exchange their positions
+with probability
+
+    min(1, exp[ (b_{r+1} - b_r) (g(eps_r) - g(eps_{r+1})) ])
+
+so that the joint law of the replicas stays prod_r pi_{b_r} and what the last one shows
+is the tilted prior, exactly, at any step size. What is found where g hardly counts
+travels up the ladder, over barriers that a chain at b = 1 would not cross.
+(Geyer 1991; Swendsen and Wang, PRL 57, 2607)
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jebm import mala
+from jebm.hierarchy import Latents, log_standard_normal
+from jebm.langevin import Kernel, LogDensity, diffuse, global_norm, normal_like
+from jebm.mala import MalaState
+from jebm.model import Chain
+
+
+def ladder(num_temperatures: int = 8) -> jax.Array:
+    """b = (r / (R - 1))^2, [R]: dense at the Gaussian end, where energies vary most.
+
+    Neighbours must exchange often (`TemperedInfo.exchange`, .2 and more). An energy
+    that asks for another ladder finds it in `partition.tune`, which places its
+    `inverse_temperatures` where the energy varies.
+
+    Example:
+      >>> [round(float(b), 2) for b in ladder(3)]
+      [0.0, 0.25, 1.0]
+    """
+    if num_temperatures < 2:
+        raise ValueError(f"a ladder has at least 2 rungs, got {num_temperatures}")
+    return jnp.linspace(0.0, 1.0, num_temperatures) ** 2
+
+
+def in_eps_space(chain: Chain) -> Chain:
+    """`chain` in eps-space, where the replica at b = 0 is known exactly."""
+    return dataclasses.replace(chain, space="eps", start="normal")
+
+
+class TemperedState(NamedTuple):
+    """What the next step needs."""
+
+    position: Latents  # of the replica at b = 1
+    replicas: MalaState  # on pi_1, leaves [R, ...], from b = 0 to b = 1
+
+
+class TemperedInfo(NamedTuple):
+    """What a person reads; `langevin.run` averages it over the steps."""
+
+    logdensity: jax.Array  # [], nats, of the replica at b = 1, where the step started
+    grad_norm: jax.Array  # [], of its gradient
+    acceptance: jax.Array  # [], probability of its MALA step
+    exchange: jax.Array  # [R - 1], of neighbours' exchange, where it was proposed
+
+
+def tempered(inverse_temperatures: jax.Array) -> Kernel:
+    """The kernel with replicas at these b, [R], rising from 0 to 1.
+
+    For `langevin.run` on a log-density in eps-space, log N(eps; 0, I) + g(eps), of a
+    tuple of layers; a step costs R gradients. All replicas start at the same position:
+    what the ladder needs to forget it is a few steps.
+
+    Example:
+      >>> from jebm import langevin
+      >>> def two_wells(eps):  # at -2 and 2, with a barrier of 16 nats between
+      ...     return log_reference(eps) - 4 * jnp.sum((abs(eps[0]) - 2) ** 2)
+      >>> def chain(key):
+      ...     state, info = langevin.run(key, (jnp.full((1,), 2.0),), two_wells,
+      ...         num_steps=200, step_size=0.4, kernel=tempered(ladder(4)))
+      ...     return state.position[0][0]
+      >>> end = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 100))
+      >>> 30 < int((end < 0).sum()) < 70
+      True
+    """
+    b = inverse_temperatures
+    num = b.shape[0]
+
+    def at(b, replica):
+        """The replica's state on pi_b."""
+        reference = log_reference(replica.position)
+        return MalaState(
+            replica.position,
+            (1 - b) * reference + b * replica.logdensity,
+            jax.tree.map(
+                lambda eps, grad: (1 - b) * -eps + b * grad,
+                replica.position,
+                replica.grad,
+            ),
+        )
+
+    def init(position: Latents, logdensity_fn: LogDensity) -> TemperedState:
+        one = mala.init(position, logdensity_fn)
+        return TemperedState(
+            position,
+            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num, *leaf.shape)), one),
+        )
+
+    def step(key, state, logdensity_fn, step_size, temperature=1.0):
+        """`temperature` must be 1: the exchange knows no other."""
+        del temperature
+        key_move, key_exchange = jax.random.split(key)
+
+        def move(key, b, replica):
+            key_fresh, key_propose, key_accept = jax.random.split(key, 3)
+            current = at(b, replica)
+            anew = normal_like(key_fresh, replica.position)
+            moved = diffuse(key_propose, current.position, current.grad, step_size, 1.0)
+            position = jax.tree.map(lambda a, m: jnp.where(b == 0, a, m), anew, moved)
+            proposal = mala.init(position, logdensity_fn)
+            acceptance = mala.acceptance_probability(
+                current, at(b, proposal), step_size
+            )
+            # A draw of N(0, I) itself; where g is not finite, no other must see it.
+            sound = jnp.isfinite(proposal.logdensity).astype(acceptance.dtype)
+            acceptance = jnp.where(b == 0, sound, acceptance)
+            uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
+            accepted = uniform < acceptance
+            return _where(accepted, proposal, replica), acceptance
+
+        keys = jax.random.split(key_move, num)
+        replicas, acceptance = jax.vmap(move)(keys, b, state.replicas)
+        replicas, exchange = _exchange(key_exchange, b, replicas)
+        info = TemperedInfo(
+            state.replicas.logdensity[-1],
+            global_norm(jax.tree.map(lambda grad: grad[-1], state.replicas.grad)),
+            acceptance[-1],
+            exchange,
+        )
+        position = jax.tree.map(lambda leaf: leaf[-1], replicas.position)
+        return TemperedState(position, replicas), info
+
+    return Kernel(init, step)
+
+
+def log_reference(eps: Latents) -> jax.Array:
+    """log N(eps; 0, I) of one position (no batch axis), [], in nats.
+
+    Example:
+      >>> round(log_reference((jnp.zeros(2),)).item(), 4)
+      -1.8379
+    """
+    return log_standard_normal(jax.tree.map(lambda e: e[None], eps))[0]
+
+
+def _exchange(key, b, replicas):
+    """Exchanges neighbours: the pairs that start at an even index, or at an odd one."""
+    key_parity, key_accept = jax.random.split(key)
+    lower = jnp.arange(b.shape[0] - 1)
+    g = replicas.logdensity - jax.vmap(log_reference)(replicas.position)
+    probability = jnp.exp(jnp.minimum(jnp.diff(b) * -jnp.diff(g), 0))
+    uniform = jax.random.uniform(key_accept, probability.shape, probability.dtype)
+    parity = jax.random.randint(key_parity, (), 0, 2)
+    swapped = (uniform < probability) & (lower % 2 == parity)
+    none = jnp.zeros((1,), bool)
+    up = jnp.concatenate([swapped, none]).astype(lower.dtype)
+    down = jnp.concatenate([none, swapped]).astype(lower.dtype)
+    index = jnp.arange(b.shape[0]) + up - down
+    return jax.tree.map(lambda leaf: leaf[index], replicas), probability
+
+
+def _where(condition, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

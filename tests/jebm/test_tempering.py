@@ -1,0 +1,213 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jebm
+from jebm import langevin, mala, sampling, tempering
+from jebm.densities import logdensity
+from jebm.mala import MalaState
+from jebm.model import Chain
+from jebm.sampling import run_chains, trace_chains
+from tests.models import grid_nodes, random_params, small_model
+
+KEY = jax.random.key(3)
+WELL, STIFFNESS = 3.0, 10.0  # two wells at -3 and 3, with 90 nats between
+
+
+def two_wells(eps):
+    """log N(eps; 0, I) + g of a 1-D layer: each well has a normal of known moments."""
+    return tempering.log_reference(eps) - STIFFNESS * jnp.sum((abs(eps[0]) - WELL) ** 2)
+
+
+def ends(kernel, num, num_steps=400, start=WELL):
+    """Where chains end that all start in one well, [num], and their infos."""
+
+    def chain(key):
+        return langevin.run(
+            key,
+            (jnp.full((1,), start),),
+            two_wells,
+            num_steps=num_steps,
+            step_size=0.2,
+            kernel=kernel,
+        )
+
+    state, info = jax.jit(jax.vmap(chain))(jax.random.split(KEY, num))
+    return np.asarray(state.position[0][:, 0]), info
+
+
+def test_replicas_cross_a_barrier_that_one_chain_does_not():
+    num = 2000
+    alone, _ = ends(mala.MALA, num)
+    assert np.all(alone > 0)
+    drawn, info = ends(tempering.tempered(tempering.ladder(4)), num)
+    # Chains are independent: the count is binomial.
+    assert abs((drawn < 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(num)
+    # N(eps; 0, 1) exp(-c (|eps| - w)^2), where the other well is out of reach.
+    mean, std = 2 * STIFFNESS * WELL / (1 + 2 * STIFFNESS), (1 + 2 * STIFFNESS) ** -0.5
+    assert abs(abs(drawn).mean() - mean) < 4 * std / np.sqrt(num)
+    assert abs(abs(drawn).std() / std - 1) < 4 / np.sqrt(2 * num)
+    assert info.exchange.shape == (num, 3)
+    exchange = np.asarray(info.exchange.mean(axis=0))
+    assert np.all((exchange > 0.05) & (exchange < 1))
+    assert 0.5 < info.acceptance.mean() < 1
+
+
+def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
+    num, trials = 5, 4000
+    b = tempering.ladder(num)
+    position = (jnp.linspace(-1.0, 3.0, num)[:, None],)
+    replicas = MalaState(position, jax.vmap(two_wells)(position), position)
+    keys = jax.random.split(KEY, trials)
+    found, probability = jax.vmap(lambda key: tempering._exchange(key, b, replicas))(
+        keys
+    )
+    for leaf, old in zip(
+        jax.tree.leaves(found), jax.tree.leaves(replicas), strict=True
+    ):
+        flat = np.sort(leaf.reshape(trials, num), axis=1)
+        np.testing.assert_array_equal(
+            flat, np.tile(np.sort(old.reshape(num)), (trials, 1))
+        )
+    # Position, value and gradient travel together.
+    np.testing.assert_array_equal(found.position[0], found.grad[0])
+    g = -STIFFNESS * (abs(np.asarray(position[0][:, 0], np.float64)) - WELL) ** 2
+    expected = np.minimum(1, np.exp(np.diff(b) * (g[:-1] - g[1:])))
+    np.testing.assert_allclose(probability[0], expected, rtol=1e-4, atol=1e-6)
+    # Each pair is proposed half the time.
+    came, were = (np.asarray(p[0][..., 0]) for p in (found.position, position))
+    moved = came[:, 1:] == were[:-1]
+    error = np.sqrt(expected / 2 * (1 - expected / 2) / trials)
+    assert np.all(abs(moved.mean(axis=0) - expected / 2) <= 4 * error)
+
+
+def test_samples_have_the_moments_of_quadrature(x64):
+    model = small_model((1, 1))
+    params = random_params(model, dtype=jnp.float64, scale=0.7)
+    eps, _ = grid_nodes(bound=6, num=161)
+    weights = np.asarray(jax.nn.softmax(logdensity(model, params, eps, space="eps")))
+
+    def statistics(latents):
+        z = np.concatenate(latents, axis=1)
+        return np.stack([*z.T, *(z.T**2), z[:, 0] * z[:, 1]], axis=1)
+
+    stats = statistics(sampling.to_latents(model, params, eps, "eps"))
+    expected = weights @ stats
+    num = 8_000
+    error = np.sqrt(weights @ (stats - expected) ** 2 / num)
+    latents = jebm.sample(
+        KEY, model, params, num, sampler="tempered", num_steps=60, step_size=0.8,
+        inverse_temperatures=tempering.ladder(3),
+    ).latents  # fmt: skip
+    assert np.all(abs(statistics(latents).mean(axis=0) - expected) < 4 * error)
+    untilted = jebm.sample(KEY, model, params, num, prior="gaussian").latents
+    assert np.any(abs(statistics(untilted).mean(axis=0) - expected) > 8 * error)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = small_model((3, 2), image_shape=(2, 2, 1))
+    prior = Chain(5, 0.3, space="z")
+    return dataclasses.replace(
+        model, chains=dataclasses.replace(model.chains, prior=prior)
+    )
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return random_params(model)
+
+
+def test_sampler_is_another_and_its_draws_depend_on_their_own_key(model, params):
+    many = jebm.sample(KEY, model, params, 5, sampler="tempered")
+    few = jebm.sample(KEY, model, params, 2, sampler="tempered")
+    np.testing.assert_allclose(many.x[:2], few.x, rtol=1e-5, atol=1e-6)
+    plain = jebm.sample(KEY, model, params, 5)
+    assert not np.allclose(many.x, plain.x)
+    other = jebm.sample(
+        KEY, model, params, 5, sampler="tempered", inverse_temperatures=[0.0, 1.0]
+    )
+    assert not np.allclose(many.x, other.x)
+    above = (many.latents[1],)
+    kept = jebm.sample(KEY, model, params, 5, sampler="tempered", above=above)
+    np.testing.assert_array_equal(kept.latents[1], above[0])
+    exact = [
+        jebm.sample(KEY, model, params, 5, prior="gaussian", sampler=sampler)
+        for sampler in sampling.SAMPLERS
+    ]
+    np.testing.assert_array_equal(exact[0].x, exact[1].x)
+
+
+def test_another_ladder_of_the_same_length_compiles_nothing(model, params):
+    def draw(b):
+        return jebm.sample(
+            KEY, model, params, 2, sampler="tempered", inverse_temperatures=b
+        )
+
+    draw([0.0, 0.5, 1.0])
+    before = sampling._sample._cache_size()
+    draw([0.0, 0.1, 1.0])
+    assert sampling._sample._cache_size() == before
+
+
+def test_what_is_traced_ends_where_the_run_ends(model, params):
+    keys = sampling.example_keys(KEY, jnp.arange(3))
+    chain = Chain(6, 0.3)
+    kernel = tempering.tempered(tempering.ladder(3))
+    path = trace_chains(keys, model, params, chain, every=2, kernel=kernel)
+    end, info = run_chains(keys, model, params, chain, kernel=kernel)
+    assert path[0].shape == (4, 3, 3)
+    for whole, last in zip(path, end, strict=True):
+        np.testing.assert_allclose(whole[-1], last, rtol=1e-5, atol=1e-6)
+    assert info.exchange.shape == (3, 2)
+
+
+def test_energy_that_is_infinite_somewhere_is_never_shown():
+    def half_line(eps):
+        return jnp.where(eps[0][0] > 0, tempering.log_reference(eps), -jnp.inf)
+
+    def chain(key):
+        state, _ = langevin.run(
+            key, (jnp.full((1,), 1.0),), half_line, num_steps=50, step_size=1.0,
+            kernel=tempering.tempered(tempering.ladder(3)),
+        )  # fmt: skip
+        return state.position[0][0]
+
+    drawn = jax.jit(jax.vmap(chain))(jax.random.split(KEY, 2000))
+    assert np.all(drawn > 0)
+    # |N(0, 1)| has mean sqrt(2 / pi) and variance 1 - 2 / pi.
+    error = np.sqrt((1 - 2 / np.pi) / 2000)
+    assert abs(drawn.mean() - np.sqrt(2 / np.pi)) < 4 * error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sampler": "annealed"}, r"unknown sampler 'annealed'; known: \['langevin'"),
+        (
+            {"inverse_temperatures": [0.0, 1.0]},
+            "inverse_temperatures belong to sampler='tempered'",
+        ),
+        (
+            {"sampler": "tempered", "inverse_temperatures": [0.0, 0.7, 0.7, 1.0]},
+            r"must rise from 0 to 1, got \[0.0, 0.7, 0.7, 1.0\]",
+        ),
+        (
+            {"sampler": "tempered", "inverse_temperatures": [0.1, 1.0]},
+            "must rise from 0 to 1",
+        ),
+        ({"sampler": "tempered", "inverse_temperatures": 0.5}, "at least two numbers"),
+        ({"sampler": "tempered", "inverse_temperatures": [1.0]}, "at least two"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(model, params, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        jebm.sample(KEY, model, params, 2, **arguments)
+
+
+def test_ladder_of_one_rung_is_refused():
+    with pytest.raises(ValueError, match="at least 2 rungs, got 1"):
+        tempering.ladder(1)
