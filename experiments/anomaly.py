@@ -1,7 +1,13 @@
 """Anomaly detection: how well a score tells a class that training has not seen.
 
-The score of an image is minus score(0) of `jebm.scores`: high is anomalous, and the
-held-out class is the positive one.
+The score of an image is that of `jebm.scores` at k = 0 with the likelihood weighed,
+
+    w log p(x|z) + log p_beta(z) - E(z)        w = eval.anomaly_likelihood_weight
+
+and minus it is high for anomalies; the held-out class is the positive one. A generator
+is trained sharp, with a small sigma_x, so that its latents hold what tells one image
+from another; at the weight of training, w = 1, the error of the pixels then drowns what
+the prior says of them. A Gaussian likelihood of weight w is that of sigma_x / sqrt(w).
 """
 
 import pathlib
@@ -31,29 +37,40 @@ def terms_of(key, model, params, images: np.ndarray, options) -> Positive:
     return in_batches(key, draw, np.arange(len(images)), options.batch_size)
 
 
-def detection(terms: Positive, anomalous: np.ndarray) -> dict[str, float]:
+def weighed(terms: Positive, weight: float) -> np.ndarray:
+    """Minus the score of the module's docstring, [N], nats: high is anomalous."""
+    likelihood = weight * terms.log_likelihood
+    return terms._replace(log_likelihood=likelihood).loss()
+
+
+def detection(
+    terms: Positive, anomalous: np.ndarray, weight: float
+) -> dict[str, float]:
     """Areas under the precision-recall and the ROC curve, of the score and its parts.
 
     Args:
       terms: of `terms_of`, [N].
       anomalous: whether each image is of the held-out class, bool [N].
+      weight: of the likelihood.
 
     Returns:
       auprc (area under the curve by trapezoids, as in the literature on this split) and
-      auroc of minus score(0); those of its parts alone, log p(x|z) and
-      log p_beta(z) - E(z); and the prevalence of anomalies, the auprc of chance.
+      auroc of the score; "_unweighed", of score(0) itself; "_likelihood" and "_prior",
+      of its parts alone, log p(x|z) and log p_beta(z) - E(z); and the prevalence of
+      anomalies, the auprc of chance.
 
     Example:
       >>> nats = np.array([0.0, 1.0, 2.0, 3.0])
       >>> terms = Positive(nats, np.zeros(4), np.zeros(4), np.zeros(4))
-      >>> found = detection(terms, np.array([True, True, False, False]))
+      >>> found = detection(terms, np.array([True, True, False, False]), weight=0.5)
       >>> found["auprc"], found["auroc"], found["auroc_prior"], found["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
     """
     parts = {
-        "": terms.loss(),
+        "": weighed(terms, weight),
+        "_unweighed": weighed(terms, 1.0),
         "_likelihood": -terms.log_likelihood,
-        "_prior": terms.energy - terms.log_prior,
+        "_prior": weighed(terms, 0.0),
     }
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
@@ -63,12 +80,14 @@ def detection(terms: Positive, anomalous: np.ndarray) -> dict[str, float]:
     return found
 
 
-def histogram(terms: Positive, anomalous: np.ndarray, file: pathlib.Path) -> None:
+def histogram(
+    terms: Positive, anomalous: np.ndarray, weight: float, file: pathlib.Path
+) -> None:
     """Draws the scores of both kinds of images, and their parts."""
     panels = {
-        "minus score(0)": terms.loss(),
+        f"minus the score, likelihood weighed {weight:g}": weighed(terms, weight),
         "minus log p(x|z)": -terms.log_likelihood,
-        "E(z) minus log p_beta(z)": terms.energy - terms.log_prior,
+        "E(z) minus log p_beta(z)": weighed(terms, 0.0),
     }
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     for axis, (title, values) in zip(axes, panels.items(), strict=True):

@@ -91,6 +91,11 @@ def check_eval(config) -> None:
         )
     if config.eval.protocol == "ood":
         ood.check(config.eval)
+    if config.eval.anomaly_likelihood_weight < 0:
+        raise ConfigError(
+            "eval.anomaly_likelihood_weight must be at least 0, got "
+            f"{config.eval.anomaly_likelihood_weight}"
+        )
     for name, least in (
         ("num_samples", 2),
         ("num_posterior_samples", 1),
@@ -127,10 +132,12 @@ def _by_anomaly(config):
         heldout = config.data.heldout_digit
         anomalous = split.labels == heldout
         folder = path / "figures" / workdir.variant(path, config)
-        anomaly.histogram(terms, anomalous, folder / "anomaly.png")
+        weight = config.eval.anomaly_likelihood_weight
+        anomaly.histogram(terms, anomalous, weight, folder / "anomaly.png")
         print(f"wrote {folder / 'anomaly.png'}")
-        return anomaly.detection(terms, anomalous), {
+        return anomaly.detection(terms, anomalous, weight), {
             "heldout_digit": heldout,
+            "likelihood_weight": weight,
             "num_posterior_samples": config.eval.num_posterior_samples,
             "num_normal": int((~anomalous).sum()),
             "num_anomalous": int(anomalous.sum()),

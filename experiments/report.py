@@ -182,7 +182,8 @@ def _detection(found):
     rows = [
         (text, found[f"auprc{part}"], found[f"auroc{part}"])
         for part, text in (
-            ("", "minus score(0)"),
+            ("", f"minus the score, likelihood weighed {found['likelihood_weight']:g}"),
+            ("_unweighed", "minus score(0), where it weighs 1"),
             ("_likelihood", "its part minus log p(x|z)"),
             ("_prior", "its part E(z) minus log p_beta(z)"),
         )

@@ -37,9 +37,11 @@ from experiments.lanes import Lane, train_lanes
 # Rows of the table: the name of the row, and what its fields end with.
 _ROWS = {
     "score": "",
+    "score, likelihood weighed 1": "_unweighed",
     "its part log p(x given z)": "_likelihood",
     "its part log p(z)": "_prior",
     "Gaussian prior": "_gaussian",
+    "Gaussian prior, likelihood weighed 1": "_gaussian_unweighed",
 }
 
 
@@ -93,9 +95,14 @@ def areas(key, config, model, params, split, digit: int) -> dict[str, float]:
     anomalous = split.labels == digit
     terms = anomaly.terms_of(key, model, params, split.images, config.eval)
     untilted = terms._replace(energy=np.zeros_like(terms.energy))
-    found = anomaly.detection(terms, anomalous)
-    gaussian = anomaly.detection(untilted, anomalous)
-    return found | {f"{k}_gaussian": gaussian[k] for k in ("auprc", "auroc")}
+    weight = config.eval.anomaly_likelihood_weight
+    found = anomaly.detection(terms, anomalous, weight)
+    gaussian = anomaly.detection(untilted, anomalous, weight)
+    return found | {
+        f"{measure}_gaussian{suffix}": gaussian[measure + suffix]
+        for measure in ("auprc", "auroc")
+        for suffix in ("", "_unweighed")
+    }
 
 
 def table(found: dict[int, list[dict]]) -> list[str]:

@@ -91,6 +91,8 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.protocol = "classifier"  # see experiments/evaluate.py
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
+    # Of protocol "anomaly": of log p(x|z) in the score, see experiments/anomaly.py.
+    config.eval.anomaly_likelihood_weight = 1.0
     # Of protocol "ood": data sets, or what experiments/ood.py makes of the images.
     config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")
     config.eval.ood_chosen_on = "exchanged"  # chooses the score; not in the table

@@ -39,6 +39,7 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
     found = anomaly.detection(
         terms([-1, 0, -2, -1], [-2, -1, -1, 0], [0, 0, 1, 1]),
         np.array([False, True, True, False]),
+        weight=1.0,
     )
     # Ranked 4 3 2 1 as + - - +: of four pairs the first + wins two, the last none.
     assert found["auroc"] == 0.5
@@ -46,7 +47,29 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
     assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (1 / 3 + 1 / 2) / 2)
     assert found["prevalence"] == 0.5
     assert found["auroc_likelihood"] == 0.5  # 1 0 2 1: wins 2 against 1 and 1
-    assert found["auroc_prior"] == 0.5 + 0.0 * found["auprc_prior"]
+    assert found["auroc_prior"] == 0.5  # 2 1 2 1: of four pairs one won, two tied
+    assert found["auroc_unweighed"] == found["auroc"]
+
+
+def test_weight_goes_from_the_prior_alone_to_the_likelihood_alone():
+    rng = np.random.default_rng(0)
+    random = terms(*rng.normal(size=(3, 200)))
+    anomalous = rng.random(200) < 0.3
+    found = {w: anomaly.detection(random, anomalous, w) for w in (0.0, 0.5, 1e6)}
+    assert found[0.0]["auroc"] == found[0.0]["auroc_prior"]
+    assert found[1e6]["auroc"] == found[1e6]["auroc_likelihood"]
+    assert found[0.5]["auroc"] != found[0.5]["auroc_unweighed"]
+    np.testing.assert_allclose(
+        anomaly.weighed(random, 0.5),
+        random.energy - random.log_prior - 0.5 * random.log_likelihood,
+    )
+
+
+def test_negative_weight_is_refused(test_config, tmp_path):
+    test_config.eval.anomaly_likelihood_weight = -0.1
+    with pytest.raises(ConfigError, match="anomaly_likelihood_weight must be at least"):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):

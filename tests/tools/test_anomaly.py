@@ -25,6 +25,7 @@ def small():
     config = test.get_config()
     config.learning.energy_lr = 0.1  # so that the energies matter after eight steps
     config.eval.num_posterior_samples = 1
+    config.eval.anomaly_likelihood_weight = 0.3
     return config
 
 
@@ -53,7 +54,8 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.ema)
     key = jax.random.fold_in(jax.random.key(1), learning.Role.EVALUATION)
     terms = areas_of.terms_of(key, model, params, split.images, config.eval)
-    expected = areas_of.detection(terms, split.labels == 4)
+    weight = config.eval.anomaly_likelihood_weight
+    expected = areas_of.detection(terms, split.labels == 4, weight)
     for name, value in expected.items():
         assert results[4][1][name] == pytest.approx(value, abs=1e-6)
 
