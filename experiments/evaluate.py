@@ -6,6 +6,8 @@ samples and the held-out split. Images are the decoder's means.
 
     frechet              samples as the run draws them
     frechet_long_chain   with a prior chain 4 times as long
+    frechet_tempered     by the sampler of `jebm.tempering`, as long as the run's chain,
+                         with `eval.num_temperatures` replicas where that is not 0
     frechet_untilted     of the Gaussian prior of the same generator
     frechet_posterior    held-out images, each decoded from its posterior sample: the
                          floor of any prior
@@ -18,6 +20,7 @@ The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit
 protocol "ood": `experiments.ood`.
 """
 
+import functools
 import pathlib
 import time
 
@@ -30,9 +33,10 @@ from experiments import anomaly, classifier, datasets, mixing, ood, report, work
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
+from jebm import tempering
 from jebm.diagnostics import chain_diagnostics
 from jebm.metrics import feature_statistics, frechet_distance
-from jebm.sampling import decode, example_keys
+from jebm.sampling import decode, example_keys, run_chains
 
 _LONG_CHAIN = 4
 
@@ -51,7 +55,8 @@ def evaluate(config, path: pathlib.Path) -> None:
     features = None
     if config.data.name in classifier.known():
         features, _ = classifier.load(config.data.name)
-    found |= mixing.mixing(key, model, params, splits["test"].images, features)
+    images, rungs = splits["test"].images, config.eval.num_temperatures
+    found |= mixing.mixing(key, model, params, images, features, rungs)
     variant = workdir.variant(path, config)
     file = path / (f"eval_{variant}.json" if variant else "eval.json")
     about = {
@@ -91,6 +96,11 @@ def check_eval(config) -> None:
         )
     if config.eval.protocol == "ood":
         ood.check(config.eval)
+    if config.eval.num_temperatures not in (0, *range(2, 1000)):
+        raise ConfigError(
+            "eval.num_temperatures must be 0 or at least 2, got "
+            f"{config.eval.num_temperatures}"
+        )
     if config.eval.anomaly_likelihood_weight < 0:
         raise ConfigError(
             "eval.anomaly_likelihood_weight must be at least 0, got "
@@ -218,6 +228,10 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
         jebm.energy(model, params, negative.latents).mean()
         - jebm.energy(model, params, positive.latents).mean()
     ).item()
+    if options.num_temperatures:
+        b = tempering.ladder(options.num_temperatures)
+        images = prior_samples(sampler="tempered", inverse_temperatures=b).x
+        found["frechet_tempered"] = distance(images)
     return found | {
         "frechet_long_chain": distance(prior_samples(num_steps=long_chain).x),
         "frechet_untilted": distance(prior_samples(prior="gaussian").x),
@@ -226,9 +240,13 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
 
 
 def chains(key, model, params, heldout, options) -> dict[str, float]:
-    """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`."""
+    """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`.
+
+    Of the tempered sampler, acceptance and the exchange that neighbours accept least.
+    """
     num = options.num_diagnosed
     x = datasets.to_unit(heldout[np.arange(num) % len(heldout)])
+    keys = example_keys(key, jnp.arange(num))
     examined = {}
     if model.chains.posterior.num_steps:  # not where the encoder alone draws
         examined["posterior"] = (model.chains.posterior, x)
@@ -236,11 +254,21 @@ def chains(key, model, params, heldout, options) -> dict[str, float]:
         examined["prior"] = (model.chains.prior, None)
     found = {}
     for name, (chain, given) in examined.items():
-        keys = example_keys(key, jnp.arange(num))
         result = _diagnose(keys, model, params, chain, x=given)
         found[f"{name}_acceptance"] = result.acceptance.mean().item()
         found[f"{name}_stiffness"] = result.stiffness.mean().item()
+    if options.num_temperatures and model.energy is not None:
+        chain = tempering.in_eps_space(model.chains.prior)
+        info = _temper(keys, model, params, chain, options.num_temperatures)
+        found["tempered_acceptance"] = info.acceptance.mean().item()
+        found["tempered_exchange"] = info.exchange.mean(axis=0).min().item()
     return found
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _temper(keys, model, params, chain, num_temperatures):
+    kernel = tempering.tempered(tempering.ladder(num_temperatures))
+    return run_chains(keys, model, params, chain, kernel=kernel)[1]
 
 
 _decode = jax.jit(decode)

@@ -19,6 +19,7 @@ from arviz_stats.base import array_stats
 
 import jebm
 from experiments import datasets
+from jebm import langevin, tempering
 from jebm.objectives import positive_terms
 from jebm.sampling import decode, example_keys, trace_chains
 
@@ -34,8 +35,9 @@ def mixing(
     params: jebm.Params,
     heldout: np.ndarray,
     features: Callable[[np.ndarray], np.ndarray] | None,
+    num_temperatures: int = 0,
 ) -> dict[str, float]:
-    """R-hat and ESS of both chains, of those that the model has.
+    """R-hat and ESS of the chains that the model has.
 
     Args:
       key: typed key.
@@ -43,19 +45,25 @@ def mixing(
       params: its parameters.
       heldout: images, uint8 [N, H, W, C], of whose posteriors the first are taken.
       features: float images [N, H, W, C] -> [N, D]; None to watch no features.
+      num_temperatures: of the tempered sampler; 0 to leave it out.
 
     Returns:
       prior_rhat, prior_ess of the energy and prior_rhat_features, prior_ess_features:
-      the largest R-hat and the smallest ESS of any feature; likewise posterior_*, of
-      the worst image. ESS counts the draws of all chains together, of which there are
-      prior_draws, and posterior_draws of an image. Infinite or NaN where values do not
-      vary.
+      the largest R-hat and the smallest ESS of any feature; likewise tempered_*, and
+      posterior_* of the worst image. ESS counts the draws of all chains together, of
+      which there are prior_draws, and posterior_draws of an image. Infinite or NaN
+      where values do not vary.
     """
     found = {}
     if model.energy is not None and model.chains.prior.num_steps:
-        latents = _trace(key, model, params, model.chains.prior)
-        energies = jax.vmap(lambda z: jebm.energy(model, params, z))(latents)
-        found |= _statistics("prior", energies, model, params, latents, features, 1)
+        watched = {"prior": (model.chains.prior, langevin.LANGEVIN)}
+        if num_temperatures:
+            kernel = tempering.tempered(tempering.ladder(num_temperatures))
+            watched["tempered"] = (tempering.in_eps_space(model.chains.prior), kernel)
+        for name, (chain, kernel) in watched.items():
+            latents = _trace(key, model, params, chain, kernel=kernel)
+            energies = jax.vmap(lambda z: jebm.energy(model, params, z))(latents)
+            found |= _statistics(name, energies, model, params, latents, features, 1)
     if model.chains.posterior.num_steps:
         images = np.resize(heldout, (_CHAINS // _PER_IMAGE, *heldout.shape[1:]))
         x = datasets.to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
@@ -70,7 +78,7 @@ def mixing(
     return found
 
 
-def _trace(key, model, params, chain, x=None):
+def _trace(key, model, params, chain, x=None, kernel=langevin.LANGEVIN):
     """Latents along the second half, [draws, chains, *shape_i]."""
     total = _LENGTH * chain.num_steps
     every = max(1, total // (2 * _DRAWS))
@@ -78,7 +86,7 @@ def _trace(key, model, params, chain, x=None):
     keys = example_keys(key, jnp.arange(_CHAINS))
     traced = jax.jit(
         lambda keys, params, x: trace_chains(
-            keys, model, params, chain, every=every, x=x
+            keys, model, params, chain, every=every, x=x, kernel=kernel
         )
     )(keys, params, x)
     half = (len(traced[0]) - 1) // 2

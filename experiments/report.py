@@ -117,6 +117,7 @@ def _rescues(lines):
 _MEASURES = {
     "frechet": "samples",
     "frechet_long_chain": "samples by a chain 4 times as long",
+    "frechet_tempered": "samples by the tempered sampler, as long as the chain",
     "frechet_untilted": "samples of the Gaussian prior of the same generator",
     "frechet_posterior": "held-out images from their posterior: the floor of any prior",
     "frechet_real": "one half of the held-out images against the other",
@@ -126,6 +127,7 @@ _MEASURES = {
 _MIXING = {
     "acceptance": "acceptance under MALA",
     "stiffness": "stiffness",
+    "exchange": "exchange, least of all neighbours",
     "rhat": "R-hat, energy",
     "rhat_features": "R-hat, features",
     "ess": "effective draws, energy",
@@ -148,8 +150,8 @@ def _evaluation(file):
         about = f"With {variant}. {about}"
     chains = [
         (f"{chain} chain", *(found.get(f"{chain}_{name}", "-") for name in _MIXING))
-        for chain in ("prior", "posterior")
-        if f"{chain}_stiffness" in found
+        for chain in ("prior", "tempered", "posterior")
+        if f"{chain}_acceptance" in found
     ]
     head = ("", *_MIXING.values())
     gap = ""

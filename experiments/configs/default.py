@@ -96,6 +96,8 @@ def get_config() -> config_dict.ConfigDict:
     # Of protocol "ood": data sets, or what experiments/ood.py makes of the images.
     config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")
     config.eval.ood_chosen_on = "exchanged"  # chooses the score; not in the table
+    # Replicas of the tempered sampler, to hold the prior's chain against; 0: left out.
+    config.eval.num_temperatures = 0
     config.eval.batch_size = 500  # chains at a time
     config.eval.num_diagnosed = 256  # chains whose acceptance and stiffness are taken
 

@@ -107,6 +107,28 @@ def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_othe
     assert other["frechet_real"] == first["frechet_real"]  # no noise of the run
 
 
+def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_asked_for(
+    copied_run, trained_run
+):
+    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
+    run_main(*mode, "--config.eval.num_temperatures=3")
+    found = numbers(copied_run / "eval.json")
+    plain = numbers(trained_run / "eval.json")
+    added = {"frechet_tempered", "tempered_acceptance", "tempered_exchange"}
+    added |= {f"tempered_{k}{s}" for k in ("rhat", "ess") for s in ("", "_features")}
+    assert set(found) - set(plain) == {*added, "tempered_draws"}
+    assert {name: found[name] for name in plain} == plain
+    assert found["frechet_tempered"] not in (found["frechet"], found["frechet_real"])
+    # The energies have hardly moved from 0: all exchanges but few are accepted.
+    assert 0.9 < found["tempered_exchange"] <= 1
+    assert 0.9 < found["tempered_acceptance"] <= 1
+    # One rung in three is drawn anew at every step.
+    assert found["tempered_rhat"] < plain["prior_rhat"]
+    page = (copied_run / "report.html").read_text()
+    assert "samples by the tempered sampler, as long as the chain" in page
+    assert "<td>tempered chain</td>" in page
+
+
 def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys):
     mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
     run_main(*mode, "--config.chains.prior.step_size=1000.0")
@@ -125,6 +147,7 @@ def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys)
         ("eval.protocol=fid", ["eval.protocol", "'fid'", "'classifier'"]),
         ("eval.num_samples=1", ["eval.num_samples", "at least 2", "1"]),
         ("eval.batch_size=0", ["eval.batch_size", "at least 1", "0"]),
+        ("eval.num_temperatures=1", ["eval.num_temperatures", "0 or at least 2", "1"]),
         ("data.name=cifar10", ["'cifar10' has no classifier", *NAMES]),
         ("learning.batch_size=40", ["learning.batch_size", "20 there, 40 here"]),
     ],
@@ -202,7 +225,9 @@ class Fakes:
         return (x,)
 
     def distances(self, batch_size, features=lambda images: images.reshape(-1, 64)):
-        options = types.SimpleNamespace(num_samples=self.num, batch_size=batch_size)
+        options = types.SimpleNamespace(
+            num_samples=self.num, batch_size=batch_size, num_temperatures=0
+        )
         images = np.round(255 * self.heldout).astype(np.uint8)
         return evaluate.distances(
             jax.random.key(0), self.model, {}, images, features, options

@@ -65,7 +65,7 @@ def test_values_are_those_of_arviz_on_the_energies(monkeypatch, heldout):
         jnp.asarray(rng.normal(size=(40, 64, 3)), jnp.float32),
         jnp.asarray(rng.normal(size=(40, 64, 2)), jnp.float32),
     )
-    monkeypatch.setattr(mixing, "_trace", lambda *arguments: z)
+    monkeypatch.setattr(mixing, "_trace", lambda *arguments, **options: z)
     model, params = model_with(ENERGY, prior={"num_steps": 2})
     model = jebm.Model(
         model.image_shape,
@@ -82,7 +82,7 @@ def test_values_are_those_of_arviz_on_the_energies(monkeypatch, heldout):
     assert found["prior_ess"] == pytest.approx(40 * 64, rel=0.15)
     apart = jnp.repeat(z[0][:1], 40, axis=0)  # each chain at a place of its own
     moved = (apart + 0.1 * z[0], jnp.repeat(z[1][:1], 40, axis=0))
-    monkeypatch.setattr(mixing, "_trace", lambda *arguments: moved)
+    monkeypatch.setattr(mixing, "_trace", lambda *arguments, **options: moved)
     assert mixing.mixing(KEY, model, params, heldout, None)["prior_rhat"] > 1.5
 
 
@@ -98,3 +98,17 @@ def test_the_gaussian_prior_has_no_chain(heldout):
     model, params = model_with(None, posterior={"num_steps": 4})
     found = mixing.mixing(KEY, model, params, heldout, None)
     assert {name.split("_")[0] for name in found} == {"posterior"}
+
+
+def test_tempered_sampler_mixes_where_the_chain_does_not(heldout):
+    model, params = model_with(
+        ENERGY,
+        prior={"num_steps": 40, "step_size": 0.05},  # far too small for one chain
+        posterior={"num_steps": 0, "start": "normal"},
+    )
+    found = mixing.mixing(KEY, model, params, heldout, first_pixels, num_temperatures=2)
+    for suffix in ("", "_features"):
+        assert (
+            found[f"tempered_rhat{suffix}"] < 1.25 < 1.6 < found[f"prior_rhat{suffix}"]
+        )
+    assert found["tempered_draws"] == found["prior_draws"]
