@@ -17,7 +17,7 @@ With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics
 how well they mix (`experiments.mixing`).
 
 The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
-protocol "ood": `experiments.ood`.
+protocol "ood": `experiments.ood`. The protocol "likelihood": `experiments.likelihood`.
 """
 
 import functools
@@ -29,7 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jebm
-from experiments import anomaly, classifier, datasets, mixing, ood, report, workdir
+from experiments import (
+    anomaly,
+    classifier,
+    datasets,
+    likelihood,
+    mixing,
+    ood,
+    report,
+    workdir,
+)
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
@@ -96,6 +105,8 @@ def check_eval(config) -> None:
         )
     if config.eval.protocol == "ood":
         ood.check(config.eval)
+    if config.eval.protocol == "likelihood":
+        likelihood.check(config)
     if config.eval.num_temperatures not in (0, *range(2, 1000)):
         raise ConfigError(
             "eval.num_temperatures must be 0 or at least 2, got "
@@ -168,10 +179,27 @@ def _by_ood(config):
     return measure
 
 
+def _by_likelihood(config):
+    """Log-likelihood of held-out images."""
+
+    def measure(key, path, model, params, split):
+        del path
+        images, options = split.images, config.eval
+        found = likelihood.likelihood(key, model, params, images, options)
+        return found, {
+            "estimator": options.likelihood_estimator,
+            "samples_per_image": options.likelihood_num_samples,
+            "num_images": min(options.likelihood_num_images, len(images)),
+        }
+
+    return measure
+
+
 # What a protocol needs is got, or refused, before the run is opened.
 PROTOCOLS = {
     "anomaly": _by_anomaly,
     "classifier": _by_classifier,
+    "likelihood": _by_likelihood,
     "ood": _by_ood,
 }
 

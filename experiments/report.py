@@ -206,7 +206,35 @@ def _elsewhere(found):
     return about, _table(rows, ("", *found["statistics"]))
 
 
-_TABLES = {"anomaly": _detection, "classifier": _distances, "ood": _elsewhere}
+_LIKELIHOOD = {
+    "log_likelihood_nats": "log-likelihood, nats",
+    "log_likelihood_error": "its standard error, of the estimator",
+    "log_likelihood_spread": "standard deviation between images",
+    "bits_per_dim": "bits per dimension",
+    "effective_samples": "effective samples of the median image",
+    "log_z_nats": "log Z of the tilted prior, nats",
+    "log_z_error": "its standard error",
+    "log_z_effective_samples": "its effective samples",
+}
+
+
+def _density(found):
+    about = (
+        f"Log-likelihood of {found['num_images']} dequantised held-out images at step "
+        f"{found['step']}: the mean of log p(x), {found['estimator']} with "
+        f"{found['samples_per_image']} samples an image."
+    )
+    return about, _table(
+        (text, found[k]) for k, text in _LIKELIHOOD.items() if k in found
+    )
+
+
+_TABLES = {
+    "anomaly": _detection,
+    "classifier": _distances,
+    "likelihood": _density,
+    "ood": _elsewhere,
+}
 
 
 def _variants(path):

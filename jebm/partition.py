@@ -310,6 +310,7 @@ def _run(key, model, params, x, above, schedule, num_particles):
 def _target(model, params, x, above):
     """g of one position, [], for `x` and `above` of one example."""
     x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
+    x = None if x is None else x.astype(float_dtype(params))
 
     def g(eps):
         position = jax.tree.map(lambda e: e[None], eps)

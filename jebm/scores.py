@@ -163,17 +163,7 @@ def bound(
       (3,)
     """
     keys = _check(key, model, params, x, k, num_samples)
-    posterior = model.chains.posterior
-    if posterior.start != "encoder":
-        raise ValueError(
-            "bound needs log q(z | x), and this model draws z by a chain that does not "
-            f"start at an encoder (start={posterior.start!r})"
-        )
-    if posterior.num_steps:
-        raise ValueError(
-            f"bound needs log q(z | x), which is not known after {posterior.num_steps} "
-            "steps of the posterior chain: replace it by one of num_steps=0"
-        )
+    _check_encoder(model)
     if importance and k:
         raise ValueError(f"importance weighting is defined at k = 0 alone, got k={k}")
     if model.energy is None:
@@ -191,6 +181,52 @@ def bound(
     if importance:
         return jax.nn.logsumexp(log_w, axis=0) - jnp.log(num_samples)
     return log_w.mean(axis=0)
+
+
+def importance_log_weights(
+    key: jax.Array, model: Model, params: Params, x: jax.Array, num_samples: int
+) -> jax.Array:
+    """log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ] of samples of the encoder.
+
+    `partition.estimate` of it, minus log Z, is log p(x) with an error and effective
+    samples; `bound` with `importance=True` is the value alone.
+
+    Args:
+      key, model, params, x: as of `bound`; errors too.
+      num_samples: samples of q; time, not memory, grows.
+
+    Returns:
+      [N, num_samples], nats, up to log Z.
+
+    Example:
+      >>> import jebm
+      >>> backbone = {"encoder_widths": (16,)}
+      >>> chains = {"posterior": {"start": "encoder", "num_steps": 0}}
+      >>> model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone,
+      ...                     "chains": chains})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> x = jnp.full((3, 8, 8, 1), 0.5)
+      >>> importance_log_weights(jax.random.key(1), model, params, x, 4).shape
+      (3, 4)
+    """
+    keys = _check(key, model, params, x, 0, num_samples)
+    _check_encoder(model)
+    return _log_weights(keys, model, params, x, 0, num_samples).T
+
+
+def _check_encoder(model):
+    """Refuses a model whose posterior samples have no known log q."""
+    posterior = model.chains.posterior
+    if posterior.start != "encoder":
+        raise ValueError(
+            "log q(z | x) is needed, and this model draws z by a chain that does not "
+            f"start at an encoder (start={posterior.start!r})"
+        )
+    if posterior.num_steps:
+        raise ValueError(
+            f"log q(z | x) is needed, which is not known after {posterior.num_steps} "
+            "steps of the posterior chain: replace it by one of num_steps=0"
+        )
 
 
 def _check(key, model, params, x, k, num_samples):

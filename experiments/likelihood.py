@@ -1,0 +1,152 @@
+"""Test log-likelihood: how good the density of images is, in nats and in bits.
+
+    log p(x~),  x~ = (v + u) / 256,  u ~ U[0, 1) per pixel of the 8-bit values v
+    bits per dimension = 8 - log p(x~) / (D log 2)
+
+x~ is dequantised: the mean of log p(x~) bounds the log-probability of the 8-bit images
+from below, up to D log 256 (arXiv 1511.01844), so that what it says compares between
+models whatever their likelihood, and no density can win by a spike on the grid of
+values.
+
+Two estimators of log p(x) (`eval.likelihood_estimator`), both with log Z by annealed
+importance sampling (`jebm.partition`), 0 for a Gaussian prior:
+
+    importance   log mean p(x|z) p_beta(z) exp(-E(z)) / q(z|x) - log Z over samples of
+                 the encoder; in expectation below log p(x) but for the error of log Z
+    annealed     from the prior to the posterior by `eval.likelihood_num_temperatures`
+                 steps, for models whose encoder does not draw alone, or to check the
+                 other with
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jebm
+from experiments.command_line import ConfigError
+from experiments.sample import in_batches
+from jebm import partition, scores
+
+ESTIMATORS = ("importance", "annealed")
+
+
+def check(config) -> None:
+    """Refuses settings that cannot work, naming the field."""
+    options = config.eval
+    if options.likelihood_estimator not in ESTIMATORS:
+        raise ConfigError(
+            f"unknown eval.likelihood_estimator {options.likelihood_estimator!r}; "
+            f"known: {list(ESTIMATORS)}"
+        )
+    posterior = config.chains.posterior
+    alone = posterior.start == "encoder" and not posterior.num_steps
+    if options.likelihood_estimator == "importance" and not alone:
+        raise ConfigError(
+            "eval.likelihood_estimator 'importance' needs posterior samples of an "
+            "encoder alone; this run's are of a chain: use 'annealed'"
+        )
+    for name in (
+        "likelihood_num_images",
+        "likelihood_num_samples",
+        "likelihood_num_temperatures",
+    ):
+        if options[name] < 2:
+            raise ConfigError(f"eval.{name} must be at least 2, got {options[name]}")
+
+
+def dequantise(key: jax.Array, images: np.ndarray) -> jax.Array:
+    """x~ of images uint8 [N, H, W, C], float32 in [0, 1].
+
+    Example:
+      >>> x = dequantise(jax.random.key(0), np.full((2, 1, 1, 1), 255, np.uint8))
+      >>> bool(jnp.all((x >= 255 / 256) & (x <= 1)))
+      True
+    """
+    noise = jax.random.uniform(key, images.shape, jnp.float32)
+    return (jnp.asarray(images, jnp.float32) + noise) / 256
+
+
+def bits_per_dim(nats: float, dimensions: int) -> float:
+    """Bits per dimension of a log-density of dequantised 8-bit images on [0, 1].
+
+    Example:
+      >>> bits_per_dim(0.0, 784)  # the uniform density
+      8.0
+    """
+    return float(8 - nats / (dimensions * np.log(2)))
+
+
+def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, float]:
+    """The numbers of eval.json.
+
+    Args:
+      key: typed key, []. The noise of dequantisation is its own, the same for every
+        model.
+      model: the model.
+      params: its parameters.
+      images: uint8 [N, H, W, C], of which the first `likelihood_num_images` count.
+      options: `config.eval`.
+
+    Returns:
+      log_likelihood_nats, the mean over images; log_likelihood_error, how far another
+      run of the estimator may come out, the errors of images and of log Z together;
+      log_likelihood_spread, the standard deviation between images; bits_per_dim;
+      effective_samples, of the median image; log_z_nats, log_z_error and
+      log_z_effective_samples where there is an energy.
+    """
+    images = images[: options.likelihood_num_images]
+    key_noise, key_x, key_z = jax.random.split(key, 3)
+    x = np.asarray(dequantise(key_noise, images))
+    found, log_z = {}, partition.Estimate(0.0, 0.0, np.inf)
+    if model.energy is not None:
+        log_z = jax.device_get(partition.log_z(key_z, model, params))
+        found = {
+            "log_z_nats": log_z.value.item(),
+            "log_z_error": log_z.standard_error.item(),
+            "log_z_effective_samples": log_z.effective_samples.item(),
+        }
+    estimator = {"importance": _importance, "annealed": _annealed}
+    draw = estimator[options.likelihood_estimator](model, params, x, options)
+    batch = min(options.likelihood_batch_size, len(x))
+    each = in_batches(key_x, draw, np.arange(len(x)), batch)
+    value = each.value - log_z.value
+    error = np.sqrt(np.mean(each.standard_error**2) / len(x) + log_z.standard_error**2)
+    nats = float(value.mean())
+    return found | {
+        "log_likelihood_nats": nats,
+        "log_likelihood_error": float(error),
+        "log_likelihood_spread": float(value.std(ddof=1)),
+        "bits_per_dim": bits_per_dim(nats, images[0].size),
+        "effective_samples": float(np.median(each.effective_samples)),
+    }
+
+
+def _importance(model, params, x, options):
+    num = options.likelihood_num_samples
+
+    @jax.jit
+    def of_batch(key, x):
+        weights = scores.importance_log_weights(key, model, params, x, num)
+        return partition.estimate(weights)
+
+    return lambda key, indices: of_batch(key, x[indices])
+
+
+def _annealed(model, params, x, options):
+    num, steps = options.likelihood_num_samples, options.likelihood_num_temperatures
+    # One schedule for all batches: tuned once, compiled once.
+    schedule = partition.tune(
+        jax.random.key(0), model, params, x=jnp.asarray(x), num_temperatures=steps
+    )
+    draw = functools.partial(
+        partition.log_likelihood,
+        model=model,
+        params=params,
+        log_z=0.0,
+        num_particles=num,
+        num_temperatures=steps,
+        schedule=schedule,
+    )
+    return lambda key, indices: draw(key, x=jnp.asarray(x[indices]))

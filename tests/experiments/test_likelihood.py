@@ -1,0 +1,151 @@
+import doctest
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import evaluate, likelihood, report
+from experiments.command_line import ConfigError
+from experiments.configs import test
+from tests.experiments.runs import run
+from tests.jebm.test_scores import (
+    NOISE,
+    PIXEL,
+    TILT,
+    exact_posterior,
+    linear_model,
+    precision,
+)
+
+KEY = jax.random.key(5)
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 1)).astype(np.uint8)
+
+
+def options(**changes):
+    fields = {
+        "likelihood_estimator": "importance",
+        "likelihood_num_images": 30,
+        "likelihood_num_samples": 100,
+        "likelihood_num_temperatures": 60,
+        "likelihood_batch_size": 20,
+    }
+    return types.SimpleNamespace(**fields | changes)
+
+
+def loosened(tilt):
+    """A proposal near the posterior, so that weights vary; one of a finite mean."""
+    q = exact_posterior(tilt)
+    return type(q)(q.top, 1.3 * q.top_scale, q.low, q.pull, 1.2 * q.low_scale)
+
+
+@pytest.mark.parametrize("with_energy", [False, True])
+@pytest.mark.parametrize("estimator", likelihood.ESTIMATORS)
+def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
+    estimator, with_energy, x64
+):
+    tilt = TILT if with_energy else np.zeros(2)
+    model, params = linear_model(loosened(tilt), tilted=with_energy)
+    found = likelihood.likelihood(
+        KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
+    )
+    noise = jax.random.split(KEY, 3)[0]
+    x = np.asarray(likelihood.dequantise(noise, IMAGES[:30]), np.float64).ravel()
+    variance = PIXEL @ np.linalg.inv(precision(tilt)) @ PIXEL + NOISE**2
+    expected = -0.5 * (x**2 / variance + np.log(2 * np.pi * variance))
+    error = found["log_likelihood_error"]
+    assert 0 < error < 0.05
+    assert abs(found["log_likelihood_nats"] - expected.mean()) < 4 * error
+    assert found["log_likelihood_spread"] == pytest.approx(
+        expected.std(ddof=1), rel=0.2
+    )
+    assert found["bits_per_dim"] == pytest.approx(
+        8 - found["log_likelihood_nats"] / np.log(2)
+    )
+    assert 1 < found["effective_samples"] < 100
+    assert ("log_z_nats" in found) == with_energy
+    if with_energy:
+        untilted = np.linalg.det(precision(np.zeros(2)))
+        log_z = 0.5 * np.log(untilted / np.linalg.det(precision(tilt)))
+        assert abs(found["log_z_nats"] - log_z) < 4 * found["log_z_error"] + 1e-9
+
+
+def test_dequantised_values_fill_their_bins_evenly():
+    values = np.repeat(np.arange(256, dtype=np.uint8), 400).reshape(-1, 1, 1, 1)
+    x = np.asarray(likelihood.dequantise(KEY, values), np.float64)
+    assert np.all((x >= 0) & (x <= 1))
+    within = 256 * x - values
+    assert np.all((within >= 0) & (within <= 1))
+    # Of a uniform law; the mean of n draws deviates by (12 n)^-1/2.
+    assert abs(within.mean() - 0.5) < 4 / np.sqrt(12 * values.size)
+    assert abs(within.var() - 1 / 12) < 4 / np.sqrt(180 * values.size)
+
+
+def test_every_model_sees_the_same_noise_and_each_run_of_a_key_the_same_number():
+    model, params = linear_model(loosened(TILT), tilted=False)
+    first, again = (
+        likelihood.likelihood(KEY, model, params, IMAGES, options()) for _ in range(2)
+    )
+    assert first == again
+    other = likelihood.likelihood(jax.random.key(6), model, params, IMAGES, options())
+    assert other["log_likelihood_nats"] != first["log_likelihood_nats"]
+
+
+@pytest.fixture(scope="module")
+def variational_run(tmp_path_factory):
+    config, path = small(), tmp_path_factory.mktemp("likelihood") / "run"
+    run(config, path)
+    evaluate.evaluate(config, path)
+    return path
+
+
+def small():
+    config = test.get_config()
+    config.learning.method = "variational"
+    config.backbone.encoder_widths = (8,)
+    config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
+    config.eval.protocol = "likelihood"
+    config.eval.likelihood_num_images = 30
+    config.eval.likelihood_num_samples = 20
+    return config
+
+
+def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp_path):
+    path = shutil.copytree(variational_run, tmp_path / "run")
+    found = json.loads((path / "eval.json").read_text())
+    assert (found["protocol"], found["estimator"]) == ("likelihood", "importance")
+    assert (found["num_images"], found["samples_per_image"]) == (30, 20)
+    assert found["bits_per_dim"] == pytest.approx(
+        8 - found["log_likelihood_nats"] / (64 * np.log(2))
+    )
+    assert abs(found["log_z_nats"]) < 1  # the energies have hardly moved from 0
+    assert "prior_stiffness" in found
+    report.write(path)
+    page = (path / "report.html").read_text()
+    assert "Log-likelihood of 30 dequantised held-out images" in page
+    for name in ("bits_per_dim", "log_z_nats", "effective_samples"):
+        assert f"<td>{found[name]:.4g}</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval.likelihood_estimator": "exact"}, "'exact'; known: .*'annealed'"),
+        ({"eval.likelihood_num_samples": 1}, "num_samples must be at least 2, got 1"),
+        ({"eval.likelihood_num_images": 0}, "num_images must be at least 2, got 0"),
+        ({"chains.posterior.num_steps": 3}, "an encoder alone; .* use 'annealed'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(changes, words, tmp_path):
+    config = small()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=words):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(likelihood, extraglobs={"jnp": jnp, "np": np}).failed == 0
