@@ -18,6 +18,7 @@ importance sampling (`jebm.partition`), 0 for a Gaussian prior:
                  other with
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -93,32 +94,41 @@ def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, flo
       log_likelihood_nats, the mean over images; log_likelihood_error, how far another
       run of the estimator may come out, the errors of images and of log Z together;
       log_likelihood_spread, the standard deviation between images; bits_per_dim;
-      effective_samples, of the median image; log_z_nats, log_z_error and
-      log_z_effective_samples where there is an energy.
+      effective_samples, of the median image. Where there is an energy, log_z_nats,
+      log_z_error and log_z_effective_samples, and the first five with "_untilted":
+      those of the Gaussian prior of the same generator.
     """
     images = images[: options.likelihood_num_images]
     key_noise, key_x, key_z = jax.random.split(key, 3)
     x = np.asarray(dequantise(key_noise, images))
-    found, log_z = {}, partition.Estimate(0.0, 0.0, np.inf)
-    if model.energy is not None:
-        log_z = jax.device_get(partition.log_z(key_z, model, params))
-        found = {
-            "log_z_nats": log_z.value.item(),
-            "log_z_error": log_z.standard_error.item(),
-            "log_z_effective_samples": log_z.effective_samples.item(),
-        }
+    exact = partition.Estimate(0.0, 0.0, np.inf)  # log Z of a Gaussian prior
+    if model.energy is None:
+        return _of_prior(key_x, model, params, x, exact, options)
+    log_z = jax.device_get(partition.log_z(key_z, model, params))
+    untilted = dataclasses.replace(model, energy=None), params._replace(energy={})
+    gaussian = _of_prior(key_x, *untilted, x, exact, options)
+    return {
+        "log_z_nats": log_z.value.item(),
+        "log_z_error": log_z.standard_error.item(),
+        "log_z_effective_samples": log_z.effective_samples.item(),
+        **_of_prior(key_x, model, params, x, log_z, options),
+        **{f"{name}_untilted": value for name, value in gaussian.items()},
+    }
+
+
+def _of_prior(key, model, params, x, log_z, options):
     estimator = {"importance": _importance, "annealed": _annealed}
     draw = estimator[options.likelihood_estimator](model, params, x, options)
     batch = min(options.likelihood_batch_size, len(x))
-    each = in_batches(key_x, draw, np.arange(len(x)), batch)
+    each = in_batches(key, draw, np.arange(len(x)), batch)
     value = each.value - log_z.value
     error = np.sqrt(np.mean(each.standard_error**2) / len(x) + log_z.standard_error**2)
     nats = float(value.mean())
-    return found | {
+    return {
         "log_likelihood_nats": nats,
         "log_likelihood_error": float(error),
         "log_likelihood_spread": float(value.std(ddof=1)),
-        "bits_per_dim": bits_per_dim(nats, images[0].size),
+        "bits_per_dim": bits_per_dim(nats, x[0].size),
         "effective_samples": float(np.median(each.effective_samples)),
     }
 

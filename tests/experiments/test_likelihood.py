@@ -67,10 +67,17 @@ def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
     )
     assert 1 < found["effective_samples"] < 100
     assert ("log_z_nats" in found) == with_energy
+    assert ("log_likelihood_nats_untilted" in found) == with_energy
     if with_energy:
         untilted = np.linalg.det(precision(np.zeros(2)))
         log_z = 0.5 * np.log(untilted / np.linalg.det(precision(tilt)))
         assert abs(found["log_z_nats"] - log_z) < 4 * found["log_z_error"] + 1e-9
+        model, params = linear_model(loosened(tilt), tilted=False)
+        gaussian = likelihood.likelihood(
+            KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
+        )
+        for name, value in gaussian.items():
+            assert found[f"{name}_untilted"] == pytest.approx(value, rel=1e-6)
 
 
 def test_dequantised_values_fill_their_bins_evenly():
