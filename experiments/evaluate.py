@@ -270,7 +270,7 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
 def chains(key, model, params, heldout, options) -> dict[str, float]:
     """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`.
 
-    Of the tempered sampler, acceptance and the exchange that neighbours accept least.
+    Of the tempered sampler, the exchange that neighbours accept least.
     """
     num = options.num_diagnosed
     x = datasets.to_unit(heldout[np.arange(num) % len(heldout)])
@@ -288,7 +288,6 @@ def chains(key, model, params, heldout, options) -> dict[str, float]:
     if options.num_temperatures and model.energy is not None:
         chain = tempering.in_eps_space(model.chains.prior)
         info = _temper(keys, model, params, chain, options.num_temperatures)
-        found["tempered_acceptance"] = info.acceptance.mean().item()
         found["tempered_exchange"] = info.exchange.mean(axis=0).min().item()
     return found
 

@@ -151,7 +151,7 @@ def _evaluation(file):
     chains = [
         (f"{chain} chain", *(found.get(f"{chain}_{name}", "-") for name in _MIXING))
         for chain in ("prior", "tempered", "posterior")
-        if f"{chain}_acceptance" in found
+        if f"{chain}_rhat" in found or f"{chain}_stiffness" in found
     ]
     head = ("", *_MIXING.values())
     gap = ""

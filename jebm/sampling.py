@@ -276,10 +276,10 @@ def sample(
       temperature: scales every sigma_i of the hierarchy, for both priors.
       above: z_{>k}, the top layers' latents, bottom to top, each [N, *shape_i]: these
         are kept and the k >= 1 layers below are drawn given them. () draws all.
-      sampler: "langevin" for the model's chain, with its bias of short length and of
-        step size; "tempered" for `jebm.tempering`, which mixes where that chain does
-        not and has no bias but of length. Each of its steps costs one gradient per
-        inverse temperature; it moves in eps-space whatever the model's chain does.
+      sampler: "langevin" for the model's chain; "tempered" for the same steps in
+        `jebm.tempering`, which mixes where one chain does not. Each of its steps costs
+        one gradient per inverse temperature; it moves in eps-space whatever the model's
+        chain does.
       inverse_temperatures: of "tempered", [R], rising from 0 to 1; None for
         `tempering.ladder()`.
 

@@ -2,15 +2,18 @@
 
     pi_b(eps) ~ N(eps; 0, I) exp(b g(eps)),      0 = b_1 < ... < b_R = 1
 
-R replicas move at once, replica r by a step of `jebm.mala` on pi_{b_r}; the one at
-b = 0 needs no chain and is drawn anew. Then neighbours in b exchange their positions
-with probability
+R replicas move at once, replica r by a Langevin step on pi_{b_r}; the one at b = 0
+needs no chain and is drawn anew. Then neighbours in b exchange their positions with
+probability
 
     min(1, exp[ (b_{r+1} - b_r) (g(eps_r) - g(eps_{r+1})) ])
 
-so that the joint law of the replicas stays prod_r pi_{b_r} and what the last one shows
-is the tilted prior, exactly, at any step size. What is found where g hardly counts
-travels up the ladder, over barriers that a chain at b = 1 would not cross.
+which keeps prod_r pi_{b_r}. What is found where g hardly counts travels up the ladder,
+over barriers that a chain at b = 1 would not cross.
+
+With moves by `jebm.mala` the last replica shows exactly the tilted prior, at any step
+size. That is not always what is wanted: energies learn from uncorrected chains, and
+what they have learned is the law of these, of their step size.
 (Geyer 1991; Swendsen and Wang, PRL 57, 2607)
 """
 
@@ -64,8 +67,11 @@ class TemperedInfo(NamedTuple):
     exchange: jax.Array  # [R - 1], of neighbours' exchange, where it was proposed
 
 
-def tempered(inverse_temperatures: jax.Array) -> Kernel:
+def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
     """The kernel with replicas at these b, [R], rising from 0 to 1.
+
+    `adjusted` moves replicas by MALA and leaves the tilted prior exactly invariant;
+    without, they take the Langevin steps that energies are learned with.
 
     For `langevin.run` on a log-density in eps-space, log N(eps; 0, I) + g(eps), of a
     tuple of layers; a step costs R gradients. All replicas start at the same position:
@@ -121,9 +127,10 @@ def tempered(inverse_temperatures: jax.Array) -> Kernel:
             acceptance = mala.acceptance_probability(
                 current, at(b, proposal), step_size
             )
-            # A draw of N(0, I) itself; where g is not finite, no other must see it.
+            # Where g is not finite, no other replica must see it. At b = 0 the proposal
+            # is a draw of N(0, I) itself.
             sound = jnp.isfinite(proposal.logdensity).astype(acceptance.dtype)
-            acceptance = jnp.where(b == 0, sound, acceptance)
+            acceptance = jnp.where((b == 0) | (not adjusted), sound, acceptance)
             uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
             accepted = uniform < acceptance
             return _where(accepted, proposal, replica), acceptance

@@ -43,7 +43,7 @@ def test_replicas_cross_a_barrier_that_one_chain_does_not():
     num = 2000
     alone, _ = ends(mala.MALA, num)
     assert np.all(alone > 0)
-    drawn, info = ends(tempering.tempered(tempering.ladder(4)), num)
+    drawn, info = ends(tempering.tempered(tempering.ladder(4), adjusted=True), num)
     # Chains are independent: the count is binomial.
     assert abs((drawn < 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(num)
     # N(eps; 0, 1) exp(-c (|eps| - w)^2), where the other well is out of reach.
@@ -54,6 +54,35 @@ def test_replicas_cross_a_barrier_that_one_chain_does_not():
     exchange = np.asarray(info.exchange.mean(axis=0))
     assert np.all((exchange > 0.05) & (exchange < 1))
     assert 0.5 < info.acceptance.mean() < 1
+
+
+def test_moves_are_those_of_langevin_where_they_are_not_adjusted():
+    """On N(0, 1) an uncorrected step of size s widens the law by a known factor."""
+    step_size, num = 1.0, 8000
+
+    def flat(eps):  # g = 0: every exchange is accepted, and every rung has one law
+        return tempering.log_reference(eps)
+
+    def chain(key, adjusted):
+        state, info = langevin.run(
+            key, (jnp.zeros(1),), flat, num_steps=30, step_size=step_size,
+            kernel=tempering.tempered(jnp.array([0.0, 1.0]), adjusted),
+        )  # fmt: skip
+        return state.position[0][0], info
+
+    for adjusted in (False, True):
+        drawn, info = jax.jit(jax.vmap(lambda key, a=adjusted: chain(key, a)))(
+            jax.random.split(KEY, num)
+        )
+        np.testing.assert_allclose(info.exchange, 1)
+        assert bool(np.all(info.acceptance == 1)) != adjusted
+        # A position at b = 1 was drawn anew t steps ago with probability 2^-(t + 1).
+        variance, expected = 1.0, 0.0
+        for t in range(60):
+            expected += 0.5 ** (t + 1) * variance
+            if not adjusted:
+                variance = (1 - step_size**2 / 2) ** 2 * variance + step_size**2
+        assert abs(drawn.var() / expected - 1) < 4 * np.sqrt(2 / num)
 
 
 def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
@@ -98,10 +127,11 @@ def test_samples_have_the_moments_of_quadrature(x64):
     expected = weights @ stats
     num = 8_000
     error = np.sqrt(weights @ (stats - expected) ** 2 / num)
-    latents = jebm.sample(
-        KEY, model, params, num, sampler="tempered", num_steps=60, step_size=0.8,
-        inverse_temperatures=tempering.ladder(3),
-    ).latents  # fmt: skip
+    kernel = tempering.tempered(tempering.ladder(3), adjusted=True)
+    keys = sampling.example_keys(KEY, jnp.arange(num))
+    latents, _ = jax.jit(
+        lambda keys: run_chains(keys, model, params, Chain(60, 0.8), kernel=kernel)
+    )(keys)
     assert np.all(abs(statistics(latents).mean(axis=0) - expected) < 4 * error)
     untilted = jebm.sample(KEY, model, params, num, prior="gaussian").latents
     assert np.any(abs(statistics(untilted).mean(axis=0) - expected) > 8 * error)
@@ -172,7 +202,7 @@ def test_energy_that_is_infinite_somewhere_is_never_shown():
     def chain(key):
         state, _ = langevin.run(
             key, (jnp.full((1,), 1.0),), half_line, num_steps=50, step_size=1.0,
-            kernel=tempering.tempered(tempering.ladder(3)),
+            kernel=tempering.tempered(tempering.ladder(3), adjusted=True),
         )  # fmt: skip
         return state.position[0][0]
 
