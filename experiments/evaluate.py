@@ -122,6 +122,10 @@ def check_eval(config) -> None:
         ("num_posterior_samples", 1),
         ("batch_size", 1),
         ("num_diagnosed", 1),
+        ("likelihood_num_images", 2),
+        ("likelihood_num_samples", 2),
+        ("likelihood_num_temperatures", 2),
+        ("likelihood_batch_size", 1),
     ):
         if config.eval[name] < least:
             raise ConfigError(

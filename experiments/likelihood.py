@@ -48,13 +48,6 @@ def check(config) -> None:
             "eval.likelihood_estimator 'importance' needs posterior samples of an "
             "encoder alone; this run's are of a chain: use 'annealed'"
         )
-    for name in (
-        "likelihood_num_images",
-        "likelihood_num_samples",
-        "likelihood_num_temperatures",
-    ):
-        if options[name] < 2:
-            raise ConfigError(f"eval.{name} must be at least 2, got {options[name]}")
 
 
 def dequantise(key: jax.Array, images: np.ndarray) -> jax.Array:
@@ -136,12 +129,11 @@ def _of_prior(key, model, params, x, log_z, options):
 def _importance(model, params, x, options):
     num = options.likelihood_num_samples
 
-    @jax.jit
-    def of_batch(key, x):
-        weights = scores.importance_log_weights(key, model, params, x, num)
+    def draw(key, indices):
+        weights = scores.importance_log_weights(key, model, params, x[indices], num)
         return partition.estimate(weights)
 
-    return lambda key, indices: of_batch(key, x[indices])
+    return draw
 
 
 def _annealed(model, params, x, options):

@@ -148,19 +148,24 @@ def _evaluation(file):
     about, table = _TABLES[found["protocol"]](found)
     if variant := file.stem.removeprefix("eval").removeprefix("_"):
         about = f"With {variant}. {about}"
-    chains = [
-        (f"{chain} chain", *(found.get(f"{chain}_{name}", "-") for name in _MIXING))
-        for chain in ("prior", "tempered", "posterior")
-        if f"{chain}_rhat" in found or f"{chain}_stiffness" in found
+    chains = ("prior", "tempered", "posterior")
+    shown = {
+        name: text
+        for name, text in _MIXING.items()
+        if any(f"{chain}_{name}" in found for chain in chains)
+    }
+    rows = [
+        (f"{chain} chain", *(found.get(f"{chain}_{name}", "-") for name in shown))
+        for chain in chains
+        if any(f"{chain}_{name}" in found for name in shown)
     ]
-    head = ("", *_MIXING.values())
+    chains = _table(rows, ("", *shown.values()))
     gap = ""
     if "energy_gap_nats" in found:
         gap = f"<p>Gap E- minus E+: {found['energy_gap_nats']:.3g} nats.</p>"
     return (
         f'<section class="grid"><div><p>{html.escape(about)}</p>{table}</div>'
-        f"<div><p>The chains. {_READING}</p>{_table(chains, head)}{gap}</div>"
-        "</section>"
+        f"<div><p>The chains. {_READING}</p>{chains}{gap}</div></section>"
     )
 
 

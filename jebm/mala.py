@@ -54,11 +54,8 @@ def step(
         logdensity_fn,
     )
     acceptance = acceptance_probability(state, proposal, step_size, temperature)
-    uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
     info = LangevinInfo(state.logdensity, global_norm(state.grad), acceptance)
-    return jax.tree.map(
-        lambda new, old: jnp.where(uniform < acceptance, new, old), proposal, state
-    ), info
+    return accept(key_accept, acceptance, proposal, state), info
 
 
 def acceptance_probability(
@@ -85,6 +82,14 @@ def acceptance_probability(
     )
     sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
     return jnp.where(sound, jnp.exp(jnp.minimum(log_ratio, 0)), 0.0)
+
+
+def accept(
+    key: jax.Array, probability: jax.Array, proposal: MalaState, state: MalaState
+) -> MalaState:
+    """`proposal` with that probability, [], else `state`."""
+    accepted = jax.random.uniform(key, (), probability.dtype) < probability
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
 
 
 MALA = Kernel(init, step)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm import checks, mala
-from jebm.densities import logdensity
+from jebm.densities import one_chain
 from jebm.hierarchy import Latents
 from jebm.model import Model, Params, float_dtype
 from jebm.sampling import UNTILTED, example_keys, start_positions, to_eps
@@ -309,15 +309,9 @@ def _run(key, model, params, x, above, schedule, num_particles):
 
 def _target(model, params, x, above):
     """g of one position, [], for `x` and `above` of one example."""
-    x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
     x = None if x is None else x.astype(float_dtype(params))
-
-    def g(eps):
-        position = jax.tree.map(lambda e: e[None], eps)
-        value = logdensity(model, params, position, space="eps", x=x, above=above)
-        return value[0] - log_reference(eps)
-
-    return g
+    logdensity_fn = one_chain(model, params, "eps", x, 1.0, above)
+    return lambda eps: logdensity_fn(eps) - log_reference(eps)
 
 
 def _tempered(g, b):

@@ -63,7 +63,7 @@ class TemperedInfo(NamedTuple):
 
     logdensity: jax.Array  # [], nats, of the replica at b = 1, where the step started
     grad_norm: jax.Array  # [], of its gradient
-    acceptance: jax.Array  # [], probability of its MALA step
+    acceptance: jax.Array  # [], probability of its step; 1 where it is not adjusted
     exchange: jax.Array  # [R - 1], of neighbours' exchange, where it was proposed
 
 
@@ -113,8 +113,11 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
         )
 
     def step(key, state, logdensity_fn, step_size, temperature=1.0):
-        """`temperature` must be 1: the exchange knows no other."""
-        del temperature
+        if temperature != 1:
+            raise ValueError(
+                "parallel tempering has its own temperatures: temperature must be 1, "
+                f"got {temperature}"
+            )
         key_move, key_exchange = jax.random.split(key)
 
         def move(key, b, replica):
@@ -124,16 +127,15 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
             moved = diffuse(key_propose, current.position, current.grad, step_size, 1.0)
             position = jax.tree.map(lambda a, m: jnp.where(b == 0, a, m), anew, moved)
             proposal = mala.init(position, logdensity_fn)
-            acceptance = mala.acceptance_probability(
-                current, at(b, proposal), step_size
-            )
-            # Where g is not finite, no other replica must see it. At b = 0 the proposal
-            # is a draw of N(0, I) itself.
-            sound = jnp.isfinite(proposal.logdensity).astype(acceptance.dtype)
-            acceptance = jnp.where((b == 0) | (not adjusted), sound, acceptance)
-            uniform = jax.random.uniform(key_accept, (), acceptance.dtype)
-            accepted = uniform < acceptance
-            return _where(accepted, proposal, replica), acceptance
+            # Where g is not finite, no other replica must see it.
+            finite = jnp.isfinite(proposal.logdensity)
+            acceptance = finite.astype(proposal.logdensity.dtype)
+            if adjusted:  # but at b = 0, where the proposal is of N(0, I) itself
+                adjustment = mala.acceptance_probability(
+                    current, at(b, proposal), step_size
+                )
+                acceptance = jnp.where(b == 0, acceptance, adjustment)
+            return mala.accept(key_accept, acceptance, proposal, replica), acceptance
 
         keys = jax.random.split(key_move, num)
         replicas, acceptance = jax.vmap(move)(keys, b, state.replicas)
@@ -174,7 +176,3 @@ def _exchange(key, b, replicas):
     down = jnp.concatenate([none, swapped]).astype(lower.dtype)
     index = jnp.arange(b.shape[0]) + up - down
     return jax.tree.map(lambda leaf: leaf[index], replicas), probability
-
-
-def _where(condition, new, old):
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

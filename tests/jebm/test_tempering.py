@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +5,11 @@ import pytest
 
 import jebm
 from jebm import langevin, mala, sampling, tempering
-from jebm.densities import logdensity
 from jebm.mala import MalaState
 from jebm.model import Chain
 from jebm.sampling import run_chains, trace_chains
-from tests.models import grid_nodes, random_params, small_model
+from tests.jebm.test_sampling import moments_by_quadrature, statistics, with_chains
+from tests.models import random_params, small_model
 
 KEY = jax.random.key(3)
 WELL, STIFFNESS = 3.0, 10.0  # two wells at -3 and 3, with 90 nats between
@@ -116,34 +114,35 @@ def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
 def test_samples_have_the_moments_of_quadrature(x64):
     model = small_model((1, 1))
     params = random_params(model, dtype=jnp.float64, scale=0.7)
-    eps, _ = grid_nodes(bound=6, num=161)
-    weights = np.asarray(jax.nn.softmax(logdensity(model, params, eps, space="eps")))
-
-    def statistics(latents):
-        z = np.concatenate(latents, axis=1)
-        return np.stack([*z.T, *(z.T**2), z[:, 0] * z[:, 1]], axis=1)
-
-    stats = statistics(sampling.to_latents(model, params, eps, "eps"))
-    expected = weights @ stats
+    expected, variance = moments_by_quadrature(model, params)
     num = 8_000
-    error = np.sqrt(weights @ (stats - expected) ** 2 / num)
+    error = np.sqrt(variance / num)  # chains are independent
     kernel = tempering.tempered(tempering.ladder(3), adjusted=True)
     keys = sampling.example_keys(KEY, jnp.arange(num))
     latents, _ = jax.jit(
         lambda keys: run_chains(keys, model, params, Chain(60, 0.8), kernel=kernel)
     )(keys)
-    assert np.all(abs(statistics(latents).mean(axis=0) - expected) < 4 * error)
     untilted = jebm.sample(KEY, model, params, num, prior="gaussian").latents
-    assert np.any(abs(statistics(untilted).mean(axis=0) - expected) > 8 * error)
+    drawn, others = (
+        statistics(np.concatenate(z, axis=1)).mean(axis=0) for z in (latents, untilted)
+    )
+    assert np.all(abs(drawn - expected) < 4 * error)
+    assert np.any(abs(others - expected) > 8 * error)  # the energy matters
+
+
+def test_another_temperature_is_refused():
+    kernel = tempering.tempered(tempering.ladder(3))
+    with pytest.raises(ValueError, match="temperature must be 1, got 2"):
+        langevin.run(
+            KEY, (jnp.zeros(1),), two_wells, num_steps=2, step_size=0.1,
+            temperature=2.0, kernel=kernel,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model():
     model = small_model((3, 2), image_shape=(2, 2, 1))
-    prior = Chain(5, 0.3, space="z")
-    return dataclasses.replace(
-        model, chains=dataclasses.replace(model.chains, prior=prior)
-    )
+    return with_chains(model, Chain(5, 0.3, space="z"))
 
 
 @pytest.fixture(scope="module")
