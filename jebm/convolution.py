@@ -1,10 +1,13 @@
-"""Transposed convolutions, in the form that the platform is fast at.
+"""Convolutions, in the form that the platform is fast at.
 
     y[s i - c + u] = sum_i x[i] kernel[u],     u = 0 .. k - 1,     c = (k - s) / 2
 
 per axis, with stride s: each input pixel adds a k x k patch to the output, and H x W
 becomes s H x s W. On a CPU one matrix product makes all patches at once, which are then
 added up; elsewhere it is XLA's own convolution. Both take the same parameters.
+
+A convolution of stride 1 is the transposed one of the mirrored kernel. One of each
+channel by itself is, on a CPU, a sum of shifted products.
 """
 
 import flax.linen as nn
@@ -76,6 +79,118 @@ def patch_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         batch, rows * stride, columns * stride, features
     )
     return image[:, crop : crop + height * stride, crop : crop + width * stride]
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """A convolution: y[i] = sum_u x[s i + u - c] kernel[u] per axis, c = (k - 1) / 2.
+
+    Args:
+      x: [B, H, W, C], zero outside.
+      kernel: [k, k, C, features], k odd.
+      stride: s, which divides H and W.
+
+    Returns:
+      [B, H / s, W / s, features].
+
+    Example:
+      >>> conv(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
+      Array([[4., 6., 4.],
+             [4., 6., 4.]], dtype=float32)
+    """
+
+    def native(x, kernel):
+        pad = (kernel.shape[0] - 1) // 2
+        padding = [(pad, pad)] * 2
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=numbers
+        )
+
+    if stride > 1:
+        return native(x, kernel)
+
+    def patches(x, kernel):
+        return patch_form(x, kernel[::-1, ::-1].swapaxes(2, 3), 1)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=patches, default=native)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of each channel by itself, zero outside.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, 1, C], k odd.
+
+    Returns:
+      [B, H, W, C].
+
+    Example:
+      >>> kernel = jnp.ones((3, 3, 1, 2))
+      >>> depthwise_conv(jnp.ones((1, 1, 3, 2)), kernel)[0, 0]
+      Array([[2., 2.],
+             [3., 3.],
+             [2., 2.]], dtype=float32)
+    """
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=shifted_form, default=depthwise_native_form
+    )
+
+
+def depthwise_native_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise_conv` by XLA's convolution."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=numbers,
+        feature_group_count=x.shape[-1],
+    )  # fmt: skip
+
+
+@jax.custom_vjp
+def shifted_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise_conv` by shifted copies, each times its tap of the kernel."""
+    taps = _shifts(x, kernel.shape[0])
+    return sum(copy * tap for copy, tap in zip(taps, _taps(kernel), strict=True))
+
+
+def _shifted_form_fwd(x, kernel):
+    return shifted_form(x, kernel), (x, kernel)
+
+
+def _shifted_form_bwd(residuals, grad):
+    """The gradients in the same form: that of automatic differentiation is slower."""
+    x, kernel = residuals
+    size = kernel.shape[0]
+
+    def one(total, pair):  # of one image: sums over many at once are slow
+        x, grad = pair
+        copies = _shifts(x[None], size)
+        return total + jnp.stack([(c[0] * grad).sum((0, 1)) for c in copies]), None
+
+    zeros = jnp.zeros_like(kernel, shape=(size**2, kernel.shape[-1]))
+    grad_kernel, _ = jax.lax.scan(one, zeros, (x, grad))
+    grad_x = shifted_form(grad, kernel[::-1, ::-1])
+    return grad_x, grad_kernel.reshape(kernel.shape)
+
+
+shifted_form.defvjp(_shifted_form_fwd, _shifted_form_bwd)
+
+
+def _shifts(x, size):
+    """The copies of x [B, H, W, C] that lie under the taps of a size x size kernel."""
+    pad = (size - 1) // 2
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return [
+        padded[:, u : u + height, v : v + width]
+        for u in range(size)
+        for v in range(size)
+    ]
+
+
+def _taps(kernel):
+    """The taps of a kernel [k, k, 1, C], row by row, each [1, 1, 1, C]."""
+    return kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
 
 
 def _add_shifted(tiles, axis, block_axis):

@@ -13,15 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm.backbones.ladder import LadderBackbone
+from jebm.backbones.nvae import NVAEBackbone
 from jebm.backbones.vector import VectorBackbone
-from jebm.distributions import Bernoulli, Gaussian
+from jebm.distributions import (
+    Bernoulli,
+    Gaussian,
+    LearnedGaussian,
+    LogisticMixture,
+)
 from jebm.energies import JointEnergy, LayerwiseEnergy
 from jebm.hierarchy import Latents, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
 
-BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone}
+BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone, "nvae": NVAEBackbone}
 ENERGIES = {"layerwise": LayerwiseEnergy, "joint": JointEnergy}
-LIKELIHOODS = {"gaussian": Gaussian, "bernoulli": Bernoulli}
+LIKELIHOODS = {
+    "gaussian": Gaussian,
+    "bernoulli": Bernoulli,
+    "learned_gaussian": LearnedGaussian,
+    "logistic_mixture": LogisticMixture,
+}
 SPACES = ("eps", "z")
 STARTS = ("normal", "prior", "encoder")
 
@@ -84,11 +95,18 @@ class Model:
     image_shape: tuple[int, int, int]
     backbone: nn.Module
     energy: nn.Module | None
-    likelihood: Gaussian | Bernoulli = dataclasses.field(default_factory=Gaussian)
+    likelihood: Any = dataclasses.field(default_factory=Gaussian)
     chains: Chains = Chains()
 
     def __post_init__(self):
         check_chains(self.backbone, self.chains)
+        sides = {"backbone": self.backbone, "likelihood": self.likelihood}
+        bits = {name: getattr(side, "bits", None) for name, side in sides.items()}
+        if None not in bits.values() and bits["backbone"] != bits["likelihood"]:
+            raise ValueError(
+                "backbone and likelihood must see colours of the same bits, got "
+                f"{bits['backbone']} and {bits['likelihood']}"
+            )
 
 
 def check_chains(backbone: nn.Module, chains: Chains) -> None:
@@ -147,7 +165,7 @@ def build(spec: Mapping[str, Any]) -> Model:
         "backbone",
         BACKBONES,
         spec.get("backbone", {}),
-        output_shape=(height, width, channels * likelihood.outputs_per_channel),
+        output_shape=(height, width, likelihood.num_outputs(channels)),
     )
     energy = spec.get("energy", {})
     if energy is not None:
@@ -186,10 +204,11 @@ def init(key: jax.Array, model: Model) -> Params:
       >>> sorted(init(jax.random.key(0), model).energy["params"])
       ['f1', 'f2']
     """
-    return _init(key, model)
+    if isinstance(key, jax.core.Tracer):
+        return _init(key, model)
+    return _compiled_init(key, model)
 
 
-@jax.jit
 def _init(key, model):
     key_backbone, key_energy = jax.random.split(key)
     shapes = model.backbone.latent_shapes
@@ -206,7 +225,7 @@ def _init(key, model):
         key_backbone
     )
     height, width, channels = model.image_shape
-    expected = (1, height, width, channels * model.likelihood.outputs_per_channel)
+    expected = (1, height, width, model.likelihood.num_outputs(channels))
     if output.shape != expected:
         raise ValueError(
             f"the backbone's decode must return {expected} for image_shape "
@@ -215,6 +234,10 @@ def _init(key, model):
     if model.energy is None:
         return Params(backbone, {})
     return Params(backbone, model.energy.init(key_energy, latents))
+
+
+# It runs once: what a compiler gains on hundreds of draws is less than it takes.
+_compiled_init = jax.jit(_init, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def energy(model: Model, params: Params, latents: Latents) -> jax.Array:

@@ -193,7 +193,8 @@ class Unbounded:
     """N(x; output, scale)."""
 
     scale: float
-    outputs_per_channel = 1
+    def num_outputs(self, channels):
+        return channels
 
     def log_prob(self, output, x):
         return Normal(output, jnp.full_like(output, self.scale)).log_prob(x)

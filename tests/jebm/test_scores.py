@@ -88,7 +88,8 @@ class Quadratic(nn.Module):
 class Unbounded:
     """N(x; output, NOISE)."""
 
-    outputs_per_channel = 1
+    def num_outputs(self, channels):
+        return channels
 
     def log_prob(self, output, x):
         return Normal(output, jnp.full_like(output, NOISE)).log_prob(x)
