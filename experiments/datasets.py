@@ -33,6 +33,7 @@ def load(
     data_dir: str | None = None,
     labels: tuple[int, ...] = (),
     heldout_digit: int | None = None,
+    binarize: bool = False,
 ) -> dict[str, Split]:
     """Loads the splits "train" and "test"; the arguments are the fields of config.data.
 
@@ -41,6 +42,8 @@ def load(
       data_dir: where TFDS finds prepared data; None for TFDS_DATA_DIR or its default.
       labels: keep the images of these classes only; empty keeps all.
       heldout_digit: a class that training does not see, see `hold_out`; None for none.
+      binarize: makes each pixel of "test" black or white, once; those of "train" are
+        drawn anew for each of their `Batches`.
 
     Raises:
       ConfigError: for an unknown name (the message lists the known ones), data that is
@@ -48,21 +51,24 @@ def load(
     """
     if name not in LOADERS:
         raise ConfigError(f"unknown data set {name!r}; known: {sorted(LOADERS)}")
-    splits = read(name, data_dir)
+    splits = dict(read(name, data_dir))
     known = set(splits["train"].labels.tolist())
     if missing := set(labels) - known:
         raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
     if labels:
         known = set(labels)
         splits = {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
-    if heldout_digit is None:
-        return splits
-    if heldout_digit not in known or len(known) == 1:
-        raise ConfigError(
-            f"data.heldout_digit must be one of several classes, {sorted(known)}, "
-            f"got {heldout_digit}"
-        )
-    return hold_out(splits, heldout_digit)
+    if heldout_digit is not None:
+        if heldout_digit not in known or len(known) == 1:
+            raise ConfigError(
+                f"data.heldout_digit must be one of several classes, {sorted(known)}, "
+                f"got {heldout_digit}"
+            )
+        splits = hold_out(splits, heldout_digit)
+    if binarize:
+        rng, test = np.random.default_rng(0), splits["test"]
+        splits["test"] = test._replace(images=draw_binary(rng, test.images))
+    return splits
 
 
 @functools.lru_cache(maxsize=1)  # training and its figures read the same images
@@ -89,6 +95,11 @@ def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
     }
 
 
+def draw_binary(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Images of pixels 0 and 255, each 255 with the probability that its grey tells."""
+    return np.where(rng.random(images.shape) < images / 255, 255, 0).astype(np.uint8)
+
+
 def _keep(split, index):
     return Split(split.images[index], split.labels[index])
 
@@ -102,17 +113,25 @@ class Batches:
     """Random-access batches of shuffled images, reshuffled every epoch.
 
     `batches(step)` depends on (seed, step) alone: nothing to save, nothing to restore.
+    With `binarize` each pixel is drawn black or white, anew at every step.
     """
 
-    def __init__(self, images: np.ndarray, batch_size: int, seed: int):
+    def __init__(
+        self, images: np.ndarray, batch_size: int, seed: int, binarize: bool = False
+    ):
         self._images, self._batch_size = images, batch_size
+        self._seed, self._binarize = seed, binarize
         order = grain.MapDataset.range(len(images)).seed(seed).shuffle()
         self._order = order.repeat()
 
     def __call__(self, step: int) -> np.ndarray:
         """Returns the images of the batch of `step`, uint8 [B, H, W, C]."""
         start = step * self._batch_size
-        return self._images[[self._order[start + i] for i in range(self._batch_size)]]
+        order = [self._order[start + i] for i in range(self._batch_size)]
+        if not self._binarize:
+            return self._images[order]
+        rng = np.random.default_rng((self._seed, step))
+        return draw_binary(rng, self._images[order])
 
 
 def _digits(data_dir):

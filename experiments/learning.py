@@ -2,17 +2,20 @@
 
 import dataclasses
 import enum
+from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from flax.training import train_state
 
 import jebm
 from experiments import datasets, parallel
+from experiments.command_line import ConfigError
 from experiments.guard import GuardState
-from jebm import objectives
+from jebm import objectives, spectral
 from jebm.diagnostics import chain_diagnostics
 from jebm.hierarchy import Latents
 from jebm.langevin import global_norm
@@ -36,6 +39,7 @@ class Role(enum.IntEnum):
     DIAGNOSTICS = 5
     EVALUATION = 6
     RESTART = 7
+    SPECTRAL = 8
 
 
 class TrainState(train_state.TrainState):
@@ -46,37 +50,70 @@ class TrainState(train_state.TrainState):
     # Where the persistent prior chains stand: per layer [B, slots, *shape_i], visited
     # one slot a step; () where every chain starts anew. Sharded with the examples.
     pool: Latents = struct.field(kw_only=True)
+    # Of `jebm.spectral`, where spectral norms are penalised; else {}.
+    vectors: spectral.Vectors = struct.field(kw_only=True)
 
-    def apply_gradients(self, *, grads: jebm.Params, **kwargs) -> "TrainState":
-        """Takes one step of the optimiser, the energies' scaled by 2^-rescues."""
+    def apply_gradients(
+        self, *, grads: jebm.Params, statistics: dict, **kwargs
+    ) -> "TrainState":
+        """Takes one step of the optimiser, the energies' scaled by 2^-rescues.
+
+        `statistics` replace those of the backbone's batches, {} where it has none.
+        """
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         scale = jnp.exp2(-self.guard.rescues.astype(jnp.float32))
         energy = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates.energy)
         params = optax.apply_updates(self.params, updates._replace(energy=energy))
+        params = params._replace(backbone=params.backbone | statistics)
         return self.replace(
             step=self.step + 1, params=params, opt_state=opt_state, **kwargs
         )
 
 
-def create_optimizer(learning) -> optax.GradientTransformation:
-    """Adam for the generator and for the energies, each with its own rate."""
+OPTIMIZERS = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}
 
-    def adam(learning_rate):
+
+def create_optimizer(learning) -> optax.GradientTransformation:
+    """One for the backbone and Adam for the energies, each with its own rate.
+
+    Variables of other kinds than parameters are not optimised.
+    """
+
+    def chain(name, learning_rate, weight_decay):
         schedule = optax.cosine_decay_schedule(
-            learning_rate, learning.num_steps, learning.final_lr_fraction
+            learning_rate,
+            learning.num_steps - learning.warmup_steps,
+            learning.final_lr_fraction,
         )
+        if learning.warmup_steps:
+            rise = optax.linear_schedule(0.0, learning_rate, learning.warmup_steps)
+            schedule = optax.join_schedules([rise, schedule], [learning.warmup_steps])
+        scale = OPTIMIZERS[name](learning.adam_b1, learning.adam_b2, learning.adam_eps)
         return optax.chain(
             optax.clip_by_global_norm(learning.clip_norm),
-            optax.adam(schedule, learning.adam_b1, learning.adam_b2),
+            optax.add_decayed_weights(weight_decay)
+            if weight_decay
+            else optax.identity(),
+            scale,
+            optax.scale_by_learning_rate(schedule),
         )
 
     optimizers = {
-        "backbone": adam(learning.backbone_lr),
-        "energy": adam(learning.energy_lr),
+        "backbone": chain(
+            learning.optimizer, learning.backbone_lr, learning.weight_decay
+        ),
+        "energy": chain("adam", learning.energy_lr, 0.0),
+        "fixed": optax.set_to_zero(),
     }
-    return optax.multi_transform(
-        optimizers, jebm.Params(backbone="backbone", energy="energy")
-    )
+
+    def labels(params):
+        kinds = {
+            part: {k: part if k == "params" else "fixed" for k in variables}
+            for part, variables in params._asdict().items()
+        }
+        return jebm.Params(**kinds)
+
+    return optax.multi_transform(optimizers, labels)
 
 
 def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
@@ -89,6 +126,7 @@ def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
         ema=params,
         guard=GuardState.start(),
         pool=create_pool(key, learning, model, params),
+        vectors=create_vectors(key, learning, model, params),
     )
     # Flax starts at a Python integer, which is no template for a checkpoint.
     return state.replace(step=jnp.zeros((), jnp.int32))
@@ -104,6 +142,24 @@ def create_pool(key, learning, model: jebm.Model, params: jebm.Params) -> Latent
     return jax.tree.map(
         lambda p: p.reshape(learning.batch_size, -1, *p.shape[1:]), positions
     )
+
+
+def create_vectors(key, learning, model: jebm.Model, params: jebm.Params):
+    """The vectors of `jebm.spectral` before the first step; {} where none are due."""
+    if not learning.spectral_penalty:
+        return {}
+    x = jnp.zeros((1, *model.image_shape), jebm.model.float_dtype(params))
+    kernels = jax.eval_shape(
+        lambda: objectives.variational_terms(
+            model, params, x, jax.random.split(key, 1)
+        ).written.get("kernels")
+    )
+    if kernels is None:
+        raise ConfigError(
+            "learning.spectral_penalty needs a backbone that tells its kernels, got "
+            f"{type(model.backbone).__name__}"
+        )
+    return spectral.start(jax.random.fold_in(key, Role.SPECTRAL), kernels)
 
 
 def make_train_step(learning, model: jebm.Model):
@@ -138,12 +194,15 @@ def make_train_step(learning, model: jebm.Model):
                 state = state.replace(pool=_put(state, position))
             metrics["prior_grad_norm"] = info.grad_norm
 
-        grads, terms = jax.grad(objective, argnums=1, has_aux=True)(
-            model, state.params, x, keys_positive, positive, negative, learning
-        )
+        grads, (terms, found) = jax.grad(objective, argnums=1, has_aux=True)(
+            model, state.params, x, keys_positive, positive, negative, learning,
+            state.step, state.vectors,
+        )  # fmt: skip
         metrics = jax.tree.map(jnp.mean, metrics | terms)
-        grads, metrics = parallel.mean((grads, metrics))
-        state = state.apply_gradients(grads=grads)
+        grads, metrics, statistics = parallel.mean((grads, metrics, found.statistics))
+        state = state.apply_gradients(
+            grads=grads, statistics=statistics, vectors=found.vectors
+        )
         # Short runs should not average in the initial parameters.
         decay = jnp.minimum(learning.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
@@ -151,6 +210,7 @@ def make_train_step(learning, model: jebm.Model):
             state.ema,
             state.params,
         )
+        ema = ema._replace(backbone=ema.backbone | statistics)  # averages already
         metrics["grad_norm"] = global_norm(grads)
         return state.replace(ema=ema), metrics
 
@@ -189,16 +249,33 @@ def collect(state: TrainState) -> TrainState:
     return parallel.unreplicate(state.replace(pool=())).replace(pool=pool)
 
 
-def objective(model, params, x, keys, positive, negative, learning):
+class Found(NamedTuple):
+    """What a pass has found besides its loss, to go on from."""
+
+    statistics: dict  # collection "batch_stats" of the backbone, if it has one
+    vectors: spectral.Vectors
+
+
+def objective(
+    model,
+    params,
+    x,
+    keys,
+    positive,
+    negative,
+    learning,
+    step=0,
+    vectors=MappingProxyType({}),
+):
     """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
 
     `positive` are samples of the posterior chain; None where the encoder alone draws,
     from `keys` [B]. Of samples that a chain refined, generator and energies learn as by
     maximum likelihood, and the encoder from its own.
     `negative` is None for the Gaussian twin, whose prior has no negative phase.
-    Returns the loss and a dict of terms, in nats.
+    Returns the loss, and a dict of terms in nats with what was `Found`.
     """
-    terms, loss, share = {}, 0.0, 1.0
+    terms, loss, share, found = {}, 0.0, 1.0, Found({}, {})
     if learning.method == "variational":
         held = params
         if positive is not None:
@@ -206,8 +283,21 @@ def objective(model, params, x, keys, positive, negative, learning):
         else:
             share = learning.energy_share
         plus = objectives.variational_terms(model, held, x, keys, learning.energy_share)
-        loss += plus.loss().mean()
+        warm_up, weights = 1.0, None
+        if learning.kl_warmup_steps:
+            warm_up = jnp.clip(step / learning.kl_warmup_steps, 1e-4, 1.0)
+            weights = jnp.full_like(plus.layers, warm_up, shape=plus.layers.shape[1:])
+            if learning.kl_balance:
+                weights = objectives.balanced_kl_weights(model, plus.layers, warm_up)
+        loss += plus.loss(weights).mean()
         terms["kl_nats"] = plus.log_q - plus.log_prior  # of q from p_beta
+        if learning.spectral_penalty:
+            norms, vectors = spectral.norms(plus.written["kernels"], vectors)
+            norms += _norm_scales(params.backbone["params"])
+            loss += _spectral_weight(learning, warm_up) * norms
+            terms["spectral_norms"] = norms
+        statistics = {k: v for k, v in plus.written.items() if k == "batch_stats"}
+        found = Found(statistics, vectors)
     if positive is not None:
         plus = objectives.positive_terms(model, params, x, positive)
         loss += plus.loss().mean()
@@ -233,7 +323,19 @@ def objective(model, params, x, keys, positive, negative, learning):
             # Of the noise behind the prior samples: 1 under the Gaussian prior.
             "prior_eps_square": square.mean(axis=1),
         }
-    return loss, terms | {"loss_nats": loss}
+    return loss, (terms | {"loss_nats": loss}, found)
+
+
+def _norm_scales(params):
+    """The largest scale of each normalisation, summed."""
+    leaves = traverse_util.flatten_dict(params)
+    scales = [jnp.abs(v).max() for path, v in leaves.items() if path[-1] == "scale"]
+    return sum(scales, 0.0)
+
+
+def _spectral_weight(learning, warm_up):
+    last, first = learning.spectral_penalty, learning.spectral_penalty_start
+    return last * (first / last) ** (1 - warm_up) if first else last
 
 
 def make_diagnose(model: jebm.Model):

@@ -92,8 +92,16 @@ def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
         params = jax.eval_shape(jebm.init, jax.random.key(0), model)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    if others := (params.backbone.keys() | params.energy.keys()) - {"params"}:
-        raise ConfigError(f"training does not support variables of kind {others}")
+    known = {"params"}
+    if config.learning.method == "variational" and not model.chains.posterior.num_steps:
+        known |= {"batch_stats"}  # a pass over posterior samples would change them
+    others = params.backbone.keys() - known | params.energy.keys() - {"params"}
+    if others:
+        raise ConfigError(
+            f"learning.method {config.learning.method!r} with "
+            f"chains.posterior.num_steps={model.chains.posterior.num_steps} does not "
+            f"support variables of kind {sorted(others)}"
+        )
     return model
 
 

@@ -48,6 +48,11 @@ def check_learning(config) -> None:
         raise ConfigError(
             f"unknown learning.method {fields.method!r}; known: {methods}"
         )
+    if fields.optimizer not in learning.OPTIMIZERS:
+        raise ConfigError(
+            f"unknown learning.optimizer {fields.optimizer!r}; known: "
+            f"{sorted(learning.OPTIMIZERS)}"
+        )
     chain = config.chains.posterior
     variational = fields.method == "variational"
     if (chain.start == "encoder") != variational:
@@ -56,6 +61,19 @@ def check_learning(config) -> None:
             f"{'' if variational else 'another '}chains.posterior.start "
             f"{'' if variational else 'than '}'encoder', got {chain.start!r}"
         )
+    needs_encoder = {"kl_warmup_steps": 0, "kl_balance": False, "spectral_penalty": 0.0}
+    for name, off in needs_encoder.items():
+        if not variational and fields[name] != off:
+            raise ConfigError(
+                f"learning.{name} is of learning.method 'variational', got "
+                f"{fields[name]} with {fields.method!r}"
+            )
+    for name in ("kl_balance", "spectral_penalty_start"):
+        if fields[name] and not fields.kl_warmup_steps:
+            raise ConfigError(
+                f"learning.{name} works in the warm-up of the divergence, got "
+                f"{fields[name]} with learning.kl_warmup_steps=0"
+            )
     if not (variational or chain.num_steps):
         raise ConfigError(
             "learning.method 'mle' needs steps of the posterior chain, got "
@@ -77,13 +95,19 @@ def check_learning(config) -> None:
         ("backbone_lr", 0, math.inf),
         ("energy_lr", 0, math.inf),
         ("final_lr_fraction", 0, 1),
+        ("warmup_steps", 0, fields.num_steps),
         ("adam_b1", 0, 1),
         ("adam_b2", 0, 1),
+        ("adam_eps", 0, math.inf),
+        ("weight_decay", 0, math.inf),
         ("clip_norm", 0, math.inf),
         ("ema_decay", 0, 1),
         ("energy_penalty", 0, math.inf),
         ("gradient_penalty", 0, math.inf),
         ("energy_share", 0, 1),
+        ("kl_warmup_steps", 0, math.inf),
+        ("spectral_penalty", 0, math.inf),
+        ("spectral_penalty_start", 0, math.inf),
         ("restart_fraction", 0, 1),
         ("persistent_steps", 1, math.inf),
     ):
@@ -149,7 +173,10 @@ def run_steps(config, path, model, state, splits) -> None:
     first, guarded = step, state.guard
     key = jax.random.key(config.seed)
     batches = datasets.Batches(
-        splits["train"].images, config.learning.batch_size, config.seed
+        splits["train"].images,
+        config.learning.batch_size,
+        config.seed,
+        config.data.binarize,
     )
     step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
@@ -287,6 +314,7 @@ def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
             "opt_state": state.opt_state,
             "guard": state.guard,
             "pool": state.pool,
+            "vectors": state.vectors,
         },
     }
 

@@ -15,7 +15,10 @@ The energies learn from the one above at any share.
 Terms are per example: the mean is taken once, by the caller, who may also weigh them.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,10 +42,17 @@ class Positive(NamedTuple):
     log_prior: jax.Array  # [B], log p_beta(z+)
     energy: jax.Array  # [B], E(z+)
     log_q: jax.Array  # [B], log q(z+ | x); 0 where z+ is not of an encoder
+    # Of an encoder: [B, L], log q - log p_beta of each layer, bottom to top.
+    layers: jax.Array | None = None
+    # Of an encoder: collections that the pass wrote, "batch_stats" and "kernels".
+    written: Mapping[str, Any] = MappingProxyType({})
 
-    def loss(self) -> jax.Array:
-        """First line of the loss, [B]."""
-        return -(self.log_likelihood + self.log_prior - self.energy - self.log_q)
+    def loss(self, kl_weights: jax.Array | None = None) -> jax.Array:
+        """First line of the loss, [B]; `kl_weights` [L] weigh the `layers`."""
+        if kl_weights is None:
+            return -(self.log_likelihood + self.log_prior - self.energy - self.log_q)
+        divergence = (kl_weights.reshape(1, -1) * self.layers).sum(axis=1)
+        return divergence + self.energy - self.log_likelihood
 
 
 class Negative(NamedTuple):
@@ -98,6 +108,8 @@ def variational_terms(
     drew z+, values do not depend on it; pass it to `negative_terms` too. With any share
     q can climb f faster than the prior's chain can follow.
 
+    This is a pass of training: batch normalisation goes by the statistics of `x`.
+
     Example:
       >>> import jebm
       >>> backbone = {"encoder_widths": (16,)}
@@ -110,15 +122,49 @@ def variational_terms(
 
     def backbone_terms(backbone):
         latents, log_q, priors, state = infer(backbone, x, keys)
-        return latents, sum(log_q), log_prior(latents, priors), backbone.decode(state)
+        log_p = [p.log_prob(z) for z, p in zip(latents, priors, strict=True)]
+        return latents, log_q, log_p, backbone.decode(state)
 
-    latents, log_q, log_p, output = nn.apply(backbone_terms, model.backbone)(
-        params.backbone
-    )
-    seen = _share(latents, energy_share)
+    apply = nn.apply(backbone_terms, model.backbone, mutable=("batch_stats", "kernels"))
+    (latents, log_q, log_p, output), written = apply(params.backbone)
     return Positive(
-        model.likelihood.log_prob(output, x), log_p, energy(model, params, seen), log_q
+        model.likelihood.log_prob(output, x),
+        sum(log_p),
+        energy(model, params, _share(latents, energy_share)),
+        sum(log_q),
+        jnp.stack(log_q, axis=1) - jnp.stack(log_p, axis=1),
+        written,
     )
+
+
+def balanced_kl_weights(
+    model: Model, layers: jax.Array, warm_up: jax.typing.ArrayLike
+) -> jax.Array:
+    """Weights of the layers' divergences while these are warmed up, [L].
+
+    Below 1, `warm_up` weighs the sum; within it a layer weighs the more, the more it
+    tells and the fewer its units, so that none is shut off early: in proportion to
+    mean |log q - log p| / alpha, alpha the pixels of its map over the number of layers
+    with such maps. From 1 on every weight is 1. No gradient passes. (arXiv 2007.03898,
+    appendix A)
+
+    Args:
+      model: the model.
+      layers: of `variational_terms`, [B, L].
+      warm_up: in [0, 1].
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> balanced_kl_weights(model, jnp.array([[1.0, 3.0]]), 0.5).round(2)
+      Array([0.25, 0.75], dtype=float32)
+    """
+    pixels = [math.prod(shape[:-1]) for shape in model.backbone.latent_shapes]
+    alpha = jnp.asarray([n / pixels.count(n) for n in pixels], layers.dtype)
+    told = jnp.abs(layers).mean(axis=0) + 0.01
+    share = jax.lax.stop_gradient(told / alpha)
+    warm_up = jnp.asarray(warm_up, layers.dtype)
+    return jnp.where(warm_up < 1, warm_up * share / share.mean(), 1)
 
 
 def hold_all_but_encoder(model: Model, params: Params) -> Params:

@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
             failed |= bad
             told = f"{double[quantity]:.1e}   {single[quantity]:.1e}"
             print(f"  {quantity:20}{told}{'   too large' if bad else ''}", flush=True)
-    sys.exit(failed)
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.name = "digits"  # see experiments/datasets.py
     config.data.data_dir = config_dict.placeholder(str)  # default: TFDS_DATA_DIR
     config.data.labels = ()  # keep these classes only; empty keeps all
+    config.data.binarize = False  # pixels drawn black or white, as their grey tells
     # A class that training does not see and testing does: anomaly detection.
     config.data.heldout_digit = config_dict.placeholder(int)
 
@@ -67,13 +68,28 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.restart_fraction = 0.1
     config.learning.batch_size = 100  # over all devices
     config.learning.num_steps = 1500
-    config.learning.backbone_lr = 1e-3  # Adam
-    config.learning.energy_lr = 3e-4
+    config.learning.optimizer = "adam"  # or "adamax", of the backbone
+    config.learning.backbone_lr = 1e-3
+    config.learning.energy_lr = 3e-4  # Adam
+    config.learning.warmup_steps = 0  # from a rate of 0
     config.learning.final_lr_fraction = 0.1  # of a cosine decay over num_steps
     config.learning.adam_b1 = 0.9
     config.learning.adam_b2 = 0.999
+    config.learning.adam_eps = 1e-8
+    config.learning.weight_decay = (
+        0.0  # times the backbone's parameters, to its gradient
+    )
     config.learning.clip_norm = 100.0  # of the gradient, per optimiser
     config.learning.ema_decay = 0.999  # of the parameters that sampling uses
+    # "variational": the divergence of q from p_beta grows to its full weight in so many
+    # steps, and is meanwhile balanced between layers (arXiv 2007.03898).
+    config.learning.kl_warmup_steps = 0
+    config.learning.kl_balance = False
+    # Times the spectral norms of all kernels and the largest scale of each norm, of a
+    # backbone that tells its kernels; in the warm-up it moves from its start, if that
+    # is not 0, in equal ratios.
+    config.learning.spectral_penalty = 0.0
+    config.learning.spectral_penalty_start = 0.0
     config.learning.energy_penalty = 0.0  # times mean E^2, z+ and z-
     # Times mean |grad_eps E|^2, z-: a chain can only follow a smooth energy.
     config.learning.gradient_penalty = 0.02
