@@ -148,9 +148,18 @@ def depthwise_native_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def shifted_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise_conv` by shifted copies, each times its tap of the kernel."""
-    taps = _shifts(x, kernel.shape[0])
-    return sum(copy * tap for copy, tap in zip(taps, _taps(kernel), strict=True))
+    """`depthwise_conv` by shifted copies, each times its tap of the kernel.
+
+    Image by image: XLA would take the sum over taps again inside of whatever reduces
+    the images, and sums over many images at once are slow.
+    """
+    taps = kernel.reshape(-1, 1, 1, kernel.shape[-1])
+
+    def one(image):
+        copies = _shifts(image, kernel.shape[0])
+        return sum(copy * tap for copy, tap in zip(copies, taps, strict=True))
+
+    return jax.lax.map(one, x)
 
 
 def _shifted_form_fwd(x, kernel):
@@ -158,16 +167,14 @@ def _shifted_form_fwd(x, kernel):
 
 
 def _shifted_form_bwd(residuals, grad):
-    """The gradients in the same form: that of automatic differentiation is slower."""
     x, kernel = residuals
-    size = kernel.shape[0]
 
-    def one(total, pair):  # of one image: sums over many at once are slow
-        x, grad = pair
-        copies = _shifts(x[None], size)
-        return total + jnp.stack([(c[0] * grad).sum((0, 1)) for c in copies]), None
+    def one(total, pair):
+        image, grad = pair
+        copies = _shifts(image, kernel.shape[0])
+        return total + jnp.stack([(c * grad).sum((0, 1)) for c in copies]), None
 
-    zeros = jnp.zeros_like(kernel, shape=(size**2, kernel.shape[-1]))
+    zeros = jnp.zeros_like(kernel, shape=(kernel.shape[0] ** 2, kernel.shape[-1]))
     grad_kernel, _ = jax.lax.scan(one, zeros, (x, grad))
     grad_x = shifted_form(grad, kernel[::-1, ::-1])
     return grad_x, grad_kernel.reshape(kernel.shape)
@@ -176,21 +183,14 @@ def _shifted_form_bwd(residuals, grad):
 shifted_form.defvjp(_shifted_form_fwd, _shifted_form_bwd)
 
 
-def _shifts(x, size):
-    """The copies of x [B, H, W, C] that lie under the taps of a size x size kernel."""
+def _shifts(image, size):
+    """The copies of an image [H, W, C] that lie under the taps of a kernel."""
     pad = (size - 1) // 2
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width, _ = image.shape
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     return [
-        padded[:, u : u + height, v : v + width]
-        for u in range(size)
-        for v in range(size)
+        padded[u : u + height, v : v + width] for u in range(size) for v in range(size)
     ]
-
-
-def _taps(kernel):
-    """The taps of a kernel [k, k, 1, C], row by row, each [1, 1, 1, C]."""
-    return kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
 
 
 def _add_shifted(tiles, axis, block_axis):

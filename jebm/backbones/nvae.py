@@ -484,9 +484,7 @@ def causal_mask(
 def _batch_norm(module, x):
     """Batch normalisation, by running averages unless these are being learned."""
     training = module.is_mutable_collection("batch_stats")
-    return nn.BatchNorm(
-        not training, momentum=0.95, epsilon=1e-5, use_fast_variance=False
-    )(x)
+    return nn.BatchNorm(not training, momentum=0.95, epsilon=1e-5)(x)
 
 
 # That of the published networks: the variance is a third of the usual.
