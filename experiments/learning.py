@@ -80,14 +80,15 @@ def create_optimizer(learning) -> optax.GradientTransformation:
     """
 
     def chain(name, learning_rate, weight_decay):
-        schedule = optax.cosine_decay_schedule(
-            learning_rate,
-            learning.num_steps - learning.warmup_steps,
-            learning.final_lr_fraction,
+        warm_up = learning.warmup_steps
+        fall = optax.cosine_decay_schedule(
+            learning_rate, learning.num_steps - warm_up, learning.final_lr_fraction
         )
-        if learning.warmup_steps:
-            rise = optax.linear_schedule(0.0, learning_rate, learning.warmup_steps)
-            schedule = optax.join_schedules([rise, schedule], [learning.warmup_steps])
+
+        def schedule(step):
+            rise = learning_rate * (step / max(warm_up, 1))
+            return jnp.where(step < warm_up, rise, fall(step - warm_up))
+
         scale = OPTIMIZERS[name](learning.adam_b1, learning.adam_b2, learning.adam_eps)
         return optax.chain(
             optax.clip_by_global_norm(learning.clip_norm),

@@ -6,7 +6,8 @@
 x~ is dequantised: the mean of log p(x~) bounds the log-probability of the 8-bit images
 from below, up to D log 256 (arXiv 1511.01844), so that what it says compares between
 models whatever their likelihood, and no density can win by a spike on the grid of
-values.
+values. A likelihood of discrete images needs none of this: there log p is that of the
+values themselves, and bits per dimension are -log p / (D log 2).
 
 Two estimators of log p(x) (`eval.likelihood_estimator`), both with log Z by annealed
 importance sampling (`jebm.partition`), 0 for a Gaussian prior:
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jebm
+from experiments import datasets
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 from jebm import partition, scores
@@ -40,6 +42,11 @@ def check(config) -> None:
         raise ConfigError(
             f"unknown eval.likelihood_estimator {options.likelihood_estimator!r}; "
             f"known: {list(ESTIMATORS)}"
+        )
+    if config.likelihood.name == "bernoulli" and not config.data.binarize:
+        raise ConfigError(
+            "eval.protocol 'likelihood' with the likelihood 'bernoulli', which is no "
+            "density of grey images, needs config.data.binarize=True"
         )
     posterior = config.chains.posterior
     alone = posterior.start == "encoder" and not posterior.num_steps
@@ -62,14 +69,16 @@ def dequantise(key: jax.Array, images: np.ndarray) -> jax.Array:
     return (jnp.asarray(images, jnp.float32) + noise) / 256
 
 
-def bits_per_dim(nats: float, dimensions: int) -> float:
+def bits_per_dim(nats: float, dimensions: int, discrete: bool = False) -> float:
     """Bits per dimension of a log-density of dequantised 8-bit images on [0, 1].
+
+    Where `discrete`, of the log-probability of images.
 
     Example:
       >>> bits_per_dim(0.0, 784)  # the uniform density
       8.0
     """
-    return float(8 - nats / (dimensions * np.log(2)))
+    return float((0 if discrete else 8) - nats / (dimensions * np.log(2)))
 
 
 def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, float]:
@@ -93,7 +102,9 @@ def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, flo
     """
     images = images[: options.likelihood_num_images]
     key_noise, key_x, key_z = jax.random.split(key, 3)
-    x = np.asarray(dequantise(key_noise, images))
+    discrete = _is_discrete(model)
+    x = datasets.to_unit(images) if discrete else dequantise(key_noise, images)
+    x = np.asarray(x)
     exact = partition.Estimate(0.0, 0.0, np.inf)  # log Z of a Gaussian prior
     if model.energy is None:
         return _of_prior(key_x, model, params, x, exact, options)
@@ -109,6 +120,10 @@ def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, flo
     }
 
 
+def _is_discrete(model):
+    return getattr(model.likelihood, "discrete", False)
+
+
 def _of_prior(key, model, params, x, log_z, options):
     estimator = {"importance": _importance, "annealed": _annealed}
     draw = estimator[options.likelihood_estimator](model, params, x, options)
@@ -121,7 +136,7 @@ def _of_prior(key, model, params, x, log_z, options):
         "log_likelihood_nats": nats,
         "log_likelihood_error": float(error),
         "log_likelihood_spread": float(value.std(ddof=1)),
-        "bits_per_dim": bits_per_dim(nats, x[0].size),
+        "bits_per_dim": bits_per_dim(nats, x[0].size, _is_discrete(model)),
         "effective_samples": float(np.median(each.effective_samples)),
     }
 

@@ -95,7 +95,7 @@ def check_learning(config) -> None:
         ("backbone_lr", 0, math.inf),
         ("energy_lr", 0, math.inf),
         ("final_lr_fraction", 0, 1),
-        ("warmup_steps", 0, fields.num_steps),
+        ("warmup_steps", 0, fields.num_steps - 1),
         ("adam_b1", 0, 1),
         ("adam_b2", 0, 1),
         ("adam_eps", 0, math.inf),

@@ -112,7 +112,8 @@ def largest_curvature(
     grad = jax.grad(lambda z: -logdensity_fn(unravel(z)))
 
     def product(direction):
-        return jax.jvp(grad, (flat,), (direction,))[1]
+        # The Hessian is symmetric: no forward mode, which not every network allows.
+        return jax.grad(lambda z: grad(z) @ direction)(flat)
 
     def grow(basis, k):
         """Adds the next direction of the Krylov space, orthogonal to the basis."""

@@ -61,6 +61,7 @@ class Gaussian:
     """
 
     scale: float = 0.15
+    discrete = False  # whether `log_prob` is of images of finitely many colours
 
     def __post_init__(self):
         if not self.scale > 0:
@@ -93,6 +94,8 @@ class Bernoulli:
       Array([-0.6931472], dtype=float32)
     """
 
+    discrete = True
+
     def num_outputs(self, channels: int) -> int:
         """Channels of the decoder's output for an image of `channels`."""
         return channels
@@ -124,6 +127,7 @@ class LearnedGaussian:
     """
 
     min_log_scale: float | None = None
+    discrete = False
 
     def num_outputs(self, channels: int) -> int:
         """Channels of the decoder's output for an image of `channels`."""
@@ -173,6 +177,7 @@ class LogisticMixture:
 
     num_mixtures: int = 10
     bits: int = 8
+    discrete = True
 
     def __post_init__(self):
         if self.num_mixtures < 1:
@@ -216,10 +221,15 @@ class LogisticMixture:
             (colour + side - mean) * jnp.exp(-log_scale) for side in (width, -width)
         )
         # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), exactly.
+        difference = upper - lower
+        wide = difference > 1e-5
+        log_difference = jnp.where(
+            wide,
+            jnp.log(-jnp.expm1(-jnp.where(wide, difference, 1))),
+            math.log(2 * width) - log_scale,
+        )
         log_inner = (
-            jax.nn.log_sigmoid(upper)
-            + jax.nn.log_sigmoid(-lower)
-            + jnp.log(-jnp.expm1(lower - upper))
+            jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + log_difference
         )
         log_first, log_last = jax.nn.log_sigmoid(upper), jax.nn.log_sigmoid(-lower)
         ends = [colour < -1 + width, colour > 1 - width]

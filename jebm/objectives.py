@@ -17,7 +17,6 @@ Terms are per example: the mean is taken once, by the caller, who may also weigh
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,7 +44,7 @@ class Positive(NamedTuple):
     # Of an encoder: [B, L], log q - log p_beta of each layer, bottom to top.
     layers: jax.Array | None = None
     # Of an encoder: collections that the pass wrote, "batch_stats" and "kernels".
-    written: Mapping[str, Any] = MappingProxyType({})
+    written: Mapping[str, Any] | None = None
 
     def loss(self, kl_weights: jax.Array | None = None) -> jax.Array:
         """First line of the loss, [B]; `kl_weights` [L] weigh the `layers`."""

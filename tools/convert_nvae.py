@@ -134,11 +134,14 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
     """
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     leaves = traverse_util.flatten_dict(template.backbone)
-    names = dict(_names(model.backbone, leaves))
+    name_of = dict(names(model.backbone, leaves))
     # Counters of the norms; kernels as they were last used, where they were kept.
     derived = ("num_batches_tracked", "weight_normalized")
     given = {name for name in state if not name.endswith(derived)}
-    missing, unknown = sorted(set(names.values()) - given), given - set(names.values())
+    missing, unknown = (
+        sorted(set(name_of.values()) - given),
+        given - set(name_of.values()),
+    )
     if missing or unknown:
         raise ConfigError(
             "the checkpoint's tensors are not those of its args: "
@@ -146,7 +149,7 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
             f"{len(unknown)} unknown {sorted(unknown)[:3]}"
         )
     converted = {}
-    for path, name in names.items():
+    for path, name in name_of.items():
         array = np.asarray(state[name])
         if not np.isfinite(array).all():
             raise ConfigError(
@@ -183,7 +186,16 @@ def order(likelihood):
     return np.concatenate([np.arange(mixtures), mixtures + of_colours.reshape(-1)])
 
 
-def _names(backbone, paths) -> Iterator[tuple[tuple[str, ...], str]]:
+def published_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the tensor that makes a leaf of `shape` at `path`."""
+    if path[-1] == "log_length":
+        return (*shape, 1, 1, 1)
+    if path[-1] == "kernel":
+        return (*shape[:-3:-1], *shape[:-2])
+    return (shape[-1], *shape[:-1])
+
+
+def names(backbone, paths) -> Iterator[tuple[tuple[str, ...], str]]:
     """Each path in Linen's variables and the name of its tensor."""
     modules = _module_names(backbone)
     for path in paths:

@@ -9,6 +9,10 @@ images and the same noise, on the CPU. The table tells, of every quantity, the l
 difference over its root mean square, in float64 and in float32. The tool fails if one
 in float64 is above 1e-9, or in float32 above 1e-3. Of mu and sigma of q the noise makes
 z, and sigma makes log q. --only takes the settings whose name holds WORD.
+
+    python -m tools.verify_nvae --code=CHECKOUT --fixture=tests/tools/nvae_fixture.npz
+
+writes the official numbers of a small network, which the tests hold ours against.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 import jebm
 from jebm.hierarchy import infer, log_prior, top_down, transport
@@ -62,6 +67,15 @@ SETTINGS = {
         "dataset": "cifar10", "num_latent_scales": 2, "num_groups_per_scale": 2,
         "num_nf": 1, "use_se": False, "res_dist": False,
     },
+}  # fmt: skip
+
+
+FIXTURE = _ARGS | {
+    "dataset": "cifar10", "num_latent_scales": 2, "num_groups_per_scale": 2,
+    "ada_groups": True, "num_nf": 1, "num_latent_per_group": 2, "num_channels_enc": 2,
+    "num_channels_dec": 4, "num_preprocess_cells": 1, "num_postprocess_cells": 1,
+    "num_cell_per_cond_enc": 1, "num_cell_per_cond_dec": 1, "num_mixture_dec": 2,
+    "num_x_bits": 5,
 }  # fmt: skip
 
 
@@ -108,7 +122,9 @@ def official(module, args: dict, rng: np.random.Generator, dtype: str):
     network.eval()
     state = network.state_dict()
     for name in sorted(state):
-        if state[name].is_floating_point():
+        if name.endswith("weight_normalized"):  # another name of the weight before it
+            state[name] = state[name.removesuffix("_normalized")]
+        elif state[name].is_floating_point():
             drawn = draw(name, tuple(state[name].shape), rng)
             state[name] = torch.from_numpy(drawn).to(state[name].dtype)
     network.load_state_dict(state)
@@ -164,96 +180,148 @@ def channels_first(array):
     return np.moveaxis(np.asarray(array), -1, 1)
 
 
-def compare(module, args, seed, dtype):
-    """(quantity, largest difference / rms) of one setting, ours against theirs."""
-    import torch
-
+def random_state(model: jebm.Model, seed: int, dtype: str) -> dict[str, np.ndarray]:
+    """The state dict that `official` draws from the same seed, without its code."""
+    template = jax.eval_shape(jebm.init, jax.random.key(0), model).backbone
+    leaves = traverse_util.flatten_dict(template)
+    shapes = {
+        name: convert_nvae.published_shape(path, leaves[path].shape)
+        for path, name in convert_nvae.names(model.backbone, leaves)
+    }
     rng = np.random.default_rng(seed)
-    network = official(module, args, rng, dtype)
-    model = jebm.build(convert_nvae.model_spec(args, None))
-    state = {k: v.numpy() for k, v in network.state_dict().items()}
-    params = convert_nvae.convert(model, state).backbone
-    shapes, batch = model.backbone.latent_shapes, 2
-    x = rng.integers(0, 2**model.backbone.bits, (batch, *model.image_shape))
-    x = (x / (2**model.backbone.bits - 1)).astype(dtype)
-    keys = jax.random.split(jax.random.key(seed), batch)
+    return {
+        name: draw(name, shapes[name], rng).astype(dtype) for name in sorted(shapes)
+    }
 
-    # Ours, and the noise that `infer` has drawn from these keys.
+
+def given(model, seed, dtype):
+    """Images, keys of `infer`, and noise to sample from."""
+    rng, batch = np.random.default_rng([seed, 1]), 2
+    most = 2**model.backbone.bits - 1
+    x = rng.integers(0, most + 1, (batch, *model.image_shape)) / most
+    eps = tuple(
+        rng.standard_normal((batch, *shape)).astype(dtype)
+        for shape in model.backbone.latent_shapes
+    )
+    return x.astype(dtype), jax.random.split(jax.random.key(seed), batch), eps
+
+
+def ours(model, params, x, keys, eps) -> dict[str, list[np.ndarray]]:
+    """Every quantity of the table, of each group from the top; decoder output whole."""
+
     def encode_decode(backbone):
         latents, log_q, priors, state = infer(backbone, jnp.asarray(x), keys)
         log_p = [p.log_prob(z) for z, p in zip(latents, priors, strict=True)]
         return latents, log_q, priors, log_p, backbone.decode(state)
 
-    latents, log_q, priors, log_p, output = _run(encode_decode, model, params)
-    noise = []
-    for i, shape in enumerate(shapes):
-        layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
-        eps = jax.vmap(lambda k, s=shape: jax.random.normal(k, s, dtype))(layer_keys)
-        noise.append(channels_first(eps))
-
-    pad = ((0, 0), (0, 0), *[(model.backbone.padding,) * 2] * 2)
-    recorder = Recorder(module, noise[::-1])
-    with torch.no_grad():
-        theirs = network(torch.from_numpy(np.pad(channels_first(x), pad)))
-    recorder.restore()
-    pairs = {}
-
-    def pair(name, mine, other):
-        pairs.setdefault(name, []).append((np.asarray(mine), np.asarray(other)))
-
-    # Groups from the top: log q of its normal, then log p of its prior.
-    asked = recorder.log_p
-    for g, i in enumerate(reversed(range(len(shapes)))):
-        (_, _, theirs_q), (p, z, theirs_p) = asked[2 * g], asked[2 * g + 1]
-        pair("mu of p", channels_first(priors[i].loc), p.mu)
-        pair("log sigma of p", channels_first(jnp.log(priors[i].scale)), p.sigma.log())
-        pair("z ~ q", channels_first(latents[i]), z)
-        pair("log q", log_q[i], theirs_q)
-        pair("log p", log_p[i], theirs_p)
-    pair("decoder, encoded", *_outputs(model, output, theirs[0]))
-
-    # From given noise.
-    eps = [rng.standard_normal((batch, *shape)).astype(dtype) for shape in shapes]
-
     def generate(backbone):
-        latents, priors, state = top_down(backbone, batch, transport(tuple(eps)))
+        latents, priors, state = top_down(backbone, len(x), transport(eps))
         return latents, log_prior(latents, priors), backbone.decode(state)
 
-    latents, log_p, output = _run(generate, model, params)
-    recorder = Recorder(module, [channels_first(e) for e in eps[::-1]])
-    with torch.no_grad():
-        theirs = network.sample(batch, 1.0)
-    recorder.restore()
-    drawn = [normal.drawn for normal in recorder.normals]
-    for i, z in enumerate(drawn[::-1]):
-        pair("z ~ p", channels_first(latents[i]), z)
-    total = sum(n.log_p(n.drawn).sum((1, 2, 3)) for n in recorder.normals)
-    pair("log p(z) of it", log_p, total)
-    theirs = theirs[0] if isinstance(theirs, tuple) else theirs  # VAEBM's tells more
-    pair("decoder, sampled", *_outputs(model, output, theirs))
-    return {
-        name: max(
-            # A prior's mean at the top is 0 on both sides.
-            np.abs(mine - other).max() / (np.sqrt(np.mean(other**2)) or 1.0)
-            for mine, other in found
-        )
-        for name, found in pairs.items()
+    latents, log_q, priors, log_p, output = _run(encode_decode, model, params)
+    sampled, log_p_sampled, output_sampled = _run(generate, model, params)
+    found = {
+        "mu of p": [p.loc for p in priors[::-1]],
+        "log sigma of p": [jnp.log(p.scale) for p in priors[::-1]],
+        "z ~ q": latents[::-1],
+        "log q": log_q[::-1],
+        "log p": log_p[::-1],
+        "decoder, encoded": [output],
+        "z ~ p": sampled[::-1],
+        "log p(z) of it": [log_p_sampled],
+        "decoder, sampled": [output_sampled],
     }
+    return {name: [np.asarray(a) for a in arrays] for name, arrays in found.items()}
+
+
+def theirs(module, network, model, x, keys, eps) -> dict[str, list[np.ndarray]]:
+    """The same quantities of the official network, channels last."""
+    import torch
+
+    noise = []
+    for i, shape in enumerate(model.backbone.latent_shapes):  # as `infer` draws it
+        layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+        normal = jax.vmap(lambda k, s=shape: jax.random.normal(k, s, x.dtype))
+        noise.append(normal(layer_keys))
+    pad = ((0, 0), (0, 0), *[(model.backbone.padding,) * 2] * 2)
+
+    recorder = Recorder(module, [_first(e) for e in noise[::-1]])
+    with torch.no_grad():
+        output = network(torch.from_numpy(np.pad(_first(x), pad)))[0]
+    recorder.restore()
+    # Of each group from the top it asked for log q of a normal, then log p of another.
+    of_q, of_p = recorder.log_p[::2], recorder.log_p[1::2]
+
+    recorder = Recorder(module, [_first(e) for e in eps[::-1]])
+    with torch.no_grad():
+        sampled = network.sample(len(x), 1.0)
+    recorder.restore()
+    sampled = (
+        sampled[0] if isinstance(sampled, tuple) else sampled
+    )  # VAEBM's tells more
+    normals = recorder.normals
+    found = {
+        "mu of p": [p.mu for p, _, _ in of_p],
+        "log sigma of p": [p.sigma.log() for p, _, _ in of_p],
+        "z ~ q": [z for _, z, _ in of_p],
+        "log q": [value for _, _, value in of_q],
+        "log p": [value for _, _, value in of_p],
+        "decoder, encoded": [output],
+        "z ~ p": [n.drawn for n in normals],
+        "log p(z) of it": [sum(n.log_p(n.drawn).sum((1, 2, 3)) for n in normals)],
+        "decoder, sampled": [sampled],
+    }
+    found = {k: [np.asarray(_last(a)) for a in arrays] for k, arrays in found.items()}
+    for name in ("decoder, encoded", "decoder, sampled"):
+        pad = model.backbone.padding
+        (output,) = found[name]
+        output = output[:, pad : output.shape[1] - pad, pad : output.shape[2] - pad]
+        found[name] = [output[..., convert_nvae.order(model.likelihood)]]
+    return found
+
+
+def _first(array):
+    """[B, H, W, C] to [B, C, H, W]."""
+    return np.moveaxis(np.asarray(array), -1, 1)
+
+
+def _last(array):
+    return np.moveaxis(array.numpy(), 1, -1) if array.ndim == 4 else array.numpy()
 
 
 def _run(function, model, params):
     """`function` of the bound backbone; it runs once, so it is compiled in haste."""
     quick = {"xla_backend_optimization_level": 0}
     apply = nn.apply(function, model.backbone)
-    return jax.jit(apply, compiler_options=quick)(params)
+    return jax.jit(apply, compiler_options=quick)(params.backbone)
 
 
-def _outputs(model, ours, theirs):
-    """Both decoder outputs in our order, theirs cropped as their loss does."""
-    theirs = np.moveaxis(theirs.numpy(), 1, -1)
-    pad = model.backbone.padding
-    theirs = theirs[:, pad : theirs.shape[1] - pad, pad : theirs.shape[2] - pad]
-    return ours, theirs[..., convert_nvae.order(model.likelihood)]
+def relative(mine: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """The largest difference over the root mean square, over groups."""
+    return max(
+        # A prior's mean at the top is 0 on both sides.
+        np.abs(a - b).max() / (np.sqrt(np.mean(b**2)) or 1.0)
+        for a, b in zip(mine, other, strict=True)
+    )
+
+
+def compare(module, args, seed, dtype):
+    """Both sides of one setting."""
+    network = official(module, args, np.random.default_rng(seed), dtype)
+    model = jebm.build(convert_nvae.model_spec(args, None))
+    state = {k: v.numpy() for k, v in network.state_dict().items()}
+    params = convert_nvae.convert(model, state)
+    inputs = given(model, seed, dtype)
+    return ours(model, params, *inputs), theirs(module, network, model, *inputs)
+
+
+def thinned(found: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """What the fixture of the tests keeps: of the output each eighth row and column."""
+    return {
+        f"{name}/{g}": array[:, ::8, ::8] if name.startswith("decoder") else array
+        for name, arrays in found.items()
+        for g, array in enumerate(arrays)
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -264,17 +332,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--code", type=pathlib.Path, required=True)
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
+    parser.add_argument("--fixture", type=pathlib.Path)
+    given_args = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
-    module = import_official(given.code)
+    module = import_official(given_args.code)
+    if given_args.fixture:
+        _, other = compare(module, FIXTURE, 0, "float64")
+        np.savez_compressed(given_args.fixture, **thinned(other))
+        sys.exit(f"wrote {given_args.fixture}")
     failed = False
-    chosen = {name: args for name, args in SETTINGS.items() if given.only in name}
-    for name, changes in chosen.items():
-        args = _ARGS | changes
-        double, single = (
-            compare(module, args, given.seed, dtype) for dtype in ("float64", "float32")
-        )
+    settings = {k: v for k, v in SETTINGS.items() if given_args.only in k}
+    for name, changes in settings.items():
         print(f"\n{name}\n  {'':20}float64   float32")
+        args, seed = _ARGS | changes, given_args.seed
+        double, single = (
+            {quantity: relative(mine[quantity], other[quantity]) for quantity in other}
+            for mine, other in (
+                compare(module, args, seed, dtype) for dtype in ("float64", "float32")
+            )
+        )
         for quantity in double:
             bad = double[quantity] > 1e-9 or single[quantity] > 1e-3
             failed |= bad

@@ -264,8 +264,8 @@ class EncoderCell(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features], or half of H and W."""
         stride = 2 if self.halve else 1
-        y = Conv(self.features, 3, stride)(nn.silu(_batch_norm(self, x)))
-        y = Conv(self.features, 3)(nn.silu(_batch_norm(self, y)))
+        y = Conv(self.features, 3, stride)(nn.silu(BatchNorm()(x)))
+        y = Conv(self.features, 3)(nn.silu(BatchNorm()(y)))
         if self.squeeze_excitation:
             y = SqueezeExcitation()(y)
         return (Halve(self.features)(x) if self.halve else x) + 0.1 * y
@@ -283,15 +283,15 @@ class DecoderCell(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features], or the double of H and W."""
         hidden = self.expansion * x.shape[-1]
-        y = _batch_norm(self, x)
+        y = BatchNorm()(x)
         # Doubled after what looks at single pixels, which is the same at less cost.
         y = PlainConv(hidden, 1)(y)
-        y = nn.silu(_batch_norm(self, y))
+        y = nn.silu(BatchNorm()(y))
         if self.double:
             y = y.repeat(2, axis=1).repeat(2, axis=2)
         y = PlainConv(hidden, 5, depthwise=True)(y)
-        y = nn.silu(_batch_norm(self, y))
-        y = _batch_norm(self, PlainConv(self.features, 1)(y))
+        y = nn.silu(BatchNorm()(y))
+        y = BatchNorm()(PlainConv(self.features, 1)(y))
         if self.squeeze_excitation:
             y = SqueezeExcitation()(y)
         return (Double(self.features)(x) if self.double else x) + 0.1 * y
@@ -351,6 +351,34 @@ def _interpolation(size):
     """[2 size, size], to positions that divide 0 .. size - 1 evenly."""
     position = np.linspace(0, size - 1, 2 * size)[:, None]
     return np.maximum(0, 1 - np.abs(position - np.arange(size)))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation, by running averages unless these are being learned."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to the same."""
+        shape, zeros, ones = x.shape[-1:], nn.initializers.zeros, nn.initializers.ones
+        scale = self.param("scale", ones, shape, jnp.float32)
+        bias = self.param("bias", zeros, shape, jnp.float32)
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, shape, jnp.float32
+        )
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        x, scale, bias, mean, var = promote_dtype(
+            x, scale, bias, running_mean.value, running_var.value
+        )
+        if self.is_mutable_collection("batch_stats"):
+            mean = x.mean((0, 1, 2))
+            var = jnp.maximum(jnp.square(x).mean((0, 1, 2)) - mean**2, 0)
+            if not self.is_initializing():
+                for running, new in ((running_mean, mean), (running_var, var)):
+                    old = running.value
+                    running.value = 0.95 * old + 0.05 * new.astype(old.dtype)
+        gain = scale * jax.lax.rsqrt(var + 1e-5)
+        per_channel = (1, 1, 1, -1)
+        return x * gain.reshape(per_channel) + (bias - mean * gain).reshape(per_channel)
 
 
 class Conv(nn.Module):
@@ -481,12 +509,6 @@ def causal_mask(
     return ((tap < own) | ((tap == own) & centre)).astype(float)
 
 
-def _batch_norm(module, x):
-    """Batch normalisation, by running averages unless these are being learned."""
-    training = module.is_mutable_collection("batch_stats")
-    return nn.BatchNorm(not training, momentum=0.95, epsilon=1e-5)(x)
-
-
 # That of the published networks: the variance is a third of the usual.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -505,7 +527,12 @@ def _normalised(module, shape, mask=None, length=1.0):
 
 def _sow(module, kernel):
     if not module.is_initializing():
-        module.sow("kernels", "kernel", kernel)
+        # The prior's, which the posterior reads too, counts once.
+        module.sow("kernels", "kernel", kernel, reduce_fn=_latest, init_fn=tuple)
+
+
+def _latest(_, new):
+    return new
 
 
 def _add_bias(module, y):

@@ -263,3 +263,26 @@ def test_the_held_out_split_is_always_the_same():
 def test_a_class_that_cannot_be_held_out_is_refused(labels, heldout):
     with pytest.raises(ConfigError, match=rf"one of several classes, .* got {heldout}"):
         datasets.load("digits", labels=labels, heldout_digit=heldout)
+
+
+def test_binary_images_are_drawn_as_their_grey_tells():
+    images = np.full((4, 50, 50, 1), 51, np.uint8)  # a fifth of 255
+    batches = datasets.Batches(images, 4, seed=3, binarize=True)
+    first = batches(0)
+    assert set(np.unique(first)) == {0, 255}
+    share = (first == 255).mean()
+    assert abs(share - 0.2) < 4 * np.sqrt(0.2 * 0.8 / first.size)
+    np.testing.assert_array_equal(batches(0), first)
+    assert (batches(1) != first).any()
+    assert (datasets.Batches(images, 4, seed=4, binarize=True)(0) != first).any()
+
+
+def test_binary_test_split_is_always_the_same_and_training_stays_grey():
+    grey = datasets.load("digits")
+    once, again = (datasets.load("digits", binarize=True) for _ in range(2))
+    assert set(np.unique(once["test"].images)) == {0, 255}
+    np.testing.assert_array_equal(once["test"].images, again["test"].images)
+    np.testing.assert_array_equal(once["train"].images, grey["train"].images)
+    np.testing.assert_array_equal(
+        datasets.load("digits")["test"].images, grey["test"].images
+    )

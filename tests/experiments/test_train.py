@@ -3,6 +3,7 @@ from unittest import mock
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from experiments import datasets, learning, parallel, sample, train
 from experiments.command_line import ConfigError
 from jebm import checkpoints, model
 from jebm.backbones.vector import VectorBackbone
+from jebm.hierarchy import infer
+from jebm.sampling import example_keys
 from tests.experiments.runs import contents, metrics, run, state_digests
 from tests.models import random_params
 
@@ -370,17 +373,127 @@ def test_several_processes_are_refused(tmp_path, test_config, monkeypatch):
 
 
 class NormalisedBackbone(VectorBackbone):
-    """Keeps batch statistics, which training cannot treat as it should yet."""
+    """Normalises what it decodes, and tells a kernel."""
 
     def setup(self):
         super().setup()
-        self.norm = nn.BatchNorm(use_running_average=True)
+        self.norm = nn.BatchNorm()
 
     def decode(self, state):
-        return super().decode(self.norm(state))
+        training = self.is_mutable_collection("batch_stats")
+        if not self.is_initializing():
+            self.sow("kernels", "kernel", 2 * jnp.eye(3))
+        return super().decode(self.norm(state, use_running_average=not training))
 
 
-def test_backbone_with_batch_statistics_is_refused(test_config, monkeypatch):
+def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
+    config = variational_config("gaussian")
+    built = train.build_model(config, (8, 8, 1))
+    state = train.create_state(config, built)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 8, 1)).astype(np.uint8)
+    devices = jax.local_devices()[:2]
+    step = parallel.pmap(learning.make_train_step(config.learning, built), devices)
+    key = jax.random.key(config.seed)
+    after, _ = step(key, learning.distribute(state, devices), images)
+    after = learning.collect(after)
+
+    def latents(device):  # what the norm has seen there
+        index = np.arange(8) + 8 * device
+        role = jax.random.fold_in(jax.random.fold_in(key, learning.Role.POSTERIOR), 0)
+        x = datasets.to_unit(images[device])
+        keys = example_keys(role, index)
+        run = nn.apply(lambda b: infer(b, x, keys)[0], built.backbone)
+        return np.asarray(run(state.params.backbone)[0])
+
+    seen = [latents(device) for device in range(2)]
+    norm = after.params.backbone["batch_stats"]["norm"]
+    mean = 0.01 * np.mean([z.mean(0) for z in seen], axis=0)
+    var = 0.99 + 0.01 * np.mean([z.var(0) for z in seen], axis=0)
+    np.testing.assert_allclose(norm["mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(norm["var"], var, atol=1e-6)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        after.ema.backbone["batch_stats"],
+        after.params.backbone["batch_stats"],
+    )
+    scale = after.ema.backbone["params"]["norm"]["scale"]
+    assert (scale != after.params.backbone["params"]["norm"]["scale"]).any()
+
+
+def test_run_with_batch_statistics_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
+    config = variational_config("gaussian")
+    config.learning.kl_warmup_steps = 6
+    config.learning.kl_balance = True
+    config.learning.spectral_penalty = 0.1
+    config.learning.spectral_penalty_start = 1.0
+    config.learning.optimizer = "adamax"
+    config.learning.weight_decay = 1e-3
+    config.learning.warmup_steps = 2
+    path = tmp_path / "run"
+    run(config, path)
+    last = checkpoints.steps(path)[-1]
+    whole = state_digests(config, path, last)
+    shutil.rmtree(path / "checkpoints" / str(last))
+    run(config, path)
+    assert state_digests(config, path, last) == whole
+    values = metrics(path)
+    # |2 I| and the norm's scales, about 1.
+    assert all(2.9 < line["spectral_norms"] < 3.2 for line in values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kl_balance": True}, "kl_balance works in the warm-up"),
+        (
+            {"spectral_penalty_start": 1.0},
+            "spectral_penalty_start works in the warm-up",
+        ),
+        ({"spectral_penalty": 1.0}, "needs a backbone that tells its kernels"),
+        ({"optimizer": "sgd"}, r"unknown learning.optimizer 'sgd'; known: \['adam', "),
+        ({"warmup_steps": 99}, "warmup_steps must lie in"),
+    ],
+)
+def test_settings_of_the_generator_that_cannot_work_are_refused(
+    tmp_path, changes, words
+):
+    config = variational_config("gaussian")
+    config.learning.update(changes)
+    with pytest.raises(ConfigError, match=words):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["kl_warmup_steps", "kl_balance", "spectral_penalty"])
+def test_settings_of_an_encoder_are_refused_without_one(tmp_path, test_config, name):
+    test_config.learning[name] = type(test_config.learning[name])(1)
+    with pytest.raises(
+        ConfigError, match=f"{name} is of learning.method 'variational'"
+    ):
+        run(test_config, tmp_path / "run")
+
+
+def test_backbone_with_batch_statistics_is_refused_with_a_posterior_chain(
+    test_config, monkeypatch
+):
     monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
     with pytest.raises(ConfigError, match=r"does not support .*batch_stats"):
         train.build_model(test_config, (8, 8, 1))
+
+
+def test_rate_rises_to_its_full_value_and_falls_as_a_cosine(test_config):
+    fields = test_config.learning
+    fields.update(num_steps=20, warmup_steps=4, backbone_lr=1.0, final_lr_fraction=0.1)
+    optimizer = learning.create_optimizer(fields)
+    params = jebm.Params({"params": {"w": jnp.ones(1)}, "batch_stats": jnp.ones(1)}, {})
+    state, rates, update = optimizer.init(params), [], jax.jit(optimizer.update)
+    for _ in range(20):
+        updates, state = update(params, state, params)
+        rates.append(-updates.backbone["params"]["w"].item())  # Adam's step is 1
+        assert updates.backbone["batch_stats"].item() == 0
+    cosine = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * np.arange(16) / 16))
+    np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.75, *cosine], rtol=1e-4)

@@ -2,8 +2,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from jebm.convolution import ConvTranspose, conv_transpose, native_form, patch_form
+from jebm.convolution import (
+    ConvTranspose,
+    conv,
+    conv_transpose,
+    depthwise_conv,
+    depthwise_native_form,
+    native_form,
+    patch_form,
+    shifted_form,
+)
 
 FORMS = [conv_transpose, native_form, patch_form]
 KERNELS = [(4, 2), (3, 1), (6, 2), (2, 2), (1, 1)]  # size, stride
@@ -112,3 +122,42 @@ def test_the_layer_adds_a_bias_per_channel():
     y = layer.apply({"params": params | {"bias": bias}}, x)
     expected = conv_transpose(x, params["kernel"], 2) + bias.reshape(1, 1, 1, 4)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (5, 1), (3, 2)])
+def test_convolution_is_its_equation(size, stride, x64):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 6, 4, 3))
+    kernel = rng.normal(size=(size, size, 3, 5))
+    pad = (size - 1) // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    expected = np.zeros((2, 6 // stride, 4 // stride, 5))
+    for i, j in np.ndindex(expected.shape[1:3]):
+        patch = padded[
+            :, i * stride : i * stride + size, j * stride : j * stride + size
+        ]
+        expected[:, i, j] = np.einsum("buvc,uvcf->bf", patch, kernel)
+    found = conv(jnp.asarray(x), jnp.asarray(kernel), stride)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+DEPTHWISE = [depthwise_conv, depthwise_native_form, shifted_form]
+
+
+@pytest.mark.parametrize("form", DEPTHWISE)
+def test_depthwise_form_is_a_convolution_of_each_channel(form, x64):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 4, 5, 3)))
+    kernel = jnp.asarray(rng.normal(size=(5, 5, 1, 3)))
+    for c in range(3):
+        expected = conv(x[..., c : c + 1], kernel[..., c : c + 1])
+        found = form(x, kernel)[..., c : c + 1]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", DEPTHWISE)
+def test_depthwise_form_has_first_and_second_gradients(form, x64):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 4, 2)))
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 2)))
+    check_grads(lambda *a: jnp.sin(form(*a)), (x, kernel), order=2, modes=["rev"])

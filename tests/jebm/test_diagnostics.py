@@ -193,6 +193,7 @@ class Unbounded:
     """N(x; output, scale)."""
 
     scale: float
+
     def num_outputs(self, channels):
         return channels
 

@@ -5,7 +5,14 @@ import pytest
 from jax.test_util import check_grads
 from scipy import stats
 
-from jebm.distributions import Bernoulli, Gaussian, Normal
+from jebm.distributions import (
+    Bernoulli,
+    Gaussian,
+    LearnedGaussian,
+    LogisticMixture,
+    Normal,
+    quantise,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -82,3 +89,88 @@ def test_bernoulli_log_prob_and_gradient_stay_finite_at_extreme_logits():
 def test_gaussian_refuses_a_scale_that_is_not_positive():
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         Gaussian(scale=0)
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (1, 3), (2, 3), (3, 2)])
+def test_logistic_mixture_is_a_law_of_all_colours(channels, bits, x64):
+    likelihood = LogisticMixture(num_mixtures=3, bits=bits)
+    levels = np.arange(2**bits) / (2**bits - 1)
+    colours = np.stack(np.meshgrid(*[levels] * channels), -1).reshape(
+        -1, 1, 1, channels
+    )
+    output = 2 * RNG.normal(size=(1, 1, 1, likelihood.num_outputs(channels)))
+    output = jnp.asarray(np.repeat(output, len(colours), axis=0))
+    log_prob = likelihood.log_prob(output, jnp.asarray(colours))
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-10)
+
+
+def test_logistic_mixture_is_scipys(x64):
+    """One colour in the middle of its range, by the distribution function."""
+    likelihood = LogisticMixture(num_mixtures=2)
+    logits, means, log_scales = [0.3, -1.0], [0.2, -0.4], [-2.0, -9.0]
+    output = jnp.asarray([*logits, *means, *log_scales]).reshape(1, 1, 1, -1)
+    weights = np.exp(logits) / np.exp(logits).sum()
+    scales = np.exp(np.maximum(log_scales, -7))
+    centre, width = 2 * 100 / 255 - 1, 1 / 255
+    upper, lower = (
+        stats.logistic.cdf(centre + side, means, scales) for side in (width, -width)
+    )
+    x = jnp.full((1, 1, 1, 1), 100 / 255)
+    expected = np.log((weights * (upper - lower)).sum())
+    np.testing.assert_allclose(likelihood.log_prob(output, x)[0], expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        likelihood.mean(output).item(), ((weights * means).sum() + 1) / 2, rtol=1e-12
+    )
+
+
+def test_logistic_mixture_carries_red_over_to_green_and_both_to_blue(x64):
+    likelihood = LogisticMixture(num_mixtures=1)
+    output = np.zeros(10)
+    output[1:4] = 0.5, 0.1, -0.3
+    output[7:] = np.arctanh([0.2, 0.4, 0.6])
+    mean = 2 * likelihood.mean(jnp.asarray(output).reshape(1, 1, 1, -1)).ravel() - 1
+    green = 0.1 + 0.2 * 0.5
+    np.testing.assert_allclose(mean, [0.5, green, -0.3 + 0.4 * 0.5 + 0.6 * green])
+
+
+def test_logistic_mixture_has_finite_gradients_however_sharp_or_wide(x64):
+    likelihood = LogisticMixture(num_mixtures=2)
+    x = jnp.asarray(RNG.integers(0, 256, (4, 2, 2, 3)) / 255)
+    for size in (1e-3, 1.0, 30.0, 300.0):
+        output = jnp.asarray(size * RNG.normal(size=(4, 2, 2, 20)))
+        grad = jax.grad(lambda o: likelihood.log_prob(o, x).sum())(output)
+        assert np.isfinite(grad).all(), size
+
+
+@pytest.mark.parametrize("floor", [None, -0.5])
+def test_learned_gaussian_is_scipys_on_the_unit_scale(floor, x64):
+    likelihood = LearnedGaussian(min_log_scale=floor)
+    output = RNG.normal(size=(3, 2, 2, 4))
+    x = RNG.uniform(size=(3, 2, 2, 2))
+    loc, log_scale = 5 * np.tanh(output / 5)[..., :2], 5 * np.tanh(output / 5)[..., 2:]
+    scale = np.exp(log_scale if floor is None else np.maximum(log_scale, floor)) + 0.01
+    expected = stats.norm.logpdf(x, (loc + 1) / 2, scale / 2).sum((1, 2, 3))
+    got = likelihood.log_prob(jnp.asarray(output), jnp.asarray(x))
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_quantised_colours_are_evenly_spaced_and_stay(bits, x64):
+    colours = jnp.arange(256) / 255
+    found = quantise(colours, bits)
+    levels = np.arange(2**bits) / (2**bits - 1)
+    expected = np.repeat(levels, 2 ** (8 - bits))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(quantise(found, bits), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LogisticMixture(num_mixtures=0), "num_mixtures must be at least 1"),
+        (lambda: LogisticMixture(bits=9), r"bits must lie in \[1, 8\]"),
+    ],
+)
+def test_mixture_that_cannot_be_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -296,3 +296,29 @@ def test_encoder_is_optional_and_leaves_the_generator_as_it_is():
 def test_encoder_without_a_width_is_refused():
     with pytest.raises(ValueError, match=r"encoder_widths must .* got \(\)"):
         VectorBackbone(output_shape=(1, 1, 1), encoder_widths=())
+
+
+def test_weights_of_one_leave_the_loss_and_layers_sum_to_the_divergence(x64):
+    model = small_model(encoder_widths=(4,))
+    params = random_params(model, dtype=jnp.float64)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 1, 1, 1)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    terms = objectives.variational_terms(model, params, x, keys)
+    np.testing.assert_allclose(terms.layers.sum(1), terms.log_q - terms.log_prior)
+    np.testing.assert_allclose(terms.loss(jnp.ones(2)), terms.loss(), rtol=1e-12)
+    heavier = terms.loss(jnp.array([1.0, 3.0])) - terms.loss()
+    np.testing.assert_allclose(heavier, 2 * terms.layers[:, 1], rtol=1e-10)
+
+
+def test_balance_weighs_a_layer_by_what_it_tells_and_by_the_pixels_of_its_map(x64):
+    backbone = {
+        "name": "ladder", "latent_shapes": ((4, 4, 1), (4, 4, 1), (2, 2, 1)), "width": 2
+    }  # fmt: skip
+    model = jebm.build({"image_shape": (4, 4, 1), "backbone": backbone})
+    layers = jnp.array([[2.0, -1.0, 0.5], [0.0, 3.0, 0.5]])
+    weights = objectives.balanced_kl_weights(model, layers, 0.5)
+    # alpha: 16 pixels in two maps, 4 in one.
+    share = np.array([1.01 / 8, 2.01 / 8, 0.51 / 4])
+    np.testing.assert_allclose(weights, 0.5 * share / share.mean(), rtol=1e-12)
+    whole = objectives.balanced_kl_weights(model, layers, 1.0)
+    np.testing.assert_array_equal(whole, 1)
