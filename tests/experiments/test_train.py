@@ -485,6 +485,7 @@ def test_backbone_with_batch_statistics_is_refused_with_a_posterior_chain(
         train.build_model(test_config, (8, 8, 1))
 
 
+@jax.numpy_dtype_promotion("standard")  # which optax needs
 def test_rate_rises_to_its_full_value_and_falls_as_a_cosine(test_config):
     fields = test_config.learning
     fields.update(num_steps=20, warmup_steps=4, backbone_lr=1.0, final_lr_fraction=0.1)
