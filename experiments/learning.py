@@ -5,6 +5,7 @@ import enum
 from types import MappingProxyType
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +18,7 @@ from experiments.command_line import ConfigError
 from experiments.guard import GuardState
 from jebm import objectives, spectral
 from jebm.diagnostics import chain_diagnostics
-from jebm.hierarchy import Latents
+from jebm.hierarchy import Latents, infer
 from jebm.langevin import global_norm
 from jebm.sampling import (
     example_keys,
@@ -58,16 +59,24 @@ class TrainState(train_state.TrainState):
     ) -> "TrainState":
         """Takes one step of the optimiser, the energies' scaled by 2^-rescues.
 
-        `statistics` replace those of the backbone's batches, {} where it has none.
+        `grads` are of the parts that learn, {} for a frozen backbone. `statistics`
+        replace those of the backbone's batches, {} where it has none.
         """
-        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        learned = _learned(self.params, frozen=not grads.backbone)
+        updates, opt_state = self.tx.update(grads, self.opt_state, learned)
         scale = jnp.exp2(-self.guard.rescues.astype(jnp.float32))
         energy = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates.energy)
-        params = optax.apply_updates(self.params, updates._replace(energy=energy))
-        params = params._replace(backbone=params.backbone | statistics)
+        learned = optax.apply_updates(learned, updates._replace(energy=energy))
+        backbone = self.params.backbone | learned.backbone | statistics
+        params = learned._replace(backbone=backbone)
         return self.replace(
             step=self.step + 1, params=params, opt_state=opt_state, **kwargs
         )
+
+
+def _learned(params: jebm.Params, frozen: bool) -> jebm.Params:
+    """What the optimiser sees: without the backbone where that is frozen."""
+    return params._replace(backbone={}) if frozen else params
 
 
 OPTIMIZERS = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}
@@ -117,20 +126,29 @@ def create_optimizer(learning) -> optax.GradientTransformation:
     return optax.multi_transform(optimizers, labels)
 
 
-def create_state(key: jax.Array, learning, model: jebm.Model) -> TrainState:
-    """The state before the first step, of all devices; `key` is that of the seed."""
+def create_state(
+    key: jax.Array, learning, model: jebm.Model, backbone=None
+) -> TrainState:
+    """The state before the first step, of all devices; `key` is that of the seed.
+
+    `backbone` are the variables of one that is frozen.
+    """
     params = jebm.init(jax.random.fold_in(key, Role.INIT), model)
-    state = TrainState.create(
+    if backbone is not None:
+        params = params._replace(backbone=backbone)
+    tx = create_optimizer(learning)
+    return TrainState(
+        # An array, as Flax has it later: a Python integer is no checkpoint's template.
+        step=jnp.zeros((), jnp.int32),
         apply_fn=None,
         params=params,
-        tx=create_optimizer(learning),
+        tx=tx,
+        opt_state=tx.init(_learned(params, learning.method == "two_stage")),
         ema=params,
         guard=GuardState.start(),
         pool=create_pool(key, learning, model, params),
         vectors=create_vectors(key, learning, model, params),
     )
-    # Flax starts at a Python integer, which is no template for a checkpoint.
-    return state.replace(step=jnp.zeros((), jnp.int32))
 
 
 def create_pool(key, learning, model: jebm.Model, params: jebm.Params) -> Latents:
@@ -170,6 +188,8 @@ def make_train_step(learning, model: jebm.Model):
     any number of devices. `key` is that of the seed.
     """
 
+    frozen = learning.method == "two_stage"  # the backbone
+
     def train_step(key, state, images):
         x = _images(state, images)
         keys_positive = _keys(key, Role.POSTERIOR, state, x)
@@ -179,6 +199,8 @@ def make_train_step(learning, model: jebm.Model):
                 keys_positive, model, state.params, model.chains.posterior, x=x
             )
             metrics["posterior_grad_norm"] = info.grad_norm
+        elif frozen:
+            positive = encode(model, state.params, x, keys_positive)
         if model.energy is not None:
             chain = model.chains.prior
             keys = _keys(key, Role.PRIOR, state, x)
@@ -195,10 +217,15 @@ def make_train_step(learning, model: jebm.Model):
                 state = state.replace(pool=_put(state, position))
             metrics["prior_grad_norm"] = info.grad_norm
 
-        grads, (terms, found) = jax.grad(objective, argnums=1, has_aux=True)(
-            model, state.params, x, keys_positive, positive, negative, learning,
-            state.step, state.vectors,
-        )  # fmt: skip
+        def loss(learned):
+            params = learned._replace(backbone=state.params.backbone | learned.backbone)
+            return objective(
+                model, params, x, keys_positive, positive, negative, learning,
+                state.step, state.vectors,
+            )  # fmt: skip
+
+        learned = _learned(state.params, frozen)
+        grads, (terms, found) = jax.grad(loss, has_aux=True)(learned)
         metrics = jax.tree.map(jnp.mean, metrics | terms)
         grads, metrics, statistics = parallel.mean((grads, metrics, found.statistics))
         state = state.apply_gradients(
@@ -208,14 +235,20 @@ def make_train_step(learning, model: jebm.Model):
         decay = jnp.minimum(learning.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
             lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
-            state.ema,
-            state.params,
+            _learned(state.ema, frozen),
+            _learned(state.params, frozen),
         )
-        ema = ema._replace(backbone=ema.backbone | statistics)  # averages already
+        # Statistics are averages already, and what is frozen stays to the bit.
+        ema = ema._replace(backbone=state.ema.backbone | ema.backbone | statistics)
         metrics["grad_norm"] = global_norm(grads)
         return state.replace(ema=ema), metrics
 
     return train_step
+
+
+def encode(model, params, x, keys) -> Latents:
+    """z ~ q(z | x) of the encoder, from `keys` [B]."""
+    return nn.apply(lambda b: infer(b, x, keys)[0], model.backbone)(params.backbone)
 
 
 def _take(state, restart, keys, model):
@@ -270,6 +303,8 @@ def objective(
 ):
     """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
 
+    Of two stages, the second: E(z+) - E(z-) alone.
+
     `positive` are samples of the posterior chain; None where the encoder alone draws,
     from `keys` [B]. Of samples that a chain refined, generator and energies learn as by
     maximum likelihood, and the encoder from its own.
@@ -277,6 +312,12 @@ def objective(
     Returns the loss, and a dict of terms in nats with what was `Found`.
     """
     terms, loss, share, found = {}, 0.0, 1.0, Found({}, {})
+    if learning.method == "two_stage":
+        energies = (jebm.energy(model, params, z) for z in (positive, negative))
+        loss, terms = _contrast(model, params, *energies, negative, learning)
+        loss += terms["energy_positive_nats"].mean()
+        loss -= terms["energy_negative_nats"].mean()
+        return loss, (terms | {"loss_nats": loss}, found)
     if learning.method == "variational":
         held = params
         if positive is not None:
@@ -309,22 +350,29 @@ def objective(
     if negative is not None:
         minus = objectives.negative_terms(model, params, negative, share)
         loss += minus.loss().mean()
-        loss += learning.energy_penalty * (plus.energy**2).mean()
-        loss += learning.energy_penalty * (minus.energy**2).mean()
-        if not _is_zero(learning.gradient_penalty):
-            penalty = objectives.energy_gradient_penalty(model, params, negative)
-            loss += learning.gradient_penalty * penalty.mean()
-        eps = to_eps(model, params, negative)
-        square = jnp.concatenate([e.reshape(e.shape[0], -1) ** 2 for e in eps], axis=1)
-        terms |= {
-            "log_prior_negative_nats": minus.log_prior,
-            "energy_positive_nats": plus.energy,
-            "energy_negative_nats": minus.energy,
-            "energy_gap_nats": minus.energy.mean() - plus.energy.mean(),
-            # Of the noise behind the prior samples: 1 under the Gaussian prior.
-            "prior_eps_square": square.mean(axis=1),
-        }
+        penalty, contrast = _contrast(
+            model, params, plus.energy, minus.energy, negative, learning
+        )
+        loss += penalty
+        terms |= contrast | {"log_prior_negative_nats": minus.log_prior}
     return loss, (terms | {"loss_nats": loss}, found)
+
+
+def _contrast(model, params, plus, minus, negative, learning):
+    """Penalties of the energies at z+ and z-, each [B], and what to watch of them."""
+    loss = learning.energy_penalty * ((plus**2).mean() + (minus**2).mean())
+    if not _is_zero(learning.gradient_penalty):
+        penalty = objectives.energy_gradient_penalty(model, params, negative)
+        loss += learning.gradient_penalty * penalty.mean()
+    eps = to_eps(model, params, negative)
+    square = jnp.concatenate([e.reshape(e.shape[0], -1) ** 2 for e in eps], axis=1)
+    return loss, {
+        "energy_positive_nats": plus,
+        "energy_negative_nats": minus,
+        "energy_gap_nats": minus.mean() - plus.mean(),
+        # Of the noise behind the prior samples: 1 under the Gaussian prior.
+        "prior_eps_square": square.mean(axis=1),
+    }
 
 
 def _norm_scales(params):

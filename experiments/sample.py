@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import jebm
-from experiments import datasets, pictures, report, workdir
+from experiments import datasets, pictures, report, two_stage, workdir
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from jebm import checkpoints
@@ -76,6 +76,8 @@ def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """What `jebm.build` takes, from a configuration and the data's image shape."""
     plain = workdir.plain(config)
     spec = {k: plain[k] for k in ("backbone", "energy", "likelihood", "chains")}
+    if config.learning.method == "two_stage":
+        spec |= two_stage.model_spec(config, lambda c: model_spec(c, image_shape))
     if config.prior == "gaussian":
         spec["energy"] = None
     if config.learning.method == "mle":
@@ -93,8 +95,10 @@ def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     known = {"params"}
-    if config.learning.method == "variational" and not model.chains.posterior.num_steps:
-        known |= {"batch_stats"}  # a pass over posterior samples would change them
+    alone = model.chains.posterior.num_steps == 0  # no pass over a chain's samples
+    frozen = config.learning.method == "two_stage"
+    if frozen or (config.learning.method == "variational" and alone):
+        known |= {"batch_stats"}
     others = params.backbone.keys() - known | params.energy.keys() - {"params"}
     if others:
         raise ConfigError(

@@ -22,6 +22,7 @@ from experiments import (
     learning,
     parallel,
     report,
+    two_stage,
     workdir,
 )
 from experiments.command_line import ConfigError, Diverged
@@ -43,7 +44,7 @@ def check_learning(config) -> None:
     fields = config.learning
     if jax.process_count() > 1:
         raise ConfigError("training on several processes is not supported")
-    methods = ("mle", "variational")
+    methods = ("mle", "variational", "two_stage")
     if fields.method not in methods:
         raise ConfigError(
             f"unknown learning.method {fields.method!r}; known: {methods}"
@@ -55,11 +56,12 @@ def check_learning(config) -> None:
         )
     chain = config.chains.posterior
     variational = fields.method == "variational"
-    if (chain.start == "encoder") != variational:
+    encoded = fields.method != "mle"
+    if (chain.start == "encoder") != encoded:
         raise ConfigError(
             f"learning.method {fields.method!r} needs "
-            f"{'' if variational else 'another '}chains.posterior.start "
-            f"{'' if variational else 'than '}'encoder', got {chain.start!r}"
+            f"{'' if encoded else 'another '}chains.posterior.start "
+            f"{'' if encoded else 'than '}'encoder', got {chain.start!r}"
         )
     needs_encoder = {"kl_warmup_steps": 0, "kl_balance": False, "spectral_penalty": 0.0}
     for name, off in needs_encoder.items():
@@ -74,7 +76,7 @@ def check_learning(config) -> None:
                 f"learning.{name} works in the warm-up of the divergence, got "
                 f"{fields[name]} with learning.kl_warmup_steps=0"
             )
-    if not (variational or chain.num_steps):
+    if not (encoded or chain.num_steps):
         raise ConfigError(
             "learning.method 'mle' needs steps of the posterior chain, got "
             "chains.posterior.num_steps=0"
@@ -133,7 +135,10 @@ def train(config, path: pathlib.Path) -> None:
     model = build_model(config, image_shape)
     workdir.check_settings(path, config, "train")
 
-    state = create_state(config, model)
+    backbone = None
+    if config.learning.method == "two_stage":
+        backbone = two_stage.load_backbone(config, path, model, train)
+    state = create_state(config, model, backbone)
     _print_overview(model, state.params)
     state = restore(path, state)
     if state.step:
@@ -153,7 +158,7 @@ def train(config, path: pathlib.Path) -> None:
                 "E+, E-: energy of posterior and prior samples; sound runs keep them "
                 "within a few nats of each other."
             )
-        run_steps(config, path, model, state, splits)
+        run_steps(config, path, model, state, splits, backbone)
     figures.figures(config, path)
     if config.eval.protocol != "classifier" or config.data.name in classifier.known():
         evaluate.evaluate(config, path)
@@ -162,7 +167,7 @@ def train(config, path: pathlib.Path) -> None:
     print(f"Look at {path / 'report.html'}")
 
 
-def run_steps(config, path, model, state, splits) -> None:
+def run_steps(config, path, model, state, splits, backbone=None) -> None:
     """Takes the steps that `state` has not seen; logs, saves and draws on the way.
 
     Raises:
@@ -226,7 +231,8 @@ def run_steps(config, path, model, state, splits) -> None:
                 wrong = wrong or guard.verdict(_sums(saved), config.guard)
             metrics.write(step, values)
             if wrong:
-                state, said = _rescue(config, path, model, step, wrong, guarded)
+                fresh = create_state(config, model, backbone)
+                state, said = _rescue(config, path, fresh, model, step, wrong, guarded)
                 manager.reload()
                 state = state.replace(tx=replicated.tx)  # another would compile anew
                 replicated = learning.distribute(state, devices)
@@ -250,8 +256,10 @@ def run_steps(config, path, model, state, splits) -> None:
             clock.restart()
 
 
-def _rescue(config, path, model, step, wrong, guarded):
+def _rescue(config, path, fresh, model, step, wrong, guarded):
     """The state to go on from, with one more rescue counted, and what to say of it.
+
+    That is the last good checkpoint's, or `fresh`, that before the first step.
 
     Checkpoints after the last good one are set aside, also where training ends here:
     what is left is good.
@@ -270,7 +278,7 @@ def _rescue(config, path, model, step, wrong, guarded):
             f"{path} {left}. Try a smaller learning.energy_lr or chains.*.step_size, "
             "or a larger learning.gradient_penalty, in another --workdir"
         )
-    state = restore(path, create_state(config, model))
+    state = restore(path, fresh)
     rescues += 1
     guarded = guard.GuardState(np.int32(rescues), np.int32(state.step))
     return state.replace(guard=guarded), (
@@ -280,9 +288,10 @@ def _rescue(config, path, model, step, wrong, guarded):
     )
 
 
-def create_state(config, model: jebm.Model) -> learning.TrainState:
-    """The state before the first step, on one device."""
-    return learning.create_state(jax.random.key(config.seed), config.learning, model)
+def create_state(config, model: jebm.Model, backbone=None) -> learning.TrainState:
+    """The state before the first step, on one device; `backbone` if that is frozen."""
+    key = jax.random.key(config.seed)
+    return learning.create_state(key, config.learning, model, backbone)
 
 
 def restore(path, state: learning.TrainState) -> learning.TrainState:

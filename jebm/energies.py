@@ -1,7 +1,9 @@
 """Energies of the latents.
 
-    layerwise   E(z) = - sum_i f_i(z_i)        (arXiv 2306.06323)
-    joint       E(z) = - f(z_1, ..., z_L)      (arXiv 2310.09604)
+    layerwise    E(z) = - sum_i f_i(z_i)        (arXiv 2306.06323)
+    joint        E(z) = - f(z_1, ..., z_L)      (arXiv 2310.09604)
+    conv         layerwise, with convolutions where z_i is a map
+    joint_conv   joint, with convolutions from the finest map to the coarsest
 
 An energy is any Linen module that maps latents (a tuple, bottom to top, each
 [B, *shape_i]) to [B], in nats; low energy is likely.
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm.hierarchy import Latents
-from jebm.networks import MLP, check_activation
+from jebm.networks import ACTIVATIONS, MLP, check_activation
 
 
 class LayerwiseEnergy(nn.Module):
@@ -98,3 +100,116 @@ class JointEnergy(nn.Module):
         flat = [z.reshape(z.shape[0], -1) for z in latents]
         f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
         return -f(jnp.concatenate(flat, axis=-1))[:, 0]
+
+
+class ConvEnergy(nn.Module):
+    """One f_i per layer: convolutions that halve a map down to 4 x 4, then an MLP.
+
+    Zero at initialisation. A layer of vectors has the MLP alone. (arXiv 2306.06323, on
+    NVAE: 64 channels, widths of 200)
+
+    Attributes:
+      channels: of each convolution, 4 x 4 with stride 2.
+      widths: hidden widths of the MLP.
+      activation: a smooth one by default, because the Langevin chain must follow f.
+
+    Example:
+      >>> energy, latents = ConvEnergy(8), (jnp.ones((5, 16, 16, 3)), jnp.ones((5, 2)))
+      >>> params = energy.init(jax.random.key(0), latents)
+      >>> energy.apply(params, latents).shape
+      (5,)
+    """
+
+    channels: int = 64
+    widths: tuple[int, ...] = (200, 200)
+    activation: str = "silu"
+
+    def __post_init__(self):
+        _check_conv(self)
+        super().__post_init__()
+
+    @nn.compact
+    def per_layer(self, latents: Latents) -> tuple[jax.Array, ...]:
+        """Returns E_i(z_i) = -f_i(z_i), a tuple of [B], bottom to top."""
+        energies = []
+        for i, z in enumerate(latents):
+            halvings = 0
+            while z.ndim == 4 and min(z.shape[1:3]) > 4:
+                conv = _halving(self.channels, name=f"f{i + 1}_conv_{halvings}")
+                z = ACTIVATIONS[self.activation](conv(z))
+                halvings += 1
+            f = MLP(self.widths, 1, self.activation, True, name=f"f{i + 1}")
+            energies.append(-f(z)[:, 0])
+        return tuple(energies)
+
+    def __call__(self, latents: Latents) -> jax.Array:
+        """Returns E(z), [B]."""
+        return sum(self.per_layer(latents))
+
+
+class JointConvEnergy(nn.Module):
+    """One f of all layers: convolutions from the finest maps to the coarsest, an MLP.
+
+    Maps of one resolution are taken together, with what the convolutions made of the
+    finer ones; vectors are met by the MLP. Zero at initialisation.
+
+    Attributes:
+      channels: of each convolution, 4 x 4 with stride 2.
+      widths: hidden widths of the MLP.
+      activation: a smooth one by default, because the Langevin chain must follow f.
+
+    Example:
+      >>> maps = jnp.ones((5, 8, 8, 3)), jnp.ones((5, 4, 4, 3))
+      >>> energy, latents = JointConvEnergy(8), (*maps, jnp.ones((5, 2)))
+      >>> params = energy.init(jax.random.key(0), latents)
+      >>> energy.apply(params, latents).shape
+      (5,)
+    """
+
+    channels: int = 64
+    widths: tuple[int, ...] = (200, 200)
+    activation: str = "silu"
+
+    def __post_init__(self):
+        _check_conv(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> jax.Array:
+        """Returns E(z), [B]."""
+        maps = [z for z in latents if z.ndim == 4]
+        vectors = [z for z in latents if z.ndim != 4]
+        flat = []
+        if maps:
+            sides = sorted({z.shape[1:3] for z in maps}, reverse=True)
+            side, level, halvings = sides[0], [], 0
+            while True:
+                level += [z for z in maps if z.shape[1:3] == side]
+                x = jnp.concatenate(level, axis=-1)
+                if side <= sides[-1] and min(side) <= 4:
+                    break
+                conv = _halving(self.channels, name=f"conv_{halvings}")
+                level = [ACTIVATIONS[self.activation](conv(x))]
+                side, halvings = level[0].shape[1:3], halvings + 1
+            flat.append(x)
+        flat = [z.reshape(z.shape[0], -1) for z in flat + vectors]
+        f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
+        return -f(jnp.concatenate(flat, axis=-1))[:, 0]
+
+
+def _halving(channels, name):
+    return nn.Conv(channels, (4, 4), strides=2, name=name)
+
+
+def _check_conv(energy):
+    check_activation(energy.activation)
+    if not isinstance(energy.channels, int) or energy.channels < 1:
+        raise ValueError(
+            f"energy channels must be a positive integer, got {energy.channels!r}"
+        )
+    if not isinstance(energy.widths, tuple) or not all(
+        isinstance(width, int) for width in energy.widths
+    ):
+        raise ValueError(
+            f"energy widths must be a tuple of integers, got {energy.widths!r}"
+        )

@@ -21,12 +21,17 @@ from jebm.distributions import (
     LearnedGaussian,
     LogisticMixture,
 )
-from jebm.energies import JointEnergy, LayerwiseEnergy
+from jebm.energies import ConvEnergy, JointConvEnergy, JointEnergy, LayerwiseEnergy
 from jebm.hierarchy import Latents, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
 
 BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone, "nvae": NVAEBackbone}
-ENERGIES = {"layerwise": LayerwiseEnergy, "joint": JointEnergy}
+ENERGIES = {
+    "layerwise": LayerwiseEnergy,
+    "joint": JointEnergy,
+    "conv": ConvEnergy,
+    "joint_conv": JointConvEnergy,
+}
 LIKELIHOODS = {
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,

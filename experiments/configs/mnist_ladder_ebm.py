@@ -1,0 +1,24 @@
+"""MNIST in two stages: a ladder VAE first, then the energy that tilts its prior.
+
+python -m experiments.main --config=experiments/configs/mnist_ladder_ebm.py
+
+The first stage is `mnist_ladder` without its energy. To use a run that is there,
+--config.backbone.checkpoint=RUN.
+"""
+
+from ml_collections import config_dict
+
+from experiments.configs import mnist
+
+
+def get_config():
+    """Returns the configuration."""
+    config = mnist.get_config()
+    config.backbone = config_dict.ConfigDict()
+    config.backbone.checkpoint = config_dict.placeholder(str)
+    config.backbone.stage_one = "mnist_ladder"
+    config.learning.method = "two_stage"
+    config.energy.name = "joint"
+    config.energy.widths = (256, 256, 256)
+    config.chains.prior.num_steps = 200
+    return config
