@@ -43,9 +43,11 @@ def figures(config, path: pathlib.Path) -> None:
                 key, model, params, splits, folder / "probes.json", batch_size
             )
         )
+    heldout = splits["test"].images
     if model.chains.posterior.num_steps:
-        heldout = splits["test"].images
         drawn.append(posterior_transition(key, model, params, heldout, folder))
+    if len(model.backbone.latent_shapes) > 1:
+        drawn.append(by_layer(key, model, params, heldout, folder))
     if model.energy is not None and model.chains.prior.num_steps:
         drawn.append(transition(key, model, params, folder))
         drawn.append(long_run(key, model, params, folder))
@@ -241,9 +243,9 @@ def hierarchical(
     how often two images of one row agree in theirs, and how often any two do.
     """
     layers = len(model.backbone.latent_shapes)
-    priors = ("ebm", "gaussian")
+    priors, kept_from = ("ebm", "gaussian"), _cuts(layers)
     figure, axes = plt.subplots(
-        2, layers - 1, figsize=(5.2 * (layers - 1), 10.8), squeeze=False,
+        2, len(kept_from), figsize=(5.2 * len(kept_from), 10.8), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     found = {}
@@ -252,7 +254,7 @@ def hierarchical(
     def repeat(z):
         return jnp.repeat(z, columns, axis=0)
 
-    for k in range(1, layers):
+    for column, k in enumerate(kept_from):
         for row, prior in enumerate(priors):
             key_above, key_below = jax.random.split(
                 jax.random.fold_in(key, 2 * k + row)
@@ -272,11 +274,13 @@ def hierarchical(
                 told += f"{agreement['overall']:.2f} overall"
             shown = x.reshape(rows, columns, *model.image_shape)[:8, :8]
             picture = pictures.grid(shown.reshape(64, *model.image_shape), columns=8)
-            axis = axes[row, k - 1]
+            axis = axes[row, column]
             axis.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
             name = {"ebm": "tilted", "gaussian": "Gaussian"}[prior]
             kept_layers = ", ".join(f"z_{i + 1}" for i in range(k, layers))
+            if layers - k > 4:
+                kept_layers = f"z_{k + 1} to z_{layers}"
             axis.set_title(f"{name} prior, {kept_layers} kept{told}", fontsize=10)
     if found:
         folder.mkdir(parents=True, exist_ok=True)
@@ -447,6 +451,36 @@ def _spaced(num_steps, count):
 
 def _at(traced, t, num):
     return jax.tree.map(lambda z: z[t, :num], traced)
+
+
+def _cuts(layers: int) -> list[int]:
+    """Up to four k, 1 <= k < layers, evenly spaced: z_{>k} is kept."""
+    return sorted(set(np.linspace(1, layers - 1, 4).round().astype(int).tolist()))
+
+
+def by_layer(key, model, params, images, folder: pathlib.Path) -> pathlib.Path:
+    """Held-out images, decoded from ever fewer layers of their posterior.
+
+    z_{>k} is that of the image, and the layers below are drawn from the prior given it.
+    """
+    key_posterior, key_prior = jax.random.split(key)
+    x = datasets.to_unit(images[:_NUM_CHAINS])
+    latents = jebm.posterior_sample(key_posterior, model, params, jnp.asarray(x))
+    columns = {"image": x, "all layers": decode(model, params, latents)}
+    for k in _cuts(len(latents)):
+        columns[f"z_{k + 1} up" if k + 1 < len(latents) else f"z_{k + 1}"] = (
+            jebm.sample(key_prior, model, params, len(x), above=latents[k:]).x
+        )
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(1.1 * len(columns), 7.6), layout="constrained"
+    )
+    for axis, (title, shown) in zip(axes, columns.items(), strict=True):
+        picture = pictures.grid(np.asarray(shown), columns=1)
+        axis.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(title, fontsize=9)
+    figure.suptitle("Posterior of these layers, the rest drawn anew", fontsize=10)
+    return _save(figure, folder / "by_layer.png")
 
 
 def _save(figure, file):

@@ -394,6 +394,16 @@ def _print_overview(model, params):
         energy = "" if model.energy is None else f" exp(f_{i + 1}(z_{i + 1}))"
         print(f"  z_{i + 1}  {shapes[i]!s:12} {above}{energy}")
     print(f"{sum(map(math.prod, shapes))} latent units in all")
+    if len(jax.tree.leaves(params)) > 200:  # more than anyone reads
+        counts = {
+            f"{part}/{name}": sum(a.size for a in jax.tree.leaves(leaves))
+            for part, variables in params._asdict().items()
+            for name, leaves in variables.get("params", {}).items()
+        }
+        width = max(map(len, counts))
+        print("\n".join(f"  {n:{width}} {count:>12,}" for n, count in counts.items()))
+        print(f"{sum(counts.values()):,} parameters")
+        return
     print(
         parameter_overview.get_parameter_overview(params._asdict(), include_stats=False)
     )

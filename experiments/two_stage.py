@@ -2,7 +2,8 @@
 
 In the second stage the backbone is frozen: it comes from `backbone.checkpoint`, a run
 or what `tools.convert_nvae` made, or else is trained before, in WORKDIR/backbone, by
-the config that `backbone.stage_one` names, on the data and with the seed of the second.
+the config that `backbone.stage_one` names, with the data, the seed and the protocol of
+the second.
 (arXiv 2306.06323, section 4.2)
 """
 
@@ -28,6 +29,7 @@ def stage_one(config):
         ) from None
     first = module.get_config()
     first.seed, first.data, first.prior = config.seed, config.data, "gaussian"
+    first.eval = config.eval
     return first
 
 
@@ -79,9 +81,14 @@ def load_backbone(config, path: pathlib.Path, model: jebm.Model, train: Callable
         train(stage_one(config), source)
         print(f"Stage 2: its energies, in {path}.")
     found, params = jebm.load(source)
-    if found.backbone != model.backbone or found.image_shape != model.image_shape:
+    if found.image_shape != model.image_shape:
         raise ConfigError(
-            f"{source} holds {found.image_shape} {found.backbone}, and this run needs "
-            f"{model.image_shape} {model.backbone}"
+            f"the backbone in {source} is of images {found.image_shape}, and "
+            f"data.name {config.data.name!r} has {model.image_shape}"
+        )
+    if found.backbone != model.backbone:
+        raise ConfigError(
+            f"{source} holds another backbone than backbone.stage_one "
+            f"{config.backbone.stage_one!r} says: choose another --workdir"
         )
     return params.backbone

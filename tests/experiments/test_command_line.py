@@ -8,7 +8,9 @@ from tests.experiments.runs import CONFIG, run_main, start_main
 
 CONFIG_NAMES = (
     "celeba64.py, cifar10.py, cifar10_svhn_ood.py, default.py, digits.py, mnist.py, "
-    "mnist01.py, mnist_anomaly.py, mnist_ladder.py, mnist_ood.py, svhn.py, test.py"
+    "mnist01.py, mnist_anomaly.py, mnist_ladder.py, mnist_ladder_ebm.py, mnist_ood.py, "
+    "nvae_celeba64.py, nvae_cifar10.py, nvae_mnist.py, nvae_mnist_ebm.py, svhn.py, "
+    "test.py, vae_mnist.py"
 )
 
 

@@ -15,6 +15,7 @@ FIGURES = (
     "transition",
     "long_run",
     "hierarchical",
+    "by_layer",
     "latent_planes",
 )
 
@@ -132,3 +133,11 @@ def test_plane_of_more_dimensions_is_that_of_largest_variance():
 
 def test_examples_of_the_docstrings_of_probes():
     assert doctest.testmod(probes).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [(2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (30, [1, 10, 20, 29])],
+)
+def test_layers_are_cut_at_four_places_at_most(layers, kept):
+    assert figures._cuts(layers) == kept

@@ -1,0 +1,29 @@
+"""MNIST in two stages: NVAE first, then the energy that tilts its prior.
+
+python -m experiments.main --config=experiments/configs/nvae_mnist_ebm.py
+
+The first stage is `nvae_mnist` on grey images, whose Bernoulli likelihood is then a
+cross-entropy. To use a run that is there, --config.backbone.checkpoint=RUN.
+"""
+
+from ml_collections import config_dict
+
+from experiments.configs import mnist_ladder_ebm
+
+
+def get_config():
+    """Returns the configuration."""
+    config = mnist_ladder_ebm.get_config()
+    config.backbone.stage_one = "nvae_mnist"
+    config.energy = config_dict.ConfigDict()
+    config.energy.name = "joint_conv"
+    config.energy.channels = 64
+    config.energy.widths = (256, 256)
+    config.energy.activation = "silu"
+    config.chains.prior.num_steps = 100
+    config.learning.num_steps = 1500
+    config.learning.persistent_chains = 1000
+    config.learning.persistent_steps = 10
+    config.log.checkpoint_every = 250
+    config.log.sample_every = 500
+    return config

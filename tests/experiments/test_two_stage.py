@@ -1,0 +1,178 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+import jebm
+from experiments import learning, sample, train, two_stage
+from experiments.command_line import ConfigError
+from jebm.backbones.vector import VectorBackbone
+from tests.experiments.runs import metrics, run, state_digests
+from tests.experiments.test_train import variational_config
+
+
+def first_config():
+    config = variational_config("gaussian")
+    config.learning.num_steps = 4
+    return config
+
+
+@pytest.fixture
+def second_config(monkeypatch):
+    monkeypatch.setattr(two_stage, "stage_one", lambda config: first_config())
+    config = variational_config("ebm")
+    config.backbone = config_dict.ConfigDict({"stage_one": "first"})
+    config.backbone.checkpoint = config_dict.placeholder(str)
+    config.learning.method = "two_stage"
+    config.learning.num_steps = 8
+    return config
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The directory of a run that trained its backbone itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("two") / "run"
+        run(second_config.__wrapped__(patch), path)
+    return path
+
+
+def test_first_stage_is_trained_and_stays_to_the_bit(both):
+    _, first = jebm.load(both / "backbone")
+    model, second = jebm.load(both)
+    assert model.energy is not None
+    jax.tree.map(np.testing.assert_array_equal, first.backbone, second.backbone)
+    before = jebm.init(jax.random.key(0), model).energy
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, second.energy)
+    assert any(jax.tree.leaves(moved))
+    names = set(metrics(both)[-1])
+    assert {"energy_gap_nats", "prior_eps_square", "loss_nats"} <= names
+
+
+def test_second_stage_goes_on_from_a_checkpoint_to_the_same_bits(
+    both, second_config, tmp_path
+):
+    second_config.backbone.checkpoint = str(both / "backbone")
+    path = tmp_path / "run"
+    run(second_config, path)
+    whole = state_digests(second_config, path, 8)
+    assert whole == state_digests(second_config, both, 8)  # nor does it matter where
+    shutil.rmtree(path / "checkpoints" / "8")
+    run(second_config, path)
+    assert state_digests(second_config, path, 8) == whole
+
+
+def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch):
+    second_config.backbone.checkpoint = str(both / "backbone")
+    model = sample.build_model(second_config, (8, 8, 1))
+    state = train.create_state(second_config, model)
+    step = learning.make_train_step(second_config.learning, model)
+    mapped = jax.vmap(step, axis_name="devices", in_axes=(None, None, 0))
+
+    def decode(self, state):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(VectorBackbone, "decode", decode)
+    images = np.zeros((1, 20, 8, 8, 1), np.uint8)
+    jax.eval_shape(mapped, jax.random.key(0), state, images)
+    with pytest.raises(AssertionError, match="decoded"):
+        jebm.model._init(jax.random.key(1), model)
+
+
+def test_gradient_of_a_step_is_the_contrast_of_energies(both, second_config):
+    second_config.backbone.checkpoint = str(both / "backbone")
+    second_config.learning.gradient_penalty = 0.0
+    model, params = jebm.load(both)
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
+    positive = learning.encode(model, params, x, keys)
+    negative = jebm.sample(jax.random.key(2), model, params, 6).latents
+
+    def loss(params):
+        return learning.objective(
+            model, params, x, keys, positive, negative, second_config.learning
+        )[0]
+
+    def contrast(params):
+        energies = [jebm.energy(model, params, z).mean() for z in (positive, negative)]
+        return energies[0] - energies[1]
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        jax.grad(loss)(params).energy,
+        jax.grad(contrast)(params).energy,
+    )
+
+
+def test_first_stage_has_the_data_and_the_seed_of_the_second():
+    from experiments.configs import mnist_ladder_ebm
+
+    config = mnist_ladder_ebm.get_config()
+    config.seed = 7
+    config.data.labels = (3,)
+    first = two_stage.stage_one(config)
+    assert (first.seed, first.data.labels, first.prior) == (7, (3,), "gaussian")
+    assert first.backbone.name == "ladder"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(prior="gaussian"), "prior must be 'ebm', got 'gaussian'"),
+        (
+            lambda c: c.backbone.update(checkpoint="/no/such/run"),
+            "which has no model.json",
+        ),
+        (
+            lambda c: c.chains.posterior.update(start="normal", num_steps=2),
+            "'two_stage' needs chains.posterior.start 'encoder'",
+        ),
+        (
+            lambda c: setattr(
+                c, "backbone", config_dict.ConfigDict({"name": "vector"})
+            ),
+            r"\['checkpoint', 'stage_one'\] are missing",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    second_config, tmp_path, change, message
+):
+    with second_config.unlocked():
+        change(second_config)
+    with pytest.raises(ConfigError, match=message):
+        run(second_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_first_stage_in_the_way_is_refused(both, second_config, tmp_path):
+    """WORKDIR/backbone holds a run of other settings."""
+    shutil.copytree(both / "backbone", tmp_path / "backbone")
+    model = sample.build_model(second_config, (8, 8, 1))
+    other = dataclasses.replace(
+        model, backbone=VectorBackbone((8, 8, 1), encoder_widths=(3,))
+    )
+    with pytest.raises(ConfigError, match="holds another backbone than"):
+        two_stage.load_backbone(second_config, tmp_path, other, lambda *_: None)
+
+
+def test_unknown_first_stage_is_named():
+    from experiments.configs import mnist_ladder_ebm
+
+    config = mnist_ladder_ebm.get_config()
+    config.backbone.stage_one = "nothing"
+    with pytest.raises(ConfigError, match=r"stage_one must name .* got 'nothing'"):
+        two_stage.stage_one(config)
+
+
+def test_backbone_of_other_data_is_refused(both, second_config, tmp_path):
+    second_config.backbone.checkpoint = str(both / "backbone")
+    spec = json.loads((both / "backbone" / "model.json").read_text())
+    model = sample.build_model(second_config, (16, 16, 1))
+    assert spec["image_shape"] == [8, 8, 1]
+    with pytest.raises(ConfigError, match=r"of images \(8, 8, 1\), .* has \(16, "):
+        two_stage.load_backbone(second_config, tmp_path, model, None)

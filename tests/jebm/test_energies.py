@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jebm.energies import ConvEnergy, JointConvEnergy
+
+MAPS = ((16, 16, 2), (8, 8, 1), (8, 8, 1), (2, 2, 3))
+
+
+def latents(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(3, *s)), jnp.float32) for s in shapes)
+
+
+def random(energy, z):
+    """Parameters of which none is zero."""
+    params = energy.init(jax.random.key(0), z)
+    return jax.tree.map(
+        lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params
+    )
+
+
+def interaction(energy, z, i, j):
+    """Largest |d^2 E / dz_i dz_j|: 0 for a sum over layers."""
+    params = random(energy, z)
+
+    def grad(z):
+        return jax.grad(lambda z: energy.apply(params, z).sum())(z)
+
+    moved = list(z)
+    moved[j] = moved[j] + 1.0
+    return np.abs(grad(z)[i] - grad(tuple(moved))[i]).max()
+
+
+@pytest.mark.parametrize("kind", [ConvEnergy, JointConvEnergy])
+def test_energy_is_zero_at_first_and_reads_every_layer(kind):
+    energy, z = kind(channels=4, widths=(5,)), latents((*MAPS, (3,)))
+    params = energy.init(jax.random.key(0), z)
+    np.testing.assert_array_equal(energy.apply(params, z), 0)
+    params = random(energy, z)
+    grads = jax.grad(lambda z: energy.apply(params, z).sum())(z)
+    assert all(np.abs(g).max() > 0 for g in grads)
+    alone = energy.apply(params, tuple(leaf[:1] for leaf in z))
+    np.testing.assert_allclose(energy.apply(params, z)[:1], alone, rtol=1e-4)
+
+
+def test_maps_are_halved_to_four_rows():
+    energy, z = ConvEnergy(channels=4, widths=(5,)), latents((*MAPS, (3,)))
+    params = energy.init(jax.random.key(0), z)["params"]
+    found = {k: v["kernel"].shape for k, v in params.items() if "conv" in k}
+    assert found == {
+        "f1_conv_0": (4, 4, 2, 4),
+        "f1_conv_1": (4, 4, 4, 4),
+        "f2_conv_0": (4, 4, 1, 4),
+        "f3_conv_0": (4, 4, 1, 4),
+    }
+    assert params["f4"]["Dense_0"]["kernel"].shape == (12, 5)
+    joint = JointConvEnergy(channels=4, widths=(5,))
+    params = joint.init(jax.random.key(0), z)["params"]
+    found = {k: v["kernel"].shape for k, v in params.items() if "conv" in k}
+    assert found == {
+        "conv_0": (4, 4, 2, 4),  # 16 x 16
+        "conv_1": (4, 4, 6, 4),  # 8 x 8, with the two maps there
+        "conv_2": (4, 4, 4, 4),  # 4 x 4
+    }
+    assert params["f"]["Dense_0"]["kernel"].shape == (2 * 2 * (4 + 3) + 3, 5)
+
+
+def test_layers_interact_in_the_joint_energy_alone():
+    z = latents(((8, 8, 1), (4, 4, 2), (3,)))
+    for j in (1, 2):
+        assert interaction(ConvEnergy(4, (5,)), z, 0, j) == 0
+        assert interaction(JointConvEnergy(4, (5,)), z, 0, j) > 1e-4
+    terms = ConvEnergy(4, (5,))
+    params = random(terms, z)
+    parts = terms.apply(params, z, method=ConvEnergy.per_layer)
+    np.testing.assert_allclose(sum(parts), terms.apply(params, z), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ConvEnergy, JointConvEnergy])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 0}, "channels must be a positive integer"),
+        ({"widths": ((5,),)}, "widths must be a tuple of integers"),
+        ({"activation": "nope"}, "unknown activation 'nope'"),
+    ],
+)
+def test_energy_that_cannot_be_is_refused(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**changes)
