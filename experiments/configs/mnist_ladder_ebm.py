@@ -20,5 +20,7 @@ def get_config():
     config.learning.method = "two_stage"
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)
-    config.chains.prior.num_steps = 200
+    # At twice this rate and a third of this penalty the energies outran their chains.
+    config.learning.energy_lr = 1e-3
+    config.learning.gradient_penalty = 0.03
     return config

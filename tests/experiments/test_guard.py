@@ -103,7 +103,7 @@ def test_each_rescue_halves_the_steps_of_the_energies_alone(test_config, rescues
     fresh, rescued = (
         state.replace(
             guard=guard.GuardState(jnp.int32(count), jnp.int32(0))
-        ).apply_gradients(grads=grads)
+        ).apply_gradients(grads=grads, statistics={})
         for count in (0, rescues)
     )
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(fresh.params.energy))
