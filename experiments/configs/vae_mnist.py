@@ -19,13 +19,13 @@ def get_config():
     config.learning.optimizer = "adam"
     config.learning.adam_eps = 1e-8
     config.learning.backbone_lr = 1e-3
-    config.learning.num_steps = 30000
+    config.learning.num_steps = 60000
     config.learning.weight_decay = 0.0
     config.learning.kl_balance = False
-    config.learning.kl_warmup_steps = 3000
+    config.learning.kl_warmup_steps = 6000
     config.learning.spectral_penalty = 0.0
     config.log.every = 500
     config.log.checkpoint_every = 10000
     config.log.sample_every = 10000
-    config.log.diagnose_every = 30000
+    config.log.diagnose_every = 60000
     return config
