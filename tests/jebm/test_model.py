@@ -48,7 +48,7 @@ def test_build_reads_every_part_of_the_spec():
         ({"backbone": {"name": "ladder2"}}, r"unknown backbone 'ladder2'; known: \["),
         (
             {"energy": {"name": "x"}},
-            r"unknown energy 'x'; known: \['conv', 'joint', 'joint_conv', 'layerwise'\]",
+            r"unknown energy 'x'; known: \['conv', 'joint', 'joint_conv', 'layer",
         ),
         ({"likelihood": {"name": "x"}}, "unknown likelihood 'x'; known: "),
         ({"backbone": {"latent_dim": 3}}, r"\['latent_dim'\]; known: .*'latent_dims'"),
