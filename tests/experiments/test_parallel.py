@@ -24,6 +24,7 @@ def step_on(num_devices, config, params, batch, steps=1):
         tx=optax.sgd(1.0),
         ema=params,
         guard=guard.GuardState.start(),
+        vectors={},
         pool=learning.create_pool(
             jax.random.key(config.seed), config.learning, model, params
         ),

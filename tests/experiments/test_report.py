@@ -61,7 +61,7 @@ def test_report_embeds_samples_and_figures(trained_run, page):
         *(trained_run / "samples").glob("ebm_*.png"),
         *(trained_run / "figures").glob("*.png"),
     ]
-    assert len(expected) == 3 + 2 + 6
+    assert len(expected) == 3 + 2 + 7
     assert sorted(embedded) == sorted(file.read_bytes() for file in expected)
 
 

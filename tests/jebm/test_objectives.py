@@ -117,7 +117,7 @@ def test_terms_are_per_example():
     one = objectives.positive_terms(
         model, params, x[2:3], jax.tree.map(lambda a: a[2:3], z)
     )
-    for a, b in zip(whole, one, strict=True):
+    for a, b in zip(whole[:4], one[:4], strict=True):  # the rest is an encoder's
         assert a.shape == (5,)
         np.testing.assert_allclose(a[2], b[0], rtol=1e-5)
 
