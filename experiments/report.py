@@ -16,6 +16,7 @@ _CAPTIONS = {
     "long_run": "The tilted prior's chain far beyond the length of training",
     "posterior_transition": "Langevin transition of the posterior",
     "hierarchical": "Layers above kept, layers below drawn anew, row by row",
+    "by_layer": "Held-out images, decoded from ever fewer layers of their posterior",
     "latent_planes": "Latent planes",
     "anomaly": "Scores of held-out images, and their two parts",
     "ood": "Scores of held-out images and of images of elsewhere",
