@@ -4,7 +4,12 @@
     eps-space   log p(eps) = log N(eps; 0, I) - E(T(eps)) - log Z,     z = T(eps)
 
 The two are one law with the same Z: T is invertible, and N(eps; 0, I) is p_beta(z)
-times its Jacobian. With an image x both gain log p(x | z).
+times its Jacobian. With an image x both gain log p(x | z). Another law is that of
+
+    eps_released           log p_beta(T(eps)) - E(T(eps))
+
+which leaves the Jacobian out, as the paper's code for two stages does: it favours
+eps at which the sigma_i are small.
 (arXiv 2306.06323)
 """
 
@@ -44,7 +49,7 @@ def logdensity(
     below and the density is theirs, up to what depends on z_{>k} alone. Returns [B].
     """
     batch = position[0].shape[0]
-    pick = transport(position) if space == "eps" else given(position)
+    pick = given(position) if space == "z" else transport(position)
     pick = keep_above(above, len(position), pick)
 
     def backbone_terms(backbone):

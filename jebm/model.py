@@ -38,7 +38,7 @@ LIKELIHOODS = {
     "learned_gaussian": LearnedGaussian,
     "logistic_mixture": LogisticMixture,
 }
-SPACES = ("eps", "z")
+SPACES = ("eps", "z", "eps_released")
 STARTS = ("normal", "prior", "encoder")
 
 
@@ -51,6 +51,8 @@ class Chain:
       step_size: s of `jebm.langevin`.
       space: "eps" moves the noise of z = T(eps), whose Gaussian part is N(0, I)
         whatever the hierarchy has learned; "z" moves the latents themselves.
+        "eps_released" moves eps by the density of z, see `jebm.densities`: for
+        comparison with the paper's code.
       start: "normal" starts at N(0, I) in every layer of that space, "prior" at a
         sample of p_beta(z); in eps-space the two are one. "encoder", for posterior
         chains, starts at a sample of q(z | x): with num_steps=0 that is the draw.
