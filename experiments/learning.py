@@ -51,8 +51,9 @@ class TrainState(train_state.TrainState):
     # Where the persistent prior chains stand: per layer [B, slots, *shape_i], visited
     # one slot a step; () where every chain starts anew. Sharded with the examples.
     pool: Latents = struct.field(kw_only=True)
-    # Of `jebm.spectral`, where spectral norms are penalised; else {}.
-    vectors: spectral.Vectors = struct.field(kw_only=True)
+    # Of `jebm.spectral`, for "backbone" where its spectral norms are penalised and for
+    # "energy" where those are bounded; else {}.
+    vectors: dict[str, spectral.Vectors] = struct.field(kw_only=True)
 
     def apply_gradients(
         self, *, grads: jebm.Params, statistics: dict, **kwargs
@@ -164,21 +165,25 @@ def create_pool(key, learning, model: jebm.Model, params: jebm.Params) -> Latent
 
 
 def create_vectors(key, learning, model: jebm.Model, params: jebm.Params):
-    """The vectors of `jebm.spectral` before the first step; {} where none are due."""
-    if not learning.spectral_penalty:
-        return {}
-    x = jnp.zeros((1, *model.image_shape), jebm.model.float_dtype(params))
-    kernels = jax.eval_shape(
-        lambda: objectives.variational_terms(
-            model, params, x, jax.random.split(key, 1)
-        ).written.get("kernels")
-    )
-    if kernels is None:
-        raise ConfigError(
-            "learning.spectral_penalty needs a backbone that tells its kernels, got "
-            f"{type(model.backbone).__name__}"
+    """The vectors of `jebm.spectral` before the first step, those that are due."""
+    key, vectors = jax.random.fold_in(key, Role.SPECTRAL), {}
+    if learning.spectral_penalty:
+        x = jnp.zeros((1, *model.image_shape), jebm.model.float_dtype(params))
+        kernels = jax.eval_shape(
+            lambda: objectives.variational_terms(
+                model, params, x, jax.random.split(key, 1)
+            ).written.get("kernels")
         )
-    return spectral.start(jax.random.fold_in(key, Role.SPECTRAL), kernels)
+        if kernels is None:
+            raise ConfigError(
+                "learning.spectral_penalty needs a backbone that tells its kernels, "
+                f"got {type(model.backbone).__name__}"
+            )
+        vectors["backbone"] = spectral.start(key, kernels)
+    if learning.energy_spectral_bound and model.energy is not None:
+        kernels = spectral.kernels_of(params.energy["params"])
+        vectors["energy"] = spectral.start(jax.random.fold_in(key, 1), kernels)
+    return vectors
 
 
 def make_train_step(learning, model: jebm.Model):
@@ -228,9 +233,12 @@ def make_train_step(learning, model: jebm.Model):
         grads, (terms, found) = jax.grad(loss, has_aux=True)(learned)
         metrics = jax.tree.map(jnp.mean, metrics | terms)
         grads, metrics, statistics = parallel.mean((grads, metrics, found.statistics))
+        vectors = state.vectors | found.vectors
         state = state.apply_gradients(
-            grads=grads, statistics=statistics, vectors=found.vectors
+            grads=grads, statistics=statistics, vectors=vectors
         )
+        if "energy" in state.vectors:
+            state = bound_energy(state, learning.energy_spectral_bound)
         # Short runs should not average in the initial parameters.
         decay = jnp.minimum(learning.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
@@ -249,6 +257,18 @@ def make_train_step(learning, model: jebm.Model):
 def encode(model, params, x, keys) -> Latents:
     """z ~ q(z | x) of the encoder, from `keys` [B]."""
     return nn.apply(lambda b: infer(b, x, keys)[0], model.backbone)(params.backbone)
+
+
+def bound_energy(state: TrainState, bound: float) -> TrainState:
+    """The state with no kernel of the energies beyond the spectral norm `bound`."""
+    params, vectors = spectral.bounded(
+        state.params.energy["params"], state.vectors["energy"], bound
+    )
+    energy = state.params.energy | {"params": params}
+    return state.replace(
+        params=state.params._replace(energy=energy),
+        vectors=state.vectors | {"energy": vectors},
+    )
 
 
 def _take(state, restart, keys, model):
@@ -287,7 +307,7 @@ class Found(NamedTuple):
     """What a pass has found besides its loss, to go on from."""
 
     statistics: dict  # collection "batch_stats" of the backbone, if it has one
-    vectors: spectral.Vectors
+    vectors: dict[str, spectral.Vectors]  # "backbone", where its norms are penalised
 
 
 def objective(
@@ -333,13 +353,15 @@ def objective(
                 weights = objectives.balanced_kl_weights(model, plus.layers, warm_up)
         loss += plus.loss(weights).mean()
         terms["kl_nats"] = plus.log_q - plus.log_prior  # of q from p_beta
+        new_vectors = {}
         if learning.spectral_penalty:
-            norms, vectors = spectral.norms(plus.written["kernels"], vectors)
-            norms += _norm_scales(params.backbone["params"])
+            each, new = spectral.norms(plus.written["kernels"], vectors["backbone"])
+            norms = sum(jax.tree.leaves(each), _norm_scales(params.backbone["params"]))
+            new_vectors = {"backbone": new}
             loss += _spectral_weight(learning, warm_up) * norms
             terms["spectral_norms"] = norms
         statistics = {k: v for k, v in plus.written.items() if k == "batch_stats"}
-        found = Found(statistics, vectors)
+        found = Found(statistics, new_vectors)
     if positive is not None:
         plus = objectives.positive_terms(model, params, x, positive)
         loss += plus.loss().mean()

@@ -105,6 +105,7 @@ def check_learning(config) -> None:
         ("clip_norm", 0, math.inf),
         ("ema_decay", 0, 1),
         ("energy_penalty", 0, math.inf),
+        ("energy_spectral_bound", 0, math.inf),
         ("gradient_penalty", 0, math.inf),
         ("energy_share", 0, 1),
         ("kl_warmup_steps", 0, math.inf),

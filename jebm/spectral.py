@@ -3,7 +3,8 @@
     v = W u / |W u|,     u = W^T v / |W^T v|,     |W| = v^T W u,
 
 of a kernel as the matrix W [inputs, features]. Added to a loss these norms keep the
-networks smooth, which deep hierarchies need to be trained. (arXiv 2007.03898)
+networks smooth, which deep hierarchies need to be trained (arXiv 2007.03898). Bounded,
+they keep an energy smooth enough for a chain to follow.
 """
 
 from typing import Any
@@ -35,8 +36,8 @@ def start(key: jax.Array, kernels: Any) -> Vectors:
 
 def norms(
     kernels: Any, vectors: Vectors, num_iterations: int = 4
-) -> tuple[jax.Array, Vectors]:
-    """The sum of all spectral norms, and the vectors to go on from.
+) -> tuple[Any, Vectors]:
+    """The spectral norm of each kernel, and the vectors to go on from.
 
     No gradient passes through the vectors.
 
@@ -45,22 +46,63 @@ def norms(
       vectors: of `start`, or of the call before.
       num_iterations: of the power iteration.
 
+    Returns:
+      A pytree like `kernels` of [], and the vectors.
+
     Example:
       >>> kernels = [jnp.diag(jnp.array([1.0, 3.0])), jnp.eye(2)]
       >>> vectors = start(jax.random.key(0), kernels)
-      >>> norms(kernels, vectors, num_iterations=20)[0].round(3)
-      Array(4., dtype=float32)
+      >>> [round(float(n), 3) for n in norms(kernels, vectors, num_iterations=20)[0]]
+      [3.0, 1.0]
     """
-    stacks = _matrices(kernels)
-    total, found = 0.0, {}
-    for name, stack in stacks.items():
+    norms, found = {}, {}
+    for name, stack in _matrices(kernels).items():
         held, u = jax.lax.stop_gradient(stack), vectors[name]
         for _ in range(num_iterations):
             v = _unit(jnp.einsum("nio,no->ni", held, u))
-            u = _unit(jnp.einsum("nio,ni->no", held, v))
-        total += jnp.einsum("ni,nio,no->", v, stack, u)
+            turned = jnp.einsum("nio,ni->no", held, v)
+            # A kernel of zeros turns everything to zero, and must not end the search.
+            u = jnp.where(turned.any(axis=1, keepdims=True), _unit(turned), u)
+        norms[name] = list(jnp.einsum("ni,nio,no->n", v, stack, u))
         found[name] = u
-    return total, found
+    each = jax.tree.map(lambda kernel: norms[_name(kernel)].pop(0), kernels)
+    return each, found
+
+
+def bounded(
+    params: Any, vectors: Vectors, bound: jax.typing.ArrayLike
+) -> tuple[Any, Vectors]:
+    """`params` with every kernel that is over the bound scaled down to it.
+
+    After each step of an optimiser this keeps a network of k kernels, and activations
+    of slope 1, from being steeper than bound^k. (arXiv 1804.04368, projection)
+
+    Args:
+      params: a pytree; its kernels are the leaves of two and more axes.
+      vectors: of `start` or of the call before, for `kernels_of(params)`.
+      bound: [], of the spectral norms.
+
+    Example:
+      >>> params = {"kernel": jnp.diag(jnp.array([1.0, 4.0])), "bias": jnp.ones(2)}
+      >>> vectors = start(jax.random.key(0), kernels_of(params))
+      >>> for _ in range(9):
+      ...     params, vectors = bounded(params, vectors, 2.0)
+      >>> params["kernel"].diagonal().round(3)
+      Array([0.5, 2. ], dtype=float32)
+    """
+    each, vectors = norms(kernels_of(params), vectors)
+    leaves, treedef = jax.tree.flatten(params)
+    each = iter(each)
+    leaves = [
+        leaf if leaf.ndim < 2 else leaf * jnp.minimum(1, bound / (next(each) + 1e-12))
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(treedef, leaves), vectors
+
+
+def kernels_of(params: Any) -> list[jax.Array]:
+    """The leaves of two and more axes."""
+    return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
 
 
 def _matrices(kernels):
@@ -68,8 +110,12 @@ def _matrices(kernels):
     stacks = {}
     for kernel in jax.tree.leaves(kernels):
         matrix = kernel.reshape(-1, kernel.shape[-1])
-        stacks.setdefault("x".join(map(str, matrix.shape)), []).append(matrix)
+        stacks.setdefault(_name(kernel), []).append(matrix)
     return {name: jnp.stack(stack) for name, stack in stacks.items()}
+
+
+def _name(kernel):
+    return f"{kernel.size // kernel.shape[-1]}x{kernel.shape[-1]}"
 
 
 def _unit(x):

@@ -91,6 +91,8 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.spectral_penalty = 0.0
     config.learning.spectral_penalty_start = 0.0
     config.learning.energy_penalty = 0.0  # times mean E^2, z+ and z-
+    # Of every kernel of the energies: none leaves a step beyond it. 0: no bound.
+    config.learning.energy_spectral_bound = 0.0
     # Times mean |grad_eps E|^2, z-: a chain can only follow a smooth energy.
     config.learning.gradient_penalty = 0.02
 

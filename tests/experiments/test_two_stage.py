@@ -15,6 +15,9 @@ from tests.experiments.runs import metrics, run, state_digests
 from tests.experiments.test_train import variational_config
 
 
+BOUND = 0.5  # of the energies' kernels
+
+
 def first_config():
     config = variational_config("gaussian")
     config.learning.num_steps = 4
@@ -29,6 +32,7 @@ def second_config(monkeypatch):
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.learning.method = "two_stage"
     config.learning.num_steps = 8
+    config.learning.energy_spectral_bound = BOUND
     return config
 
 
@@ -49,6 +53,10 @@ def test_first_stage_is_trained_and_stays_to_the_bit(both):
     before = jebm.init(jax.random.key(0), model).energy
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, second.energy)
     assert any(jax.tree.leaves(moved))
+    kernels = [k for k in jax.tree.leaves(second.energy) if k.ndim == 2]
+    norms = [np.linalg.norm(k, 2) for k in kernels]
+    # The averages of what is in the bound are in it.
+    assert max(norms) <= BOUND * 1.01 and sum(n > BOUND * 0.9 for n in norms) > 1
     names = set(metrics(both)[-1])
     assert {"energy_gap_nats", "prior_eps_square", "loss_nats"} <= names
 
