@@ -113,7 +113,7 @@ def create_optimizer(learning) -> optax.GradientTransformation:
         "backbone": chain(
             learning.optimizer, learning.backbone_lr, learning.weight_decay
         ),
-        "energy": chain("adam", learning.energy_lr, 0.0),
+        "energy": chain("adam", learning.energy_lr, learning.energy_weight_decay),
         "fixed": optax.set_to_zero(),
     }
 

@@ -102,6 +102,7 @@ def check_learning(config) -> None:
         ("adam_b2", 0, 1),
         ("adam_eps", 0, math.inf),
         ("weight_decay", 0, math.inf),
+        ("energy_weight_decay", 0, math.inf),
         ("clip_norm", 0, math.inf),
         ("ema_decay", 0, 1),
         ("energy_penalty", 0, math.inf),

@@ -71,6 +71,7 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.optimizer = "adam"  # or "adamax", of the backbone
     config.learning.backbone_lr = 1e-3
     config.learning.energy_lr = 3e-4  # Adam
+    config.learning.energy_weight_decay = 0.0  # as weight_decay, of the energies
     config.learning.warmup_steps = 0  # from a rate of 0
     config.learning.final_lr_fraction = 0.1  # of a cosine decay over num_steps
     config.learning.adam_b1 = 0.9

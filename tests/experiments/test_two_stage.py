@@ -14,7 +14,6 @@ from jebm.backbones.vector import VectorBackbone
 from tests.experiments.runs import metrics, run, state_digests
 from tests.experiments.test_train import variational_config
 
-
 BOUND = 0.5  # of the energies' kernels
 
 

@@ -1,0 +1,88 @@
+import importlib.util
+
+import jax
+import pytest
+
+from experiments import sample
+from experiments.command_line import ConfigError
+from experiments.configs import test
+from tools import tpu_memory
+
+PROGRAM = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: f32[2]) -> f32[2] {
+  ROOT %r = f32[2] all-reduce(%p), to_apply=%add
+}
+
+%body (p: f32[2]) -> f32[2] {
+  ROOT %c = f32[2] call(%p), to_apply=%fused
+}
+
+%condition (p: f32[2]) -> pred[] {
+  ROOT %t = pred[] constant(true)
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %s = (f32[2], /*index=1*/f32[2]) all-reduce-start(%p, %p), to_apply=%add
+  %d = (f32[2], /*index=1*/f32[2]) all-reduce-done(%s)
+  %g = f32[4] all-gather(%p), dimensions={0}
+  ROOT %w = f32[2] while(%p), condition=%condition, body=%body
+}
+"""
+
+
+def config_and_model():
+    config = test.get_config()
+    return config, sample.build_model(config, (8, 8, 1))
+
+
+def test_collectives_are_counted_and_found_in_loops():
+    assert tpu_memory.collectives(PROGRAM) == (3, 1)
+    assert tpu_memory.collectives(PROGRAM.replace("all-gather", "negate")) == (2, 1)
+    assert tpu_memory.collectives(PROGRAM.replace("body=%body", "body=%add")) == (3, 0)
+
+
+def test_train_step_reduces_over_devices_and_not_in_its_chains():
+    config, model = config_and_model()
+    compiled = tpu_memory.lower_step(config, model, jax.devices()).compile()
+    total, looped = tpu_memory.collectives(compiled.as_text())
+    assert total > 0 and looped == 0
+    assert " while(" in compiled.as_text()  # the chains
+
+
+def test_sampler_needs_no_other_device_and_its_memory_not_more_steps():
+    config, model = config_and_model()
+    held = []
+    for num_steps in (3, 300):
+        config.chains.prior.num_steps = num_steps
+        model = sample.build_model(config, (8, 8, 1))
+        compiled = tpu_memory.lower_sampler(config, model, jax.devices()[0]).compile()
+        assert tpu_memory.collectives(compiled.as_text()) == (0, 0)
+        held.append(tpu_memory.bytes_per_chip(compiled))
+    images = config.eval.batch_size * 8 * 8 * 4
+    assert images < held[0] == held[1]
+
+
+def test_batch_that_chips_cannot_share_is_refused():
+    config, model = config_and_model()
+    config.learning.batch_size = 9
+    with pytest.raises(ConfigError, match="multiple of the 2 chips, got 9"):
+        tpu_memory.lower_step(config, model, jax.devices())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the compiler of a TPU"
+)
+def test_step_compiles_for_chips_that_are_not_there():
+    with pytest.raises(ConfigError, match="no topology 'v0:1x1'"):
+        tpu_memory.devices_of("v0:1x1")
+    config, model = config_and_model()
+    devices = tpu_memory.devices_of("v5e:2x2")
+    config.learning.batch_size = 8 * len(devices)
+    compiled = tpu_memory.lower_step(config, model, devices).compile()
+    total, looped = tpu_memory.collectives(compiled.as_text())
+    assert total > 0 and looped == 0
+    assert 0 < tpu_memory.bytes_per_chip(compiled) < 2**30

@@ -1,0 +1,163 @@
+"""Compiles an experiment for a TPU that is not there: its memory, its collectives.
+
+    pip install 'jebm[tpu-aot]'
+    python -m tools.tpu_memory --config=experiments/configs/cifar10_nvae.py
+        --image_shape=32,32,3 [--topology=v5e:2x4] [--config.FIELD=...]
+
+The train step, of `learning.batch_size` images over all chips, and the sampler, of
+`eval.batch_size` over one, are compiled for the topology by the TPU's own compiler. Of
+each is told what a chip must hold (arguments, results and what is computed on the way;
+v5e has 16 GiB) and its collectives, of which none may sit in a loop. No data is needed.
+"""
+
+import os
+import re
+import sys
+import time
+
+# Before jax looks for devices: there are none.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+import jebm
+from experiments import command_line, learning, parallel
+from experiments.command_line import ConfigError
+from experiments.sample import build_model
+from jebm.sampling import decode, run_chains
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Kind and grid of chips.")
+_IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height, width, channels.")
+
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """Chips that programs can be compiled for.
+
+    Raises:
+      ConfigError: for an unknown topology, or if the TPU's compiler is not installed.
+    """
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except Exception as error:  # of the plugin, whatever it raises
+        raise ConfigError(
+            f"no topology {topology!r}: {str(error).splitlines()[0]} (the compiler "
+            "is that of pip install 'jebm[tpu-aot]')"
+        ) from None
+
+
+def lower_step(config, model: jebm.Model, devices):
+    """The train step of all chips, lowered."""
+    num, batch = len(devices), config.learning.batch_size
+    if batch % num:
+        raise ConfigError(
+            f"learning.batch_size must be a multiple of the {num} chips, got {batch}"
+        )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(
+        lambda key: learning.create_state(key, config.learning, model), key
+    )
+
+    def each(a):
+        return jax.ShapeDtypeStruct((num, *a.shape), a.dtype)
+
+    def split(a):
+        return jax.ShapeDtypeStruct((num, a.shape[0] // num, *a.shape[1:]), a.dtype)
+
+    pool = jax.tree.map(split, state.pool)
+    state = jax.tree.map(each, state.replace(pool=())).replace(pool=pool)
+    images = jax.ShapeDtypeStruct((num, batch // num, *model.image_shape), np.uint8)
+    step = learning.make_train_step(config.learning, model)
+    return parallel.pmap(step, devices).lower(key, state, images)
+
+
+def lower_sampler(config, model: jebm.Model, device):
+    """Prior chains and decoder of one chip, lowered."""
+
+    def sampler(keys, params):
+        latents, _ = run_chains(keys, model, params, model.chains.prior)
+        return decode(model, params, latents)
+
+    where = jax.sharding.SingleDeviceSharding(device)
+    keys = jax.eval_shape(
+        lambda: jax.random.split(jax.random.key(0), config.eval.batch_size)
+    )
+    params = jax.eval_shape(lambda: jebm.init(jax.random.key(0), model))
+    placed = jax.jit(sampler, in_shardings=where, out_shardings=where)
+    return placed.lower(keys, params)
+
+
+def bytes_per_chip(compiled) -> int:
+    """What a chip holds while the program runs."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def collectives(text: str) -> tuple[int, int]:
+    """How many collectives a compiled program has, and how many are inside a loop."""
+    bodies = dict(
+        re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
+    )
+    calls = {
+        name: set(re.findall(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)", body))
+        for name, body in bodies.items()
+    }
+    looped, todo = set(), re.findall(r"\b(?:body|condition)=%?([\w.\-]+)", text)
+    while todo:
+        name = todo.pop()
+        if name not in looped:
+            looped.add(name)
+            todo += calls.get(name, ())
+    found = {
+        name: len(re.findall(rf" (?:{COLLECTIVES})(?:-start)?\(", body))
+        for name, body in bodies.items()
+    }
+    return sum(found.values()), sum(found[name] for name in looped & found.keys())
+
+
+def main(argv: list[str]) -> None:
+    """Compiles and tells."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected arguments {argv[1:]}")
+    try:
+        shape = tuple(int(n) for n in _IMAGE_SHAPE.value or ())
+        if len(shape) != 3 or min(shape) < 1:
+            raise ConfigError("--image_shape must be HEIGHT,WIDTH,CHANNELS")
+        config = _CONFIG.value
+        model = build_model(config, shape)
+        devices = devices_of(_TOPOLOGY.value)
+        lowered = {
+            f"train step, {config.learning.batch_size} images on {len(devices)} chips":
+                lower_step(config, model, devices),
+        }  # fmt: skip
+        if model.energy is not None:
+            name = f"sampler, {config.eval.batch_size} images on 1 chip"
+            lowered[name] = lower_sampler(config, model, devices[0])
+        for name, program in lowered.items():
+            started = time.perf_counter()
+            compiled = program.compile()
+            total, looped = collectives(compiled.as_text())
+            print(
+                f"{name}: {bytes_per_chip(compiled) / 2**30:.2f} GiB a chip, {total} "
+                f"collectives, {looped} of them in loops (compiled in "
+                f"{time.perf_counter() - started:.0f} s)",
+                flush=True,
+            )
+    except command_line.USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)
