@@ -79,6 +79,14 @@ FIXTURE = _ARGS | {
 }  # fmt: skip
 
 
+def published(groups: int, width: int) -> dict:
+    """The args of the published CIFAR-10 network, with other groups and width."""
+    return _ARGS | SETTINGS["CIFAR-10, 30 groups, 1 flow"] | {
+        "num_groups_per_scale": groups, "num_latent_per_group": 20,
+        "num_channels_enc": width, "num_channels_dec": width,
+    }  # fmt: skip
+
+
 def import_official(code: pathlib.Path):
     """The module with the official `AutoEncoder`, made to run on a CPU."""
     import torch
