@@ -7,10 +7,11 @@ from jebm import model
 from tests.experiments.runs import CONFIG, run_main, start_main
 
 CONFIG_NAMES = (
-    "celeba64.py, cifar10.py, cifar10_svhn_ood.py, default.py, digits.py, mnist.py, "
-    "mnist01.py, mnist_anomaly.py, mnist_ladder.py, mnist_ladder_ebm.py, mnist_ood.py, "
-    "nvae_celeba64.py, nvae_cifar10.py, nvae_mnist.py, nvae_mnist_ebm.py, svhn.py, "
-    "test.py, vae_mnist.py"
+    "celeba64.py, celeba_hq256.py, celeba_hq256_paper.py, cifar10.py, "
+    "cifar10_nvae.py, cifar10_svhn_ood.py, default.py, digits.py, lsun.py, "
+    "mnist.py, mnist01.py, mnist_anomaly.py, mnist_ladder.py, mnist_ladder_ebm.py, "
+    "mnist_ood.py, nvae_celeba64.py, nvae_celeba_hq256.py, nvae_cifar10.py, "
+    "nvae_lsun.py, nvae_mnist.py, nvae_mnist_ebm.py, svhn.py, test.py, vae_mnist.py"
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments import datasets, sample
+from experiments import datasets, sample, train
 from experiments.datasets import Split
 from tests.experiments.runs import metrics, run
 
@@ -106,3 +106,53 @@ def test_a_shrunken_config_takes_two_steps(name, tmp_path, monkeypatch):
     assert [line["step"] for line in lines] == [1, 2]
     assert all(value is not None for line in lines for value in line.values())
     assert lines[0]["energy_gap_nats"] == 0  # energies start at 0
+
+
+TWO_STAGES = {
+    "cifar10_nvae": (32, 32, 3),
+    "lsun": (64, 64, 3),
+    "celeba_hq256": (256, 256, 3),
+    "celeba_hq256_paper": (256, 256, 3),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TWO_STAGES))
+def test_second_stages_have_the_published_energies(name):
+    config = config_of(name)
+    train.check_learning(config)
+    model = jebm.build(sample.model_spec(config, TWO_STAGES[name]))
+    shapes = model.backbone.latent_shapes
+    z = [jax.ShapeDtypeStruct((1, *shape), float) for shape in shapes]
+    energies = jax.eval_shape(model.energy.init, jax.random.key(0), z)["params"]
+    for i, shape in enumerate(shapes, start=1):
+        halvings = int(math.log2(shape[0] // 4))
+        maps = [energies[f"f{i}_conv_{h}"]["kernel"].shape for h in range(halvings)]
+        assert maps == [(4, 4, shape[-1], 64), *[(4, 4, 64, 64)] * halvings][:halvings]
+        head = list(kernels(energies[f"f{i}"]).values())
+        features = 16 * (64 if halvings else shape[-1])
+        assert head == [(features, 200), (200, 200), (200, 1)]
+
+
+def test_regime_of_the_papers_code():
+    chain = jebm.Chain(**config_of("celeba_hq256_paper").chains.prior)
+    assert (chain.num_steps, chain.space) == (10, "eps_released")
+    assert math.isclose(chain.step_size**2, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "groups"),
+    [
+        (
+            "nvae_celeba_hq256",
+            (256, 256, 3),
+            [128] * 16 + [64] * 8 + [32] * 4 + [16] * 4 + [8] * 4,
+        ),
+        ("nvae_lsun", (64, 64, 3), [32] * 5 + [16] * 5 + [8] * 5),
+    ],
+)
+def test_published_hierarchies(name, shape, groups):
+    config = config_of(name)
+    train.check_learning(config)
+    shapes = jebm.build(sample.model_spec(config, shape)).backbone.latent_shapes
+    assert [s[0] for s in shapes] == groups
+    assert {s[-1] for s in shapes} == {20}
