@@ -31,10 +31,6 @@ from experiments.command_line import ConfigError
 from experiments.sample import build_model
 from jebm.sampling import decode, run_chains
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Kind and grid of chips.")
-_IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Height, width, channels.")
-
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
@@ -132,12 +128,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unexpected arguments {argv[1:]}")
     try:
-        shape = tuple(int(n) for n in _IMAGE_SHAPE.value or ())
+        shape = tuple(int(n) for n in flags.FLAGS.image_shape or ())
         if len(shape) != 3 or min(shape) < 1:
             raise ConfigError("--image_shape must be HEIGHT,WIDTH,CHANNELS")
-        config = _CONFIG.value
+        config = flags.FLAGS.config
         model = build_model(config, shape)
-        devices = devices_of(_TOPOLOGY.value)
+        devices = devices_of(flags.FLAGS.topology)
         lowered = {
             f"train step, {config.learning.batch_size} images on {len(devices)} chips":
                 lower_step(config, model, devices),
@@ -159,5 +155,13 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def _define_flags():
+    """Called by the program alone: two may not define the same flags."""
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("topology", "v5e:2x4", "Kind and grid of chips.")
+    flags.DEFINE_list("image_shape", None, "Height, width, channels.")
+
+
 if __name__ == "__main__":
+    _define_flags()
     app.run(main, flags_parser=command_line.parse)
