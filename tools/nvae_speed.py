@@ -38,7 +38,8 @@ def our_step(args: dict, batch: int):
         def total(eps):  # examples are independent
             return logdensity(model, params, eps, space="eps").sum()
 
-        return langevin.diffuse(key, eps, jax.grad(total)(eps), _STEP_SIZE, 1.0)
+        state = langevin.LangevinState(eps)
+        return langevin.step(key, state, total, _STEP_SIZE)[0].position
 
     shapes = model.backbone.latent_shapes
     eps = tuple(jnp.zeros((batch, *shape)) for shape in shapes)
@@ -81,7 +82,7 @@ def their_step(args: dict, batch: int, code: pathlib.Path):
             total = total + energies[group](z).sum()
             state = cell(state, z)
             group += 1
-            return total
+        return total
 
     def step(eps):
         eps = [e.requires_grad_() for e in eps]
