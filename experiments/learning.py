@@ -233,9 +233,10 @@ def make_train_step(learning, model: jebm.Model):
         grads, (terms, found) = jax.grad(loss, has_aux=True)(learned)
         metrics = jax.tree.map(jnp.mean, metrics | terms)
         grads, metrics, statistics = parallel.mean((grads, metrics, found.statistics))
-        vectors = state.vectors | found.vectors
         state = state.apply_gradients(
-            grads=grads, statistics=statistics, vectors=vectors
+            grads=grads,
+            statistics=statistics,
+            vectors=state.vectors | found.vectors,
         )
         if "energy" in state.vectors:
             state = bound_energy(state, learning.energy_spectral_bound)

@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jebm
 from experiments.command_line import ConfigError
+from jebm import checkpoints
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
 # learning rates). Everything else makes it another run.
@@ -84,6 +86,15 @@ def write_settings(workdir: pathlib.Path, config, spec: dict[str, Any]) -> None:
         (workdir / name).mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", plain(config))
     write_json(workdir / "model.json", spec)
+
+
+def write_model(
+    workdir: pathlib.Path, spec: dict[str, Any], params: jebm.Params, step: int = 0
+) -> None:
+    """Makes a directory that `jebm.load` reads: one checkpoint and model.json."""
+    with checkpoints.manager(workdir, keep=1) as manager:
+        checkpoints.save(manager, step, {"ema": params})
+    write_json(workdir / "model.json", spec)  # last: now it can be loaded
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -55,7 +55,7 @@ def norms(
       >>> [round(float(n), 3) for n in norms(kernels, vectors, num_iterations=20)[0]]
       [3.0, 1.0]
     """
-    norms, found = {}, {}
+    values, found = {}, {}
     for name, stack in _matrices(kernels).items():
         held, u = jax.lax.stop_gradient(stack), vectors[name]
         for _ in range(num_iterations):
@@ -63,10 +63,9 @@ def norms(
             turned = jnp.einsum("nio,ni->no", held, v)
             # A kernel of zeros turns everything to zero, and must not end the search.
             u = jnp.where(turned.any(axis=1, keepdims=True), _unit(turned), u)
-        norms[name] = list(jnp.einsum("ni,nio,no->n", v, stack, u))
+        values[name] = list(jnp.einsum("ni,nio,no->n", v, stack, u))
         found[name] = u
-    each = jax.tree.map(lambda kernel: norms[_name(kernel)].pop(0), kernels)
-    return each, found
+    return jax.tree.map(lambda kernel: values[_name(kernel)].pop(0), kernels), found
 
 
 def bounded(
@@ -91,13 +90,9 @@ def bounded(
       Array([0.5, 2. ], dtype=float32)
     """
     each, vectors = norms(kernels_of(params), vectors)
-    leaves, treedef = jax.tree.flatten(params)
-    each = iter(each)
-    leaves = [
-        leaf if leaf.ndim < 2 else leaf * jnp.minimum(1, bound / (next(each) + 1e-12))
-        for leaf in leaves
-    ]
-    return jax.tree.unflatten(treedef, leaves), vectors
+    scales = (jnp.minimum(1, bound / (norm + 1e-12)) for norm in each)
+    scaled = jax.tree.map(lambda a: a * next(scales) if a.ndim >= 2 else a, params)
+    return scaled, vectors
 
 
 def kernels_of(params: Any) -> list[jax.Array]:

@@ -25,8 +25,7 @@ from flax import traverse_util
 
 import jebm
 from experiments.command_line import USER_ERRORS, ConfigError
-from experiments.workdir import write_json
-from jebm import checkpoints
+from experiments.workdir import write_json, write_model
 
 _SIZES = {"mnist": 28, "omniglot": 28, "cifar10": 32, "ffhq": 256}
 # What `args` hold besides the network's shape: training, paths, processes.
@@ -343,9 +342,7 @@ def main(argv: list[str] | None = None) -> None:
         params = jax.tree.map(lambda a: a.astype(np.float32), params)
         given.out.mkdir(parents=True, exist_ok=True)
         write_json(given.out / "nvae_args.json", {k: str(v) for k, v in args.items()})
-        with checkpoints.manager(given.out, keep=1) as manager:
-            checkpoints.save(manager, 0, {"ema": params})
-        write_json(given.out / "model.json", spec)  # last: now it can be loaded
+        write_model(given.out, spec, params)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     size = sum(a.size for a in jax.tree.leaves(params))

@@ -14,8 +14,8 @@ left as it is.
 
 import argparse
 import functools
+import json
 import pathlib
-import shutil
 import sys
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import jebm
 from experiments.command_line import USER_ERRORS, ConfigError
-from experiments.workdir import write_json
+from experiments.workdir import write_json, write_model
 from jebm import checkpoints
 from jebm.hierarchy import top_down, transport
 from jebm.langevin import normal_like
@@ -88,10 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         settings = vars(given) | {"run": str(given.run), "out": str(given.out)}
         write_json(given.out / "batch_stats.json", settings)
-        with checkpoints.manager(given.out, keep=1) as manager:
-            checkpoints.save(manager, checkpoints.steps(given.run)[-1], {"ema": params})
-        # Last: now it can be loaded.
-        shutil.copyfile(given.run / "model.json", given.out / "model.json")
+        spec = json.loads((given.run / "model.json").read_text())
+        write_model(given.out, spec, params, checkpoints.steps(given.run)[-1])
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"wrote {given.out}")

@@ -29,7 +29,6 @@ import jebm
 from experiments import command_line, learning, parallel
 from experiments.command_line import ConfigError
 from experiments.sample import build_model
-from jebm.sampling import decode, run_chains
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
@@ -64,12 +63,12 @@ def lower_step(config, model: jebm.Model, devices):
     def each(a):
         return jax.ShapeDtypeStruct((num, *a.shape), a.dtype)
 
-    def split(a):
-        return jax.ShapeDtypeStruct((num, a.shape[0] // num, *a.shape[1:]), a.dtype)
-
-    pool = jax.tree.map(split, state.pool)
+    images = jax.ShapeDtypeStruct((batch, *model.image_shape), np.uint8)
+    pool, images = jax.eval_shape(
+        lambda tree: jax.tree.map(lambda a: parallel.split(a, num), tree),
+        (state.pool, images),
+    )
     state = jax.tree.map(each, state.replace(pool=())).replace(pool=pool)
-    images = jax.ShapeDtypeStruct((num, batch // num, *model.image_shape), np.uint8)
     step = learning.make_train_step(config.learning, model)
     return parallel.pmap(step, devices).lower(key, state, images)
 
@@ -77,17 +76,13 @@ def lower_step(config, model: jebm.Model, devices):
 def lower_sampler(config, model: jebm.Model, device):
     """Prior chains and decoder of one chip, lowered."""
 
-    def sampler(keys, params):
-        latents, _ = run_chains(keys, model, params, model.chains.prior)
-        return decode(model, params, latents)
+    def sampler(key, params):
+        return jebm.sample(key, model, params, config.eval.batch_size).x
 
     where = jax.sharding.SingleDeviceSharding(device)
-    keys = jax.eval_shape(
-        lambda: jax.random.split(jax.random.key(0), config.eval.batch_size)
-    )
-    params = jax.eval_shape(lambda: jebm.init(jax.random.key(0), model))
-    placed = jax.jit(sampler, in_shardings=where, out_shardings=where)
-    return placed.lower(keys, params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(lambda key: jebm.init(key, model), key)
+    return jax.jit(sampler, in_shardings=where, out_shardings=where).lower(key, params)
 
 
 def bytes_per_chip(compiled) -> int:

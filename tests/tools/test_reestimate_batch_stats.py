@@ -5,18 +5,10 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments.workdir import write_json
-from jebm import checkpoints
+from experiments.workdir import write_model
 from tools import convert_nvae, reestimate_batch_stats, verify_nvae
 
 MOMENTUM = 0.95  # of the running averages, per batch
-
-
-def write_run(path, spec, params):
-    path.mkdir()
-    with checkpoints.manager(path, keep=1) as manager:
-        checkpoints.save(manager, 0, {"ema": params})
-    write_json(path / "model.json", spec)
 
 
 def write(path, stats):
@@ -27,7 +19,7 @@ def write(path, stats):
     params = convert_nvae.convert(model, state)
     averages = jax.tree.map(lambda a: a * 0 + stats, params.backbone["batch_stats"])
     params = params._replace(backbone=params.backbone | {"batch_stats": averages})
-    write_run(path, spec, params)
+    write_model(path, spec, params)
     return params
 
 
@@ -106,6 +98,6 @@ def test_bad_arguments_are_refused_before_any_work(three, arguments, message):
 
 def test_backbone_without_statistics_is_refused(tmp_path):
     spec = {"image_shape": (4, 4, 1), "backbone": {"latent_dims": (2, 2)}}
-    write_run(tmp_path / "run", spec, jebm.init(jax.random.key(0), jebm.build(spec)))
+    write_model(tmp_path / "run", spec, jebm.init(jax.random.key(0), jebm.build(spec)))
     with pytest.raises(SystemExit, match="has no batch statistics"):
         reestimate_batch_stats.main([str(tmp_path / "run"), str(tmp_path / "out")])
