@@ -31,7 +31,11 @@ def our_step(args: dict, batch: int):
     spec = convert_nvae.model_spec(args, None)
     spec["energy"] = {"name": "conv", "channels": _CHANNELS, "widths": _WIDTHS}
     model = jebm.build(spec)
-    params = jebm.init(jax.random.key(0), model)
+    eps = tuple(jnp.zeros((batch, *s)) for s in model.backbone.latent_shapes)
+    # Those that `official` draws; drawing our own would compile for minutes.
+    state = verify_nvae.random_state(model, 0, "float32")
+    energy = model.energy.init(jax.random.key(0), eps)
+    params = convert_nvae.convert(model, state)._replace(energy=energy)
 
     @jax.jit
     def step(key, params, eps):
@@ -41,8 +45,6 @@ def our_step(args: dict, batch: int):
         state = langevin.LangevinState(eps)
         return langevin.step(key, state, total, _STEP_SIZE)[0].position
 
-    shapes = model.backbone.latent_shapes
-    eps = tuple(jnp.zeros((batch, *shape)) for shape in shapes)
     keys = iter(jax.random.split(jax.random.key(1), 10_000))
     return lambda eps: jax.block_until_ready(step(next(keys), params, eps)), eps
 

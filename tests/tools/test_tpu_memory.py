@@ -82,6 +82,7 @@ def test_step_compiles_for_chips_that_are_not_there():
     config, model = config_and_model()
     devices = tpu_memory.devices_of("v5e:2x2")
     config.learning.batch_size = 8 * len(devices)
+    config.learning.persistent_chains = 2 * config.learning.batch_size
     compiled = tpu_memory.lower_step(config, model, devices).compile()
     total, looped = tpu_memory.collectives(compiled.as_text())
     assert total > 0 and looped == 0
