@@ -21,6 +21,7 @@ from jebm.diagnostics import chain_diagnostics
 from jebm.hierarchy import Latents, infer
 from jebm.langevin import global_norm
 from jebm.sampling import (
+    draw_noise,
     example_keys,
     run_chains,
     start_positions,
@@ -257,7 +258,8 @@ def make_train_step(learning, model: jebm.Model):
 
 def encode(model, params, x, keys) -> Latents:
     """z ~ q(z | x) of the encoder, from `keys` [B]."""
-    return nn.apply(lambda b: infer(b, x, keys)[0], model.backbone)(params.backbone)
+    noise = draw_noise(keys, model, params)
+    return nn.apply(lambda b: infer(b, x, noise)[0], model.backbone)(params.backbone)
 
 
 def bound_energy(state: TrainState, bound: float) -> TrainState:

@@ -9,14 +9,14 @@ models whatever their likelihood, and no density can win by a spike on the grid 
 values. A likelihood of discrete images needs none of this: there log p is that of the
 values themselves, and bits per dimension are -log p / (D log 2).
 
-Two estimators of log p(x) (`eval.likelihood_estimator`), both with log Z by annealed
+Three estimators of log p(x) (`eval.likelihood_estimator`), both with log Z by annealed
 importance sampling (`jebm.partition`), 0 for a Gaussian prior:
 
     importance   log mean p(x|z) p_beta(z) exp(-E(z)) / q(z|x) - log Z over samples of
                  the encoder; in expectation below log p(x) but for the error of log Z
     annealed     from the prior to the posterior by `eval.likelihood_num_temperatures`
-                 steps, for models whose encoder does not draw alone, or to check the
-                 other with
+                 steps, for models whose encoder does not draw alone
+    bridged      the same from the encoder's q to the posterior: a shorter way
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 from jebm import partition, scores
 
-ESTIMATORS = ("importance", "annealed")
+ESTIMATORS = ("importance", "annealed", "bridged")
 
 
 def check(config) -> None:
@@ -50,10 +50,11 @@ def check(config) -> None:
         )
     posterior = config.chains.posterior
     alone = posterior.start == "encoder" and not posterior.num_steps
-    if options.likelihood_estimator == "importance" and not alone:
+    if options.likelihood_estimator != "annealed" and not alone:
         raise ConfigError(
-            "eval.likelihood_estimator 'importance' needs posterior samples of an "
-            "encoder alone; this run's are of a chain: use 'annealed'"
+            f"eval.likelihood_estimator {options.likelihood_estimator!r} needs "
+            "posterior samples of an encoder alone; this run's are of a chain: use "
+            "'annealed'"
         )
 
 
@@ -125,7 +126,11 @@ def _is_discrete(model):
 
 
 def _of_prior(key, model, params, x, log_z, options):
-    estimator = {"importance": _importance, "annealed": _annealed}
+    estimator = {
+        "importance": _importance,
+        "annealed": functools.partial(_annealed, "prior"),
+        "bridged": functools.partial(_annealed, "encoder"),
+    }
     draw = estimator[options.likelihood_estimator](model, params, x, options)
     batch = min(options.likelihood_batch_size, len(x))
     each = in_batches(key, draw, np.arange(len(x)), batch)
@@ -151,17 +156,19 @@ def _importance(model, params, x, options):
     return draw
 
 
-def _annealed(model, params, x, options):
+def _annealed(start, model, params, x, options):
     num, steps = options.likelihood_num_samples, options.likelihood_num_temperatures
     # One schedule for all batches: tuned once, compiled once.
     schedule = partition.tune(
-        jax.random.key(0), model, params, x=jnp.asarray(x), num_temperatures=steps
-    )
+        jax.random.key(0), model, params, x=jnp.asarray(x), start=start,
+        num_temperatures=steps,
+    )  # fmt: skip
     draw = functools.partial(
         partition.log_likelihood,
         model=model,
         params=params,
         log_z=0.0,
+        start=start,
         num_particles=num,
         num_temperatures=steps,
         schedule=schedule,

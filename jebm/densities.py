@@ -9,7 +9,12 @@ times its Jacobian. With an image x both gain log p(x | z). Another law is that 
     eps_released           log p_beta(T(eps)) - E(T(eps))
 
 which leaves the Jacobian out, as the paper's code for two stages does: it favours
-eps at which the sigma_i are small.
+eps at which the sigma_i are small. And the law of z given x, seen from an encoder:
+
+    encoder  log N(xi; 0, I) - log q(z | x) + log p(x | z) + log p_beta(z) - E(z)
+
+of the noise xi that the encoder transports to z, exact as the first two are. The closer
+q is to the posterior, the closer this is to N(0, I).
 (arXiv 2306.06323)
 """
 
@@ -22,6 +27,7 @@ from jebm import checks
 from jebm.hierarchy import (
     Latents,
     given,
+    infer,
     keep_above,
     log_prior,
     log_standard_normal,
@@ -46,8 +52,11 @@ def logdensity(
 
     The decoder is not called where `x` is None. `temperature` scales every sigma_i
     of the hierarchy. With z_{>k} given as `above`, the position is of the k layers
-    below and the density is theirs, up to what depends on z_{>k} alone. Returns [B].
+    below and the density is theirs, up to what depends on z_{>k} alone. Space "encoder"
+    takes an `x` and neither of these. Returns [B].
     """
+    if space == "encoder":
+        return _encoder_logdensity(model, params, position, x)
     batch = position[0].shape[0]
     pick = given(position) if space == "z" else transport(position)
     pick = keep_above(above, len(position), pick)
@@ -55,17 +64,31 @@ def logdensity(
     def backbone_terms(backbone):
         latents, priors, state = top_down(backbone, batch, pick, temperature)
         output = None if x is None else backbone.decode(state)
-        return latents, priors, output
+        return latents, priors, state, output
 
-    latents, priors, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
+    apply = nn.apply(backbone_terms, model.backbone)
+    latents, priors, state, output = apply(params.backbone)
     if space == "eps":
         value = log_standard_normal(position)
     else:
         value = log_prior(latents, priors)
-    value = value - energy(model, params, latents)
+    value = value - energy(model, params, latents, state)
     if x is not None:
         value = value + model.likelihood.log_prob(output, x)
     return value
+
+
+def _encoder_logdensity(model, params, noise, x):
+    def backbone_terms(backbone):
+        latents, log_q, priors, state = infer(backbone, x, noise)
+        log_ratio = log_prior(latents, priors) - sum(log_q)
+        return latents, state, log_ratio, backbone.decode(state)
+
+    apply = nn.apply(backbone_terms, model.backbone)
+    latents, state, log_ratio, output = apply(params.backbone)
+    value = log_standard_normal(noise) + log_ratio
+    value = value - energy(model, params, latents, state)
+    return value + model.likelihood.log_prob(output, x)
 
 
 def one_chain(

@@ -42,11 +42,9 @@ class Normal(NamedTuple):
             -0.5 * noise**2 - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
         )
 
-    def sample(self, keys: jax.Array) -> jax.Array:
-        """Draws [B, *shape], each example from its typed key; differentiable."""
-        loc, scale = jnp.broadcast_arrays(self.loc, self.scale)
-        noise = jax.vmap(lambda k: jax.random.normal(k, loc.shape[1:], loc.dtype))(keys)
-        return loc + scale * noise
+    def transport(self, noise: jax.Array) -> jax.Array:
+        """Maps standard normal noise [B, *shape] to draws of these."""
+        return self.loc + self.scale * noise
 
 
 @dataclasses.dataclass(frozen=True)

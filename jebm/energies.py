@@ -4,9 +4,11 @@
     joint        E(z) = - f(z_1, ..., z_L)      (arXiv 2310.09604)
     conv         layerwise, with convolutions where z_i is a map
     joint_conv   joint, with convolutions from the finest map to the coarsest
+    state        E(z) = - f(h(z)), h the state that the decoder reads
 
 An energy is any Linen module that maps latents (a tuple, bottom to top, each
-[B, *shape_i]) to [B], in nats; low energy is likely.
+[B, *shape_i]) to [B], in nats; low energy is likely. One whose attribute `reads_state`
+is true maps (latents, state), the second what `jebm.hierarchy.top_down` returns last.
 """
 
 import flax.linen as nn
@@ -133,11 +135,7 @@ class ConvEnergy(nn.Module):
         """Returns E_i(z_i) = -f_i(z_i), a tuple of [B], bottom to top."""
         energies = []
         for i, z in enumerate(latents):
-            halvings = 0
-            while z.ndim == 4 and min(z.shape[1:3]) > 4:
-                conv = _halving(self.channels, name=f"f{i + 1}_conv_{halvings}")
-                z = ACTIVATIONS[self.activation](conv(z))
-                halvings += 1
+            z = _halved(self, z, f"f{i + 1}_conv")
             f = MLP(self.widths, 1, self.activation, True, name=f"f{i + 1}")
             energies.append(-f(z)[:, 0])
         return tuple(energies)
@@ -195,6 +193,68 @@ class JointConvEnergy(nn.Module):
         flat = [z.reshape(z.shape[0], -1) for z in flat + vectors]
         f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
         return -f(jnp.concatenate(flat, axis=-1))[:, 0]
+
+
+class StateEnergy(nn.Module):
+    """One f of the state that the decoder reads: convolutions down to 4 x 4, an MLP.
+
+    An image depends on z through that state alone, so that this energy can mend all
+    that shows, and leaves alone what does not: the many units of a deep hierarchy in
+    which q is p_beta and which the decoder has learned to ignore. These drown an energy
+    of the latents themselves in noise. Zero at initialisation.
+
+    It learns on a frozen backbone or beside a VAE; where its gradient reaches the
+    backbone, the state moves with it.
+
+    Attributes:
+      channels: of each convolution, 4 x 4 with stride 2.
+      widths: hidden widths of the MLP.
+      activation: a smooth one by default, because the Langevin chain must follow f.
+
+    Example:
+      >>> energy, state = StateEnergy(8), jnp.ones((5, 16, 16, 3))
+      >>> params = energy.init(jax.random.key(0), (), state)
+      >>> energy.apply(params, (), state).shape
+      (5,)
+    """
+
+    channels: int = 64
+    widths: tuple[int, ...] = (200, 200)
+    activation: str = "silu"
+
+    reads_state = True
+
+    def __post_init__(self):
+        _check_conv(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, latents: Latents, state: jax.Array) -> jax.Array:
+        """Returns E(z), [B]."""
+        del latents
+        if not isinstance(state, jax.Array):
+            raise ValueError(
+                "energy 'state' needs a backbone whose state is one array, got a "
+                f"{type(state).__name__}"
+            )
+        state = _halved(self, state, "conv")
+        f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
+        return -f(state)[:, 0]
+
+
+def reads_state(energy: nn.Module) -> bool:
+    """Whether the energy takes the decoder's state besides the latents."""
+    return getattr(energy, "reads_state", False)
+
+
+def _halved(energy, x, name):
+    """A map, halved by convolutions down to 4 x 4; a vector as it is."""
+    halvings = 0
+    while x.ndim == 4 and min(x.shape[1:3]) > 4:
+        conv = _halving(energy.channels, name=f"{name}_{halvings}")
+        x = ACTIVATIONS[energy.activation](conv(x))
+        halvings += 1
+    return x
 
 
 def _halving(channels, name):

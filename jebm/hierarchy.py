@@ -13,9 +13,11 @@ A backbone is a Linen module with the attribute `latent_shapes`, bottom to top, 
 and, if its attribute `has_encoder` is true,
 
     encode(x) -> features
-    posterior(i, state, features, prior_i, keys [B]) -> (z_i, log q_i [B])
+    posterior(i, state, features, prior_i, noise_i) -> (z_i, log q_i [B])
 
-with `encoder_modules`, the names of the top-level modules that these alone use.
+with `encoder_modules`, the names of the top-level modules that these alone use. z_i is
+a map of standard normal noise_i, of its own shape, and log q_i the density at z_i that
+this gives it: noise is to q(z | x) what eps is to p_beta(z).
 
 Here i is the tuple index, from L - 1 (top) down to 0; cost is linear in L. Functions
 of this module take a bound backbone, as inside `nn.apply`.
@@ -62,7 +64,7 @@ def top_down(
 
 def transport(eps: Latents) -> Pick:
     """Picks z_i = mu_i + sigma_i eps_i, the map T from noise to latents."""
-    return lambda i, state, prior: prior.loc + prior.scale * eps[i]
+    return lambda i, state, prior: prior.transport(eps[i])
 
 
 def given(latents: Latents) -> Pick:
@@ -83,14 +85,14 @@ def inverse_transport(latents: Latents, priors: tuple[Normal, ...]) -> Latents:
 
 
 def infer(
-    backbone: Any, x: jax.Array, keys: jax.Array
+    backbone: Any, x: jax.Array, noise: Latents
 ) -> tuple[Latents, tuple[jax.Array, ...], tuple[Normal, ...], Any]:
-    """Draws z ~ q(z | x), top down, by the backbone's encoder.
+    """Transports standard normal noise to z ~ q(z | x), top down, by the encoder.
 
     Args:
       backbone: a bound backbone with an encoder.
       x: images [B, H, W, C] in [0, 1].
-      keys: typed keys, [B].
+      noise: bottom to top, each [B, *latent_shapes[i]].
 
     Returns:
       latents, log q(z_i | z_{>i}, x) of each layer in nats [B], bottom to top, and the
@@ -100,8 +102,7 @@ def infer(
     log_q = []
 
     def pick(i, state, prior):
-        layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
-        z, log_q_i = backbone.posterior(i, state, features, prior, layer_keys)
+        z, log_q_i = backbone.posterior(i, state, features, prior, noise[i])
         log_q.append(log_q_i)
         return z
 

@@ -21,8 +21,15 @@ from jebm.distributions import (
     LearnedGaussian,
     LogisticMixture,
 )
-from jebm.energies import ConvEnergy, JointConvEnergy, JointEnergy, LayerwiseEnergy
-from jebm.hierarchy import Latents, has_encoder, infer, top_down, transport
+from jebm.energies import (
+    ConvEnergy,
+    JointConvEnergy,
+    JointEnergy,
+    LayerwiseEnergy,
+    StateEnergy,
+    reads_state,
+)
+from jebm.hierarchy import Latents, given, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
 
 BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone, "nvae": NVAEBackbone}
@@ -31,6 +38,7 @@ ENERGIES = {
     "joint": JointEnergy,
     "conv": ConvEnergy,
     "joint_conv": JointConvEnergy,
+    "state": StateEnergy,
 }
 LIKELIHOODS = {
     "gaussian": Gaussian,
@@ -94,7 +102,7 @@ class Model:
     Attributes:
       image_shape: (H, W, C).
       backbone: a Linen module under the contract of `jebm.hierarchy`.
-      energy: a Linen module, latents -> [B]; None for the Gaussian hierarchy itself.
+      energy: a Linen module of `jebm.energies`; None for the Gaussian hierarchy itself.
       likelihood: p(x | z), see `jebm.distributions`.
       chains: how prior and posterior are sampled unless the caller says otherwise.
     """
@@ -224,11 +232,11 @@ def _init(key, model):
     def generate(backbone):
         if has_encoder(backbone):
             x = jnp.zeros((1, *model.image_shape), jnp.float32)
-            infer(backbone, x, jax.random.split(key_backbone, 1))
+            infer(backbone, x, eps)
         latents, _, state = top_down(backbone, 1, transport(eps))
-        return latents, backbone.decode(state)
+        return latents, state, backbone.decode(state)
 
-    (latents, output), backbone = nn.init_with_output(generate, model.backbone)(
+    (latents, state, output), backbone = nn.init_with_output(generate, model.backbone)(
         key_backbone
     )
     height, width, channels = model.image_shape
@@ -240,15 +248,21 @@ def _init(key, model):
         )
     if model.energy is None:
         return Params(backbone, {})
-    return Params(backbone, model.energy.init(key_energy, latents))
+    seen = (latents, state) if reads_state(model.energy) else (latents,)
+    return Params(backbone, model.energy.init(key_energy, *seen))
 
 
 # It runs once: what a compiler gains on hundreds of draws is less than it takes.
 _compiled_init = jax.jit(_init, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def energy(model: Model, params: Params, latents: Latents) -> jax.Array:
+def energy(
+    model: Model, params: Params, latents: Latents, state: Any = None
+) -> jax.Array:
     """E(z) in nats, [B]; 0 for a Gaussian prior.
+
+    `state` is that of `jebm.hierarchy.top_down` at `latents`, for a caller that has it;
+    where None, and the energy reads it, the top-down pass is taken here.
 
     Example:
       >>> model = build({"image_shape": (8, 8, 1)})
@@ -261,7 +275,15 @@ def energy(model: Model, params: Params, latents: Latents) -> jax.Array:
         raise ValueError(f"latents must have {layers} layers, got {len(latents)}")
     if model.energy is None:
         return jnp.zeros_like(latents[0], shape=latents[0].shape[:1])
-    return model.energy.apply(params.energy, latents)
+    if not reads_state(model.energy):
+        return model.energy.apply(params.energy, latents)
+    if state is None:
+
+        def reached(backbone):
+            return top_down(backbone, latents[0].shape[0], given(latents))[2]
+
+        state = nn.apply(reached, model.backbone)(params.backbone)
+    return model.energy.apply(params.energy, latents, state)
 
 
 def float_dtype(params: Params) -> jnp.dtype:

@@ -29,9 +29,10 @@ from jebm.hierarchy import (
     infer,
     log_prior,
     top_down,
+    transport,
 )
 from jebm.model import Model, Params, energy
-from jebm.sampling import priors_at, to_eps, to_latents
+from jebm.sampling import draw_noise, priors_at, to_eps
 
 
 class Positive(NamedTuple):
@@ -82,13 +83,13 @@ def positive_terms(
 
     def backbone_terms(backbone):
         _, priors, state = top_down(backbone, x.shape[0], given(latents))
-        return log_prior(latents, priors), backbone.decode(state)
+        return log_prior(latents, priors), state, backbone.decode(state)
 
-    log_p, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
+    log_p, state, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
     return Positive(
         model.likelihood.log_prob(output, x),
         log_p,
-        energy(model, params, latents),
+        energy(model, params, latents, state),
         jnp.zeros_like(log_p),
     )
 
@@ -119,17 +120,20 @@ def variational_terms(
       (4,)
     """
 
+    noise = draw_noise(keys, model, params)
+
     def backbone_terms(backbone):
-        latents, log_q, priors, state = infer(backbone, x, keys)
+        latents, log_q, priors, state = infer(backbone, x, noise)
         log_p = [p.log_prob(z) for z, p in zip(latents, priors, strict=True)]
         return latents, log_q, log_p, backbone.decode(state)
 
     apply = nn.apply(backbone_terms, model.backbone, mutable=("batch_stats", "kernels"))
     (latents, log_q, log_p, output), written = apply(params.backbone)
+    shared = params._replace(backbone=_share(params.backbone, energy_share))
     return Positive(
         model.likelihood.log_prob(output, x),
         sum(log_p),
-        energy(model, params, _share(latents, energy_share)),
+        energy(model, shared, _share(latents, energy_share)),
         sum(log_q),
         jnp.stack(log_q, axis=1) - jnp.stack(log_p, axis=1),
         written,
@@ -210,7 +214,7 @@ def negative_terms(
     seen = params._replace(backbone=_share(params.backbone, energy_share))
     return Negative(
         log_prior(latents, priors_at(model, seen, latents)),
-        energy(model, params, latents),
+        energy(model, seen, latents),
     )
 
 
@@ -235,8 +239,12 @@ def energy_gradient_penalty(
     eps = to_eps(model, params, latents)
 
     def total_energy(eps):
-        z = to_latents(model, params, eps, "eps")
-        return jnp.sum(energy(model, params, z))  # examples are independent
+        def transported(backbone):
+            return top_down(backbone, eps[0].shape[0], transport(eps))
+
+        latents, _, state = nn.apply(transported, model.backbone)(params.backbone)
+        energies = energy(model, params, latents, state)
+        return jnp.sum(energies)  # examples are independent
 
     grads = jax.grad(total_energy)(eps)
     return sum(jnp.sum(g.reshape(g.shape[0], -1) ** 2, axis=-1) for g in grads)

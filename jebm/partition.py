@@ -3,6 +3,8 @@
     pi_b(eps) = N(eps; 0, I) exp(b g(eps)),      b from 0 to 1
     g = -E(T(eps))                      its normaliser at b = 1 is Z
     g = -E(T(eps)) + log p(x|T(eps))    Z_x = Z p(x), so log p(x) = log Z_x - log Z
+    g = -E(z) + log[p(x|z) p_beta(z) / q(z|x)]    the same Z_x, and eps the noise that
+                                        an encoder transports to z: from q at b = 0
 
 A particle starts at N(0, I) and takes one MALA step at each b_t. Its weight
 w = prod_t exp[(b_t - b_{t-1}) g(eps_{t-1})] has the normaliser as its mean, so that the
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 
 from jebm import checks, mala
 from jebm.densities import one_chain
-from jebm.hierarchy import Latents
+from jebm.hierarchy import Latents, has_encoder
 from jebm.model import Model, Params, float_dtype
 from jebm.sampling import UNTILTED, example_keys, start_positions, to_eps
 from jebm.tempering import log_reference
@@ -126,6 +128,7 @@ def log_likelihood(
     x: jax.Array,
     *,
     log_z: jax.typing.ArrayLike,
+    start: str = "prior",
     num_particles: int = 16,
     num_temperatures: int = 1000,
     schedule: Schedule | None = None,
@@ -137,6 +140,8 @@ def log_likelihood(
       x: images [N, H, W, C], floating-point in [0, 1]; all particles of all of them
         are in memory at once.
       log_z: log Z, the value that `log_z` found, whose error is not in the result's.
+      start: "prior", or "encoder" for a path from q(z|x), which is shorter: with one
+        temperature it is importance sampling by q, with more it corrects what q lacks.
 
     Returns:
       An `Estimate` of fields [N], nats.
@@ -153,8 +158,9 @@ def log_likelihood(
     """
     checks.params(model, params)
     checks.images(model, x)
+    _check_start(model, start, x)
     found = _estimate(key, model, params, x, (), num_particles, num_temperatures,
-                      schedule)  # fmt: skip
+                      schedule, start)  # fmt: skip
     return found._replace(value=found.value - log_z)
 
 
@@ -207,6 +213,7 @@ def tune(
     *,
     x: jax.Array | None = None,
     above: Latents = (),
+    start: str = "prior",
     num_temperatures: int = 500,
 ) -> Schedule:
     """Chooses temperatures and step sizes by a first run of 64 particles.
@@ -220,14 +227,16 @@ def tune(
       key, model, params: as of `log_z`.
       x: images, for `log_likelihood`.
       above: z_{>k}, for `log_z_given`.
+      start: of `log_likelihood`.
       num_temperatures: T.
 
     Returns:
       The Schedule.
     """
     _check(key, model, params, num_temperatures=num_temperatures)
+    _check_start(model, start, x)
     few = jax.tree.map(lambda a: a[:_TUNED_ON], (x, above))
-    return _tune(key, model, params, *few, num_temperatures)
+    return _tune(key, model, params, *few, num_temperatures, start)
 
 
 def log_weights(
@@ -238,13 +247,15 @@ def log_weights(
     *,
     x: jax.Array | None = None,
     above: Latents = (),
+    start: str = "prior",
 ) -> jax.Array:
     """log w of one particle per key, [B]: for particles sharded over devices.
 
     `x` [B, H, W, C] and `above` [B, *shape_i], where given, are of each particle. Join
     the weights of all devices by `estimate`.
     """
-    return _log_weights(keys, model, params, x, above, schedule)
+    _check_start(model, start, x)
+    return _log_weights(keys, model, params, x, above, schedule, start)
 
 
 def estimate(log_weights: jax.Array) -> Estimate:
@@ -278,7 +289,17 @@ def _check(key, model, params, **counts):
         checks.positive_int(name, value)
 
 
-def _estimate(key, model, params, x, above, num_particles, num_temperatures, schedule):
+def _check_start(model, start, x):
+    checks.one_of("start", start, ("prior", "encoder"))
+    if start == "encoder" and (x is None or not has_encoder(model.backbone)):
+        wrong = "there are no images" if x is None else "the backbone has no encoder"
+        raise ValueError(f"start='encoder' needs q(z | x), and {wrong}")
+
+
+def _estimate(
+    key, model, params, x, above, num_particles, num_temperatures, schedule,
+    start="prior",
+):  # fmt: skip
     _check(
         key,
         model,
@@ -289,28 +310,30 @@ def _estimate(key, model, params, x, above, num_particles, num_temperatures, sch
     key_tune, key_run = jax.random.split(key)
     if schedule is None:
         schedule = tune(
-            key_tune, model, params, x=x, above=above, num_temperatures=num_temperatures
-        )
-    return _run(key_run, model, params, x, above, schedule, num_particles)
+            key_tune, model, params, x=x, above=above, start=start,
+            num_temperatures=num_temperatures,
+        )  # fmt: skip
+    return _run(key_run, model, params, x, above, schedule, num_particles, start)
 
 
-@functools.partial(jax.jit, static_argnums=6)
-def _run(key, model, params, x, above, schedule, num_particles):
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _run(key, model, params, x, above, schedule, num_particles, start):
     given = (x, above)
     if not jax.tree.leaves(given):
         keys = example_keys(key, jnp.arange(num_particles))
-        return estimate(_log_weights(keys, model, params, None, (), schedule))
+        return estimate(_log_weights(keys, model, params, None, (), schedule, start))
     num = jax.tree.leaves(given)[0].shape[0]
     keys = example_keys(key, jnp.arange(num * num_particles))
     given = jax.tree.map(lambda a: jnp.repeat(a, num_particles, axis=0), given)
-    found = _log_weights(keys, model, params, *given, schedule)
+    found = _log_weights(keys, model, params, *given, schedule, start)
     return estimate(found.reshape(num, num_particles))
 
 
-def _target(model, params, x, above):
+def _target(model, params, x, above, start):
     """g of one position, [], for `x` and `above` of one example."""
     x = None if x is None else x.astype(float_dtype(params))
-    logdensity_fn = one_chain(model, params, "eps", x, 1.0, above)
+    space = "encoder" if start == "encoder" else "eps"
+    logdensity_fn = one_chain(model, params, space, x, 1.0, above)
     return lambda eps: logdensity_fn(eps) - log_reference(eps)
 
 
@@ -338,12 +361,12 @@ def _move(key, t, eps, g, b, step_size):
     return state.position, info.acceptance
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _log_weights(keys, model, params, x, above, schedule):
+@functools.partial(jax.jit, static_argnums=(1, 6))
+def _log_weights(keys, model, params, x, above, schedule, start):
     b, step_sizes = schedule
 
-    def one(key, start, x, above):
-        g = _target(model, params, x, above)
+    def one(key, eps, x, above):
+        g = _target(model, params, x, above, start)
 
         def body(carry, inputs):
             eps, log_w = carry
@@ -353,17 +376,17 @@ def _log_weights(keys, model, params, x, above, schedule):
 
         zero = jnp.zeros((), float_dtype(params))
         steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
-        return jax.lax.scan(body, (start, zero), steps)[0][1]
+        return jax.lax.scan(body, (eps, zero), steps)[0][1]
 
-    start = start_positions(keys, model, params, UNTILTED, above=above)
-    return jax.vmap(one)(keys, start, x, above)
+    eps = start_positions(keys, model, params, UNTILTED, above=above)
+    return jax.vmap(one)(keys, eps, x, above)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _reverse_log_weights(keys, model, params, latents, schedule):
     """log 1/w of one particle per key, from the latents that it ends at."""
     b, step_sizes = schedule
-    g = _target(model, params, None, ())
+    g = _target(model, params, None, (), "prior")
 
     def one(key, eps):
         def body(carry, inputs):
@@ -379,8 +402,8 @@ def _reverse_log_weights(keys, model, params, latents, schedule):
     return jax.vmap(one)(keys, to_eps(model, params, latents))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 5))
-def _tune(key, model, params, x, above, num_temperatures):
+@functools.partial(jax.jit, static_argnums=(1, 5, 6))
+def _tune(key, model, params, x, above, num_temperatures, start):
     given = (x, above)
     groups = jax.tree.leaves(given)[0].shape[0] if jax.tree.leaves(given) else 1
     pilots = -(-_PILOTS // groups)
@@ -391,13 +414,15 @@ def _tune(key, model, params, x, above, num_temperatures):
     b = jnp.linspace(0, 1, num_temperatures + 1, dtype=dtype) ** 3
 
     def values(eps):
-        return jax.vmap(lambda e, x, above: _target(model, params, x, above)(e))(
-            eps, *given
-        )
+        def one(eps, x, above):
+            return _target(model, params, x, above, start)(eps)
+
+        return jax.vmap(one)(eps, *given)
 
     def moves(t, eps, b, step_size):
         def one(key, eps, x, above):
-            return _move(key, t, eps, _target(model, params, x, above), b, step_size)
+            g = _target(model, params, x, above, start)
+            return _move(key, t, eps, g, b, step_size)
 
         return jax.vmap(one)(keys, eps, *given)
 
@@ -411,10 +436,10 @@ def _tune(key, model, params, x, above, num_temperatures):
         spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
         return (eps, log_step), (log_step, spread)
 
-    start = start_positions(keys, model, params, UNTILTED, above=given[1])
-    spread = values(start).reshape(groups, pilots).std(axis=1).mean()
+    eps = start_positions(keys, model, params, UNTILTED, above=given[1])
+    spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
     inputs = (jnp.arange(num_temperatures), b[1:])
-    _, (log_steps, spreads) = jax.lax.scan(body, (start, jnp.zeros((), dtype)), inputs)
+    _, (log_steps, spreads) = jax.lax.scan(body, (eps, jnp.zeros((), dtype)), inputs)
     spreads = jnp.concatenate([spread[None], spreads])
     # A floor, so that b moves where g does not vary at all.
     spreads = jnp.maximum(spreads, 1e-3 * jnp.maximum(spreads.max(), 1e-6))

@@ -55,6 +55,18 @@ def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
+def draw_noise(
+    keys: jax.Array, model: Model, params: Params, layers: int | None = None
+) -> Latents:
+    """Standard normal noise of the shapes of the latents, from keys [B].
+
+    Of the lowest `layers` alone, where given.
+    """
+    shapes, dtype = model.backbone.latent_shapes[:layers], float_dtype(params)
+    zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
+    return jax.vmap(langevin.normal_like, in_axes=(0, None))(keys, zeros)
+
+
 def run_chains(
     keys: jax.Array,
     model: Model,
@@ -184,14 +196,11 @@ def start_positions(
     if chain.start == "encoder":
 
         def draw(backbone):
-            return infer(backbone, x, keys)[0]
+            return infer(backbone, x, draw_noise(keys, model, params))[0]
 
         latents = nn.apply(draw, model.backbone)(params.backbone)
         return to_positions(model, params, latents, chain.space)[:moving]
-    dtype = float_dtype(params)
-    shapes = model.backbone.latent_shapes[:moving]
-    zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
-    eps = jax.vmap(lambda key: langevin.normal_like(key, zeros))(keys)
+    eps = draw_noise(keys, model, params, moving)
     if chain.space == "z" and chain.start == "prior":
         return to_latents(model, params, eps, "eps", temperature, above)[:moving]
     return eps

@@ -21,7 +21,7 @@ from jebm import checks
 from jebm.hierarchy import given, infer, log_prior, top_down
 from jebm.model import Model, Params, energy, float_dtype
 from jebm.objectives import Positive, positive_terms
-from jebm.sampling import example_keys, prior_chain, run_chains
+from jebm.sampling import draw_noise, example_keys, prior_chain, run_chains
 
 
 def score(
@@ -284,9 +284,10 @@ def _log_weights(keys, model, params, x, k, num_samples):
 
     def one(keys):
         keys_above, keys_below = _split(keys)
+        noise = draw_noise(keys_above, model, params)
 
         def inferred(backbone):
-            latents, log_q, _, _ = infer(backbone, x, keys_above)
+            latents, log_q, _, _ = infer(backbone, x, noise)
             return latents, log_q
 
         latents, log_q = nn.apply(inferred, model.backbone)(params.backbone)
@@ -297,10 +298,11 @@ def _log_weights(keys, model, params, x, k, num_samples):
 
         def joint(backbone):
             _, priors, state = top_down(backbone, x.shape[0], given(latents))
-            return log_prior(latents[k:], priors[k:]), backbone.decode(state)
+            log_p = log_prior(latents[k:], priors[k:])
+            return log_p, state, backbone.decode(state)
 
-        log_p, output = nn.apply(joint, model.backbone)(params.backbone)
-        log_p = log_p - energy(model, params, latents)
+        log_p, state, output = nn.apply(joint, model.backbone)(params.backbone)
+        log_p = log_p - energy(model, params, latents, state)
         return model.likelihood.log_prob(output, x) + log_p - sum(log_q[k:])
 
     return _per_sample(keys, num_samples, one)

@@ -203,7 +203,7 @@ def random_state(model: jebm.Model, seed: int, dtype: str) -> dict[str, np.ndarr
 
 
 def given(model, seed, dtype):
-    """Images, keys of `infer`, and noise to sample from."""
+    """Images, noise to infer from, and noise to sample from."""
     rng, batch = np.random.default_rng([seed, 1]), 2
     most = 2**model.backbone.bits - 1
     x = rng.integers(0, most + 1, (batch, *model.image_shape)) / most
@@ -211,14 +211,19 @@ def given(model, seed, dtype):
         rng.standard_normal((batch, *shape)).astype(dtype)
         for shape in model.backbone.latent_shapes
     )
-    return x.astype(dtype), jax.random.split(jax.random.key(seed), batch), eps
+    keys, noise = jax.random.split(jax.random.key(seed), batch), []
+    for i, shape in enumerate(model.backbone.latent_shapes):
+        layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+        normal = jax.vmap(lambda k, s=shape: jax.random.normal(k, s, dtype))
+        noise.append(normal(layer_keys))
+    return x.astype(dtype), tuple(noise), eps
 
 
-def ours(model, params, x, keys, eps) -> dict[str, list[np.ndarray]]:
+def ours(model, params, x, noise, eps) -> dict[str, list[np.ndarray]]:
     """Every quantity of the table, of each group from the top; decoder output whole."""
 
     def encode_decode(backbone):
-        latents, log_q, priors, state = infer(backbone, jnp.asarray(x), keys)
+        latents, log_q, priors, state = infer(backbone, jnp.asarray(x), noise)
         log_p = [p.log_prob(z) for z, p in zip(latents, priors, strict=True)]
         return latents, log_q, priors, log_p, backbone.decode(state)
 
@@ -242,15 +247,10 @@ def ours(model, params, x, keys, eps) -> dict[str, list[np.ndarray]]:
     return {name: [np.asarray(a) for a in arrays] for name, arrays in found.items()}
 
 
-def theirs(module, network, model, x, keys, eps) -> dict[str, list[np.ndarray]]:
+def theirs(module, network, model, x, noise, eps) -> dict[str, list[np.ndarray]]:
     """The same quantities of the official network, channels last."""
     import torch
 
-    noise = []
-    for i, shape in enumerate(model.backbone.latent_shapes):  # as `infer` draws it
-        layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
-        normal = jax.vmap(lambda k, s=shape: jax.random.normal(k, s, x.dtype))
-        noise.append(normal(layer_keys))
     pad = ((0, 0), (0, 0), *[(model.backbone.padding,) * 2] * 2)
 
     recorder = Recorder(module, [_first(e) for e in noise[::-1]])

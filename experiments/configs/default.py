@@ -113,10 +113,10 @@ def get_config() -> config_dict.ConfigDict:
     # Of protocol "anomaly": of log p(x|z) in the score, see experiments/anomaly.py.
     config.eval.anomaly_likelihood_weight = 1.0
     # Of protocol "likelihood", see experiments/likelihood.py.
-    config.eval.likelihood_estimator = "importance"  # or "annealed"
+    config.eval.likelihood_estimator = "importance"  # or "annealed", "bridged"
     config.eval.likelihood_num_images = 1000  # the first of the held-out split
-    config.eval.likelihood_num_samples = 1000  # of each image; a few if annealed
-    config.eval.likelihood_num_temperatures = 1000  # annealed
+    config.eval.likelihood_num_samples = 1000  # of each image; a few where annealed
+    config.eval.likelihood_num_temperatures = 1000  # annealed or bridged
     config.eval.likelihood_batch_size = 100  # images at a time
     # Of protocol "ood": data sets, or what experiments/ood.py makes of the images.
     config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")

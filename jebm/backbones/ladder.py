@@ -151,16 +151,16 @@ class LadderBackbone(nn.Module):
         state: jax.Array,
         features: tuple[jax.Array, ...],
         prior: Normal,
-        keys: jax.Array,
+        noise: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Draws z_i of q(z_i | z_{>i}, x), each example from its key [B].
+        """Transports noise [B, *shape_i] to z_i of q(z_i | z_{>i}, x).
 
         Returns z_i [B, *shape_i], differentiable, and log q in nats, [B].
         """
         departure = self.posteriors[i](jnp.concatenate([state, features[i]], -1))
         loc, scale = self._loc_and_scale(departure)
         q = Normal(prior.loc + prior.scale * loc, prior.scale * scale)
-        z = q.sample(keys)
+        z = q.transport(noise)
         return z, q.log_prob(z)
 
     def _loc_and_scale(self, output):

@@ -223,9 +223,9 @@ class NVAEBackbone(nn.Module):
         state: jax.Array,
         features: tuple[jax.Array, ...],
         prior: Normal,
-        keys: jax.Array,
+        noise: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Draws z_i of q(z_i | z_{>i}, x), each example from its key [B].
+        """Transports noise [B, *shape_i] to z_i of q(z_i | z_{>i}, x).
 
         Returns z_i [B, *shape_i], differentiable, and log q in nats, [B].
         """
@@ -237,7 +237,7 @@ class NVAEBackbone(nn.Module):
             prior_loc, prior_log_scale = self._prior(i, state)
             loc, log_scale = prior_loc + loc, prior_log_scale + log_scale
         q = _clamped(loc, log_scale)
-        z = q.sample(keys)
+        z = q.transport(noise)
         log_q = q.log_prob(z)
         return (self.flows[i](z) if self.num_flows else z), log_q
 

@@ -164,15 +164,15 @@ class VectorBackbone(nn.Module):
         state: jax.Array,
         features: jax.Array,
         prior: Normal,
-        keys: jax.Array,
+        noise: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Draws z_i of q(z_i | z_{>i}, x), each example from its key [B].
+        """Transports noise [B, D_i] to z_i of q(z_i | z_{>i}, x).
 
         Returns z_i [B, D_i], differentiable in q's parameters, and log q in nats, [B].
         """
         del prior  # q shares nothing with it but the context
         q = self._normal(self.posteriors[i](jnp.concatenate([features, state], -1)))
-        z = q.sample(keys)
+        z = q.transport(noise)
         return z, q.log_prob(z)
 
     def _normal(self, output):

@@ -13,7 +13,7 @@ from experiments.command_line import ConfigError
 from jebm import checkpoints, model
 from jebm.backbones.vector import VectorBackbone
 from jebm.hierarchy import infer
-from jebm.sampling import example_keys
+from jebm.sampling import draw_noise, example_keys
 from tests.experiments.runs import contents, metrics, run, state_digests
 from tests.models import random_params
 
@@ -405,7 +405,8 @@ def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
         role = jax.random.fold_in(jax.random.fold_in(key, learning.Role.POSTERIOR), 0)
         x = datasets.to_unit(images[device])
         keys = example_keys(role, index)
-        run = nn.apply(lambda b: infer(b, x, keys)[0], built.backbone)
+        noise = draw_noise(keys, built, state.params)
+        run = nn.apply(lambda b: infer(b, x, noise)[0], built.backbone)
         return np.asarray(run(state.params.backbone)[0])
 
     seen = [latents(device) for device in range(2)]

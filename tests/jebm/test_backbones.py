@@ -20,6 +20,7 @@ from jebm.hierarchy import (
     top_down,
     transport,
 )
+from jebm.sampling import draw_noise
 from tests.models import random_latents, random_params
 
 VECTOR = {"latent_dims": (2, 1, 2), "prior_widths": (4,), "encoder_widths": (5,)}
@@ -97,9 +98,9 @@ def test_log_q_is_normalised_and_of_the_latents_that_are_drawn(model):
     params = random_params(model, scale=0.1, dtype=jnp.float64)  # q nearly Gaussian
     x = np.random.default_rng(0).uniform(size=(4, 4, 1))
     x = jnp.asarray(np.broadcast_to(x, (num, *x.shape)))
-    keys = jax.random.split(jax.random.key(0), num)
+    noise = draw_noise(jax.random.split(jax.random.key(0), num), model, params)
     latents, log_q = jax.jit(
-        lambda x: apply(model, params, lambda b: infer(b, x, keys)[:2])
+        lambda x: apply(model, params, lambda b: infer(b, x, noise)[:2])
     )(x)
     log_q = sum(log_q)
     flat = np.concatenate([np.asarray(z).reshape(num, -1) for z in latents], axis=1)
@@ -115,8 +116,10 @@ def test_examples_do_not_mix(model, params):
     keys = jax.random.split(jax.random.key(0), 4)
 
     def run(x, keys):
+        noise = draw_noise(keys, model, params)
+
         def inferred(backbone):
-            latents, log_q, _, state = infer(backbone, x, keys)
+            latents, log_q, _, state = infer(backbone, x, noise)
             return latents, log_q, backbone.decode(state)
 
         return apply(model, params, inferred)

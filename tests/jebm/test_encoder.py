@@ -12,7 +12,13 @@ from jebm import objectives
 from jebm.backbones.vector import VectorBackbone
 from jebm.hierarchy import has_encoder, infer
 from jebm.model import Chain, Chains
-from jebm.sampling import example_keys, start_positions, to_latents, to_positions
+from jebm.sampling import (
+    draw_noise,
+    example_keys,
+    start_positions,
+    to_latents,
+    to_positions,
+)
 from tests.models import grid_nodes, random_latents, random_params, small_model
 
 
@@ -27,7 +33,8 @@ def encoder_model(dims, conditioning="next", **spec):
 
 def infer_with(model, params, x, keys):
     """(latents, log q) of the model's encoder."""
-    latents, log_q = nn.apply(lambda b: infer(b, x, keys)[:2], model.backbone)(
+    noise = draw_noise(keys, model, params)
+    latents, log_q = nn.apply(lambda b: infer(b, x, noise)[:2], model.backbone)(
         params.backbone
     )
     return latents, sum(log_q)
@@ -157,7 +164,23 @@ def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning,
 def test_energy_share_mixes_the_losses_of_the_tilted_and_untilted_prior(
     conditioning, x64
 ):
-    model = encoder_model((2, 1), conditioning, image_shape=(2, 1, 1))
+    check_energy_share(encoder_model((2, 1), conditioning, image_shape=(2, 1, 1)))
+
+
+def test_energy_share_of_an_energy_that_reads_the_state(x64):
+    backbone = {
+        "name": "ladder",
+        "latent_shapes": ((2,), (1,)),
+        "width": 3,
+        "encoder_widths": (4, 3),
+        "activation": "tanh",
+    }
+    energy = {"name": "state", "widths": (6,), "activation": "tanh"}
+    spec = {"image_shape": (2, 1, 1), "backbone": backbone, "energy": energy}
+    check_energy_share(jebm.build(spec))
+
+
+def check_energy_share(model):
     params = random_params(model, dtype=jnp.float64)
     x = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 2, 1, 1)))
     keys = jax.random.split(jax.random.key(0), 3)

@@ -1,9 +1,15 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jebm.energies import ConvEnergy, JointConvEnergy
+import jebm
+from jebm.densities import logdensity
+from jebm.energies import ConvEnergy, JointConvEnergy, StateEnergy
+from jebm.hierarchy import given, log_standard_normal, top_down
+from jebm.sampling import to_latents
+from tests.models import random_latents, random_params
 
 MAPS = ((16, 16, 2), (8, 8, 1), (8, 8, 1), (2, 2, 3))
 
@@ -90,3 +96,43 @@ def test_layers_interact_in_the_joint_energy_alone():
 def test_energy_that_cannot_be_is_refused(kind, changes, message):
     with pytest.raises(ValueError, match=message):
         kind(**changes)
+
+
+BACKBONES = {
+    "vector": {"latent_dims": (3, 2), "decoder_widths": (5,)},
+    "above": {"latent_dims": (3, 2), "conditioning": "above"},
+    "ladder": {"name": "ladder", "latent_shapes": ((4, 4, 2), (3,)), "width": 5},
+    "nvae": {
+        "name": "nvae", "groups": (1, 1), "latent_channels": 2, "width": 2,
+        "encoder_width": 2, "preprocess_cells": 1, "postprocess_cells": 1,
+        "encoder_cells": 1, "decoder_cells": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_energy_of_the_state_is_that_of_what_the_decoder_reads(name, x64):
+    spec = {"image_shape": (8, 8, 1), "energy": {"name": "state", "channels": 4}}
+    model = jebm.build(spec | {"backbone": BACKBONES[name]})
+    params = random_params(model, scale=0.3, dtype=jnp.float64)
+    eps = random_latents(model, 3, dtype=jnp.float64)
+    z = to_latents(model, params, eps, "eps")
+
+    def reached(backbone):
+        return top_down(backbone, 3, given(z))[2]
+
+    state = nn.apply(reached, model.backbone)(params.backbone)
+    expected = model.energy.apply(params.energy, (), state)
+    assert np.ptp(expected) > 1e-3
+    for found in (
+        jebm.energy(model, params, z),
+        jebm.energy(model, params, z, state),
+        log_standard_normal(eps) - logdensity(model, params, eps, space="eps"),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_an_energy_of_the_state_needs_one_array():
+    energy = StateEnergy(4, (5,))
+    with pytest.raises(ValueError, match="whose state is one array, got a dict"):
+        energy.init(jax.random.key(0), (), {"h": jnp.ones((2, 3))})

@@ -18,6 +18,7 @@ from jebm.hierarchy import (
     top_down,
     transport,
 )
+from jebm.sampling import draw_noise
 from tests.models import random_latents
 
 BACKBONE = {
@@ -131,16 +132,15 @@ def test_log_q_is_the_density_of_what_is_drawn(small, x64):
     """By the noise: z is a map of it, and log q its density over the Jacobian."""
     model, params = small
     x = jnp.asarray(np.random.default_rng(1).uniform(size=(1, 6, 6, 1)))
-    keys = jax.random.split(jax.random.key(3), 1)
+    noise = draw_noise(jax.random.split(jax.random.key(3), 1), model, params)
 
     def drawn(backbone):
-        latents, log_q, _, _ = infer(backbone, x, keys)
+        latents, log_q, _, _ = infer(backbone, x, noise)
         return latents, log_q
 
     _, log_q = apply(model, params, drawn)
     top = len(log_q) - 1
-    key = jax.random.fold_in(keys[0], top)
-    eps = jax.random.normal(key, model.backbone.latent_shapes[top], jnp.float64)
+    eps = noise[top][0]
 
     def posterior(eps):
         def run(backbone):

@@ -34,6 +34,31 @@ def test_learning_gradient_is_that_of_the_likelihood_by_quadrature(
     conditioning, likelihood, x64
 ):
     model = small_model((1, 1), conditioning, likelihood={"name": likelihood})
+    # Decoder, hierarchy with its share of log Z, and both energies all learn.
+    check_gradient_by_quadrature(model, ("decoder", "priors_0", "f1", "f2"))
+
+
+def test_learning_gradient_of_an_energy_of_the_state(x64):
+    """The state is the backbone's: E moves with it, in both phases."""
+    check_gradient_by_quadrature(state_model(), ("writers_0", "top", "priors_0", "f"))
+
+
+def state_model(**changes):
+    """A ladder whose energy reads the state, so depends on the backbone."""
+    backbone = {"name": "ladder", "latent_shapes": ((1,), (1,)), "width": 3}
+    return jebm.build(
+        {
+            "image_shape": (1, 1, 1),
+            "backbone": backbone
+            | {"activation": "tanh", "log_scale_bound": 0.7}
+            | changes,
+            "energy": {"name": "state", "widths": (6,), "activation": "tanh"},
+            "likelihood": {"name": "gaussian", "scale": 0.3},
+        }
+    )
+
+
+def check_gradient_by_quadrature(model, parts):
     params = random_params(model, dtype=jnp.float64)
     nodes, _ = grid_nodes(bound=12, num=301)
     x = jnp.full((1, 1, 1, 1), 0.8)
@@ -56,8 +81,7 @@ def test_learning_gradient_is_that_of_the_likelihood_by_quadrature(
     ):
         names.append(jax.tree_util.keystr(path))
         np.testing.assert_allclose(got, want, atol=1e-6 * scale, err_msg=names[-1])
-    # Decoder, hierarchy with its share of log Z, and both energies all learn.
-    for part in ("decoder", "priors_0", "f1", "f2"):
+    for part in parts:
         largest = max(
             float(jnp.abs(g).max())
             for name, g in zip(names, jax.tree.leaves(expected), strict=True)

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import jebm
-from jebm import partition
+from jebm import partition, scores
 from jebm.densities import logdensity
 from jebm.sampling import to_latents
 from tests.jebm.test_scores import (
@@ -124,6 +125,51 @@ def test_log_likelihood_is_exact_within_its_error(with_energy, x64):
     assert abs(z.value - log_z) < 4 * z.standard_error + 1e-9
 
 
+def test_annealing_from_the_exact_posterior_has_nothing_to_do(x64):
+    model, params = linear_model(exact_posterior(TILT), tilted=True)
+    prior, untilted = precision(TILT), precision(np.zeros(2))
+    log_z = 0.5 * np.log(np.linalg.det(untilted) / np.linalg.det(prior))
+    variance = PIXEL @ np.linalg.inv(prior) @ PIXEL + NOISE**2
+    expected = -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
+    found = partition.log_likelihood(
+        KEY, model, params, images(2), log_z=log_z, start="encoder", num_particles=4,
+        num_temperatures=3,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.value, expected, atol=1e-10)
+    np.testing.assert_allclose(found.effective_samples, 4, rtol=1e-10)
+
+
+def test_annealing_from_an_encoder_corrects_it(x64):
+    q = exact_posterior(TILT)
+    wrong = type(q)(0.8 * q.top, 1.3 * q.top_scale, q.low, q.pull, 1.2 * q.low_scale)
+    model, params = linear_model(wrong, tilted=True)
+    variance = PIXEL @ np.linalg.inv(precision(TILT)) @ PIXEL + NOISE**2
+    expected = -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
+    log_z = 0.5 * np.log(
+        np.linalg.det(precision(np.zeros(2))) / np.linalg.det(precision(TILT))
+    )
+
+    def run(num_temperatures):
+        return partition.log_likelihood(
+            KEY, model, params, images(4), log_z=log_z, start="encoder",
+            num_particles=200, num_temperatures=num_temperatures,
+        )  # fmt: skip
+
+    bridged, importance = run(40), run(1)
+    assert np.all(bridged.standard_error < 0.02)
+    error = np.abs(bridged.value - expected)
+    assert np.all(error < 4 * bridged.standard_error)
+    assert np.all(bridged.standard_error < 0.5 * importance.standard_error)
+    # With one temperature it is importance sampling by q: the same law of weights.
+    keys = jax.random.split(KEY, 400)
+    schedule = partition.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
+    weights = partition.log_weights(
+        keys, model, params, schedule, x=images(400), start="encoder"
+    )
+    others = scores.importance_log_weights(KEY, model, params, images(1), 400)[0]
+    assert stats.ks_2samp(weights, others).pvalue > 1e-3
+
+
 def test_a_gaussian_prior_has_a_log_z_of_zero():
     model = small_model(energy=None)
     params = random_params(model)
@@ -211,6 +257,13 @@ def test_what_cannot_be_estimated_is_refused():
         partition.log_z_given(KEY, model, params, z)
     with pytest.raises(ValueError, match="x must have shape"):
         partition.log_likelihood(KEY, model, params, jnp.ones((2, 3, 3, 1)), log_z=0.0)
+    x = jnp.ones((2, *model.image_shape))
+    with pytest.raises(ValueError, match="start must be one of"):
+        partition.log_likelihood(KEY, model, params, x, log_z=0.0, start="q")
+    with pytest.raises(ValueError, match="and the backbone has no encoder"):
+        partition.log_likelihood(KEY, model, params, x, log_z=0.0, start="encoder")
+    with pytest.raises(ValueError, match="and there are no images"):
+        partition.tune(KEY, model, params, start="encoder")
     with pytest.raises(ValueError, match="latents"):
         schedule = partition.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
         partition.reverse_log_z(KEY, model, params, z[:1], schedule)

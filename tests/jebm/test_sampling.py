@@ -10,7 +10,7 @@ import jebm
 from jebm import mala, sampling
 from jebm.densities import logdensity
 from jebm.model import Chain, Chains
-from jebm.sampling import run_chains, trace_chains
+from jebm.sampling import draw_noise, run_chains, trace_chains
 from tests.models import grid_nodes, random_params, small_model
 
 KEY = jax.random.key(7)
@@ -342,3 +342,24 @@ def test_params_of_another_model_are_refused_by_leaf(model, params):
     twin = dataclasses.replace(model, energy=None)
     with pytest.raises(ValueError, match=r"energy.*should be absent"):
         jebm.sample(KEY, twin, params, 2)
+
+
+def test_noise_is_standard_normal_and_each_of_its_key():
+    model = small_model()
+    params = random_params(model)
+    num = 20_000
+    keys = jax.random.split(KEY, num)
+    noise = jax.jit(draw_noise)(keys, model, params)
+    assert [z.shape[1:] for z in noise] == list(model.backbone.latent_shapes)
+    flat = np.concatenate([np.asarray(z).reshape(num, -1) for z in noise], axis=1)
+    # Independent draws: the errors of mean, variance and correlation, times five.
+    covariance = np.cov(flat.T)
+    assert (abs(flat.mean(0)) < 5 / np.sqrt(num)).all()
+    assert (abs(np.diag(covariance) - 1) < 5 * np.sqrt(2 / num)).all()
+    off = covariance - np.diag(np.diag(covariance))
+    assert (abs(off) < 5 / np.sqrt(num)).all()
+    alone = draw_noise(keys[5:7], model, params)
+    for a, z in zip(alone, noise, strict=True):
+        np.testing.assert_array_equal(a, z[5:7])
+    below = draw_noise(keys[:3], model, params, layers=1)
+    assert [z.shape for z in below] == [noise[0][:3].shape]

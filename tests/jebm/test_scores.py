@@ -65,13 +65,13 @@ class LinearHierarchy(nn.Module):
     def encode(self, x):
         return x.reshape(-1, 1)
 
-    def posterior(self, i, state, features, prior, keys):
+    def posterior(self, i, state, features, prior, noise):
         if i == 1:
             loc, scale = self.q.top * features, self.q.top_scale
         else:
             loc, scale = self.q.low * features + self.q.pull * state, self.q.low_scale
         q = Normal(loc, jnp.full_like(loc, scale))
-        z = q.sample(keys)
+        z = q.transport(noise)
         return z, q.log_prob(z)
 
 
