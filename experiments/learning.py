@@ -21,6 +21,7 @@ from jebm.diagnostics import chain_diagnostics
 from jebm.hierarchy import Latents, infer
 from jebm.langevin import global_norm
 from jebm.sampling import (
+    UNTILTED,
     draw_noise,
     example_keys,
     run_chains,
@@ -217,11 +218,24 @@ def make_train_step(learning, model: jebm.Model):
                 )(_keys(key, Role.RESTART, state, x))
                 start = _take(state, restart, keys, model)
                 chain = dataclasses.replace(chain, num_steps=learning.persistent_steps)
-            negative, info = run_chains(keys, model, state.params, chain, start=start)
+
+            def tilted(params):
+                latents, info = run_chains(keys, model, params, chain, start=start)
+                return latents, info.grad_norm
+
+            def untilted(params):
+                latents, _ = run_chains(keys, model, params, UNTILTED)
+                return latents, jnp.zeros_like(latents[0], shape=keys.shape)
+
+            if learning.nce_steps:
+                is_nce = state.step < learning.nce_steps
+                drawn = jax.lax.cond(is_nce, untilted, tilted, state.params)
+            else:
+                drawn = tilted(state.params)
+            negative, metrics["prior_grad_norm"] = drawn
             if state.pool:
                 position = to_positions(model, state.params, negative, chain.space)
                 state = state.replace(pool=_put(state, position))
-            metrics["prior_grad_norm"] = info.grad_norm
 
         def loss(learned):
             params = learned._replace(backbone=state.params.backbone | learned.backbone)
@@ -326,7 +340,8 @@ def objective(
 ):
     """The surrogate loss of `jebm.objectives`, averaged, with its penalties.
 
-    Of two stages, the second: E(z+) - E(z-) alone.
+    Of two stages, the second: E(z+) - E(z-) alone, or in its first `nce_steps`
+    `jebm.objectives.noise_contrastive_loss`.
 
     `positive` are samples of the posterior chain; None where the encoder alone draws,
     from `keys` [B]. Of samples that a chain refined, generator and energies learn as by
@@ -336,10 +351,13 @@ def objective(
     """
     terms, loss, share, found = {}, 0.0, 1.0, Found({}, {})
     if learning.method == "two_stage":
-        energies = (jebm.energy(model, params, z) for z in (positive, negative))
-        loss, terms = _contrast(model, params, *energies, negative, learning)
-        loss += terms["energy_positive_nats"].mean()
-        loss -= terms["energy_negative_nats"].mean()
+        plus, minus = (jebm.energy(model, params, z) for z in (positive, negative))
+        loss, terms = _contrast(model, params, plus, minus, negative, learning)
+        contrast = (plus - minus).mean()
+        if learning.nce_steps:
+            nce = objectives.noise_contrastive_loss(plus, minus).mean()
+            contrast = jnp.where(step < learning.nce_steps, nce, contrast)
+        loss += contrast
         return loss, (terms | {"loss_nats": loss}, found)
     if learning.method == "variational":
         held = params

@@ -70,6 +70,11 @@ def check_learning(config) -> None:
                 f"learning.{name} is of learning.method 'variational', got "
                 f"{fields[name]} with {fields.method!r}"
             )
+    if fields.nce_steps and fields.method != "two_stage":
+        raise ConfigError(
+            "learning.nce_steps is of learning.method 'two_stage', got "
+            f"{fields.nce_steps} with {fields.method!r}"
+        )
     for name in ("kl_balance", "spectral_penalty_start"):
         if fields[name] and not fields.kl_warmup_steps:
             raise ConfigError(
@@ -114,6 +119,7 @@ def check_learning(config) -> None:
         ("spectral_penalty_start", 0, math.inf),
         ("restart_fraction", 0, 1),
         ("persistent_steps", 1, math.inf),
+        ("nce_steps", 0, math.inf),
     ):
         _check_range(config, "learning", name, low, high)
     for name in ("max_rescues", *guard.LIMITS):

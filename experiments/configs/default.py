@@ -66,6 +66,9 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.persistent_chains = 0
     config.learning.persistent_steps = 40
     config.learning.restart_fraction = 0.1
+    # First steps of "two_stage" in which the energies tell posterior samples from draws
+    # of the Gaussian prior, without chains (noise-contrastive estimation).
+    config.learning.nce_steps = 0
     config.learning.batch_size = 100  # over all devices
     config.learning.num_steps = 1500
     config.learning.optimizer = "adam"  # or "adamax", of the backbone

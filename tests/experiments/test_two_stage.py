@@ -10,6 +10,7 @@ from ml_collections import config_dict
 import jebm
 from experiments import learning, sample, train, two_stage
 from experiments.command_line import ConfigError
+from jebm import objectives
 from jebm.backbones.vector import VectorBackbone
 from tests.experiments.runs import metrics, run, state_digests
 from tests.experiments.test_train import variational_config
@@ -113,6 +114,42 @@ def test_gradient_of_a_step_is_the_contrast_of_energies(both, second_config):
         jax.grad(loss)(params).energy,
         jax.grad(contrast)(params).energy,
     )
+
+
+def test_first_steps_tell_posterior_from_prior_samples_without_chains(
+    both, second_config, tmp_path
+):
+    second_config.backbone.checkpoint = str(both / "backbone")
+    second_config.learning.nce_steps = 5
+    second_config.log.every = 1
+    run(second_config, tmp_path / "run")
+    lines = metrics(tmp_path / "run")
+    moved = [line["prior_grad_norm"] > 0 for line in lines if "loss_nats" in line]
+    assert moved == [False] * 5 + [True] * 3
+    assert lines[0]["loss_nats"] == pytest.approx(2 * np.log(2), abs=1e-4)  # E = 0
+
+
+def test_noise_contrastive_loss_is_least_at_the_log_ratio_of_densities(x64):
+    """By quadrature, with an energy that is free at every node."""
+    z = np.linspace(-8, 8, 401)
+    q, p = (np.exp(-0.5 * ((z - m) / s) ** 2) / s for m, s in ((1, 0.5), (0, 1)))
+    q, p = q / q.sum(), p / p.sum()
+
+    def loss(energy):
+        each = objectives.noise_contrastive_loss
+        return (q * each(energy, 0.0) + p * each(0.0, energy)).sum()
+
+    exact = np.log(p) - np.log(q)
+    grad = jax.grad(loss)(exact)
+    np.testing.assert_allclose(grad, 0, atol=1e-12)
+    assert np.abs(jax.grad(loss)(exact + 0.1)).max() > 1e-4
+
+
+def test_noise_contrastive_steps_are_of_two_stages():
+    config = variational_config("ebm")
+    config.learning.nce_steps = 3
+    with pytest.raises(ConfigError, match=r"nce_steps is of .* 'two_stage', got 3"):
+        train.check_learning(config)
 
 
 def test_first_stage_has_the_data_and_the_seed_of_the_second():
