@@ -21,11 +21,13 @@ from experiments import (
     guard,
     learning,
     parallel,
+    pictures,
     report,
     two_stage,
     workdir,
 )
 from experiments.command_line import ConfigError, Diverged
+from experiments.prefetch import Prefetch
 from experiments.sample import (
     build_model,
     check_log,
@@ -185,12 +187,8 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
     step, last = int(state.step), config.learning.num_steps
     first, guarded = step, state.guard
     key = jax.random.key(config.seed)
-    batches = datasets.Batches(
-        splits["train"].images,
-        config.learning.batch_size,
-        config.seed,
-        config.data.binarize,
-    )
+    batches = datasets.training_batches(config, splits["train"].images, config.seed)
+    feed = Prefetch(lambda step: parallel.shard(batches(step), devices))
     step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
     metrics = workdir.Metrics(path, step, int(guarded.rescues))
@@ -205,11 +203,12 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
     with (
         checkpoints.manager(path, config.log.keep) as manager,
         contextlib.closing(metrics),
+        contextlib.closing(feed),
         progress,
     ):
         progress.set_description("compiling")
         while step < last:
-            images = parallel.split(batches(step), len(devices))
+            images = feed(step)
             replicated, values = step_fn(key, replicated, images)
             step += 1
             pending.append(values)
@@ -256,9 +255,10 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
                     params = parallel.unreplicate(replicated).ema
                     folder = path / "samples"
                     write_samples(config, folder, model, params, splits["test"], step)
-                    figures.training_curves(
+                    curves = figures.training_curves(
                         workdir.read_metrics(path), path / "figures"
                     )
+                    pictures.mark(config, [curves])
                     report.write(path)
             progress.unpause()  # saving and drawing is not training
             clock.restart()
