@@ -75,8 +75,8 @@ def prepared(name: str, data_dir: str | None) -> epath.Path | None:
     return found[-1].parent if found else None
 
 
-def _tfds(name, cut=None):
-    """A loader of the TFDS data set `name`; `cut` maps each of its images."""
+def _tfds(name):
+    """A loader of the TFDS data set `name`."""
 
     def load_splits(options):
         builder = tfds_builder(name, options)
@@ -86,7 +86,7 @@ def _tfds(name, cut=None):
                 encoded, labels = sources.records(builder, split), None
             else:
                 encoded, labels = sources.labelled_records(builder, split)
-            images = _streamed(encoded, name, options, cut)
+            images = streamed(name, encoded, options)
             splits[split] = _settled(images, options, labels)
         return splits
 
@@ -108,9 +108,11 @@ def tfds_builder(name: str, options: Options):
     return tfds.builder_from_directory(path)
 
 
-def _streamed(encoded, name, options, cut=None):
+def streamed(name: str, encoded, options: Options) -> sources.Streamed:
+    """Images of an encoded source as those of the data set `name` are cut."""
     shape = options.image_shape or SHAPES[name]
-    cut = cut or functools.partial(sources.fit, size=(shape[1], shape[0]))
+    fit = functools.partial(sources.fit, size=(shape[1], shape[0]))
+    cut = _face if name == "celeb_a" else fit
     return sources.Streamed(encoded, shape, cut, options.on_corrupt)
 
 
@@ -154,7 +156,7 @@ def _celeba_hq(options):
     """CelebA-HQ is published in one split: the last 3,000 are held out, ours."""
     name = "celeb_a_hq/256"
     encoded = sources.records(tfds_builder(name, options), "train")
-    return _held_out(_streamed(encoded, name, options), options, 3000 / 30000)
+    return _held_out(streamed(name, encoded, options), options, 3000 / 30000)
 
 
 def _church(options):
@@ -164,7 +166,7 @@ def _church(options):
         path = data_directory(options.data_dir) / f"{name}_{part}_lmdb"
         if not (path / "data.mdb").exists():
             raise unprepared(name, options, path)
-        splits[split] = _settled(_streamed(sources.Lmdb(path), name, options), options)
+        splits[split] = _settled(streamed(name, sources.Lmdb(path), options), options)
     return splits
 
 
@@ -192,7 +194,7 @@ def _folder(options):
         raise ConfigError(f"2 images are needed, and {folder} has {len(paths)}")
     order = np.random.RandomState(0).permutation(len(paths))
     encoded = sources.Files([paths[i] for i in order])
-    return _held_out(_streamed(encoded, "folder", options), options, 1 / 10)
+    return _held_out(streamed("folder", encoded, options), options, 1 / 10)
 
 
 def _held_out(images, options, share):
@@ -224,7 +226,7 @@ LOADERS = {
     "kmnist": _tfds("kmnist"),
     "cifar10": _tfds("cifar10"),
     "svhn_cropped": _tfds("svhn_cropped"),
-    "celeb_a": _tfds("celeb_a", _face),
+    "celeb_a": _tfds("celeb_a"),
     "celeb_a_hq/256": _celeba_hq,
     "lsun/church_outdoor": _church,
     "folder": _folder,

@@ -1,0 +1,157 @@
+"""Runs on made-up images, and that everything which comes of them says so."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import datasets, evaluate, fake, figures, pictures, sample, train
+from experiments.configs import lsun, nvae_lsun, test
+from tests.experiments.runs import ROOT, metrics, run, run_main
+
+LSUN = f"--config={ROOT / 'experiments' / 'configs' / 'lsun.py'}"
+
+
+def test_made_up_images_are_always_the_same_and_fill_the_range():
+    first, again = (fake.make((16, 12, 3), labelled=True) for _ in range(2))
+    assert set(first) == {"train", "test"}
+    for split, (images, labels) in first.items():
+        np.testing.assert_array_equal(images, again[split][0])
+        assert images.dtype == np.uint8
+        assert images.min() < 30 and images.max() > 225
+        assert labels.shape == images.shape[:1]
+    seen = {image.tobytes() for images, _ in first.values() for image in images}
+    assert len(seen) == 512 + 128
+
+
+def crimson(file):
+    """Whether the top of a picture has the title."""
+    with Image.open(file) as picture:
+        top = np.asarray(picture.convert("RGB"))[:30].reshape(-1, 3)
+    return bool((top == (220, 20, 60)).all(axis=-1).any())
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A run on made-up images with all its outputs, and what it printed."""
+    import contextlib
+    import io
+
+    path = tmp_path_factory.mktemp("fake") / "run"
+    config = test.get_config()
+    config.data.name = "fake"
+    config.eval.protocol = "ood"
+    config.eval.ood_outliers = ("noise",)
+    config.eval.num_posterior_samples = 1
+    screen = io.StringIO()
+    with contextlib.redirect_stdout(screen):
+        run(config, path)
+        figures.figures(config, path)
+        evaluate.evaluate(config, path)
+        sample.sample(config, path)
+    return path, screen.getvalue()
+
+
+def test_screen_report_and_numbers_say_that_the_images_are_made_up(made_up):
+    path, screen = made_up
+    label = "FAKE DATA in the shape of digits"
+    assert screen.count("FAKE DATA: the images are made up") >= 3
+    found = json.loads((path / "eval.json").read_text())
+    assert found["data"] == label
+    page = (path / "report.html").read_text()
+    assert f"{label}: nothing here is a result." in page
+    assert f"joint EBM prior on {label}" in page
+    assert json.loads((path / "config.json").read_text())["data"]["name"] == "fake"
+
+
+def test_every_picture_is_titled(made_up):
+    path, _ = made_up
+    files = sorted(path.rglob("*.png"))
+    kinds = {file.stem.rsplit("_0", 1)[0] for file in files}
+    assert {"ebm", "gaussian", "reconstruction", "training", "ood"} <= kinds
+    assert {"transition", "long_run", "latent_planes", "by_layer"} <= kinds
+    assert [file.name for file in files if not crimson(file)] == []
+
+
+def test_pictures_of_other_data_are_left_as_they_are(trained_run, tmp_path):
+    files = sorted(trained_run.rglob("*.png"))
+    assert len(files) > 5
+    assert not any(crimson(file) for file in files)
+    config, before = test.get_config(), files[0].read_bytes()
+    pictures.mark(config, files[:1])
+    assert files[0].read_bytes() == before
+    assert "FAKE" not in (trained_run / "report.html").read_text()
+    assert json.loads((trained_run / "eval.json").read_text())["data"] == "digits"
+
+
+def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+    def not_yet(*arguments):
+        raise AssertionError("began to build")
+
+    monkeypatch.setattr(train, "build_model", not_yet)
+    with pytest.raises(SystemExit) as stopped:
+        run_main(LSUN, f"--workdir={tmp_path / 'run'}")
+    message = stopped.value.code
+    assert "\n" not in message
+    assert message.startswith("error: data set 'lsun/church_outdoor' is not prepared")
+    for words in (
+        str(tmp_path / "data" / "lsun" / "church_outdoor_train_lmdb"),
+        "`python -m tools.prepare_data lsun/church_outdoor`",
+        "--config.data.name=fake",
+    ):
+        assert words in message
+    assert not (tmp_path / "run").exists()
+
+
+def narrow_backbone():
+    config = nvae_lsun.get_config()
+    config.backbone.groups = (1, 1)
+    config.backbone.latent_channels = 2
+    config.backbone.width = config.backbone.encoder_width = 2
+    config.backbone.image_halvings = 3
+    config.backbone.preprocess_cells = config.backbone.postprocess_cells = 1
+    config.backbone.encoder_cells = config.backbone.decoder_cells = 1
+    config.learning.batch_size = 4
+    config.learning.num_steps = 2
+    config.learning.warmup_steps = config.learning.kl_warmup_steps = 1
+    config.log.update(
+        every=1, checkpoint_every=2, sample_every=2, diagnose_every=2, num_samples=4
+    )
+    return config
+
+
+def test_church_runs_on_made_up_images(tmp_path, monkeypatch, capsys):
+    """Both stages, of a few channels each."""
+    monkeypatch.setattr(nvae_lsun, "get_config", narrow_backbone)
+    path = tmp_path / "run"
+    overrides = {
+        "data.name": "fake",
+        "energy.channels": 2,
+        "energy.widths": (4,),
+        "chains.prior.num_steps": 2,
+        "learning.batch_size": 4,
+        "learning.num_steps": 2,
+        "learning.persistent_chains": 8,
+        "learning.persistent_steps": 2,
+        "log.every": 1,
+        "log.checkpoint_every": 2,
+        "log.sample_every": 2,
+        "log.diagnose_every": 2,
+        "log.num_samples": 4,
+    }
+    arguments = [f"--config.{field}={value}" for field, value in overrides.items()]
+    run_main(LSUN, f"--workdir={path}", *arguments)
+    assert "FAKE DATA" in capsys.readouterr().out
+    for folder in (path, path / "backbone"):
+        assert metrics(folder)[-1]["step"] == 2
+        assert json.loads((folder / "model.json").read_text())["image_shape"] == [
+            64,
+            64,
+            3,
+        ]
+        assert all(crimson(file) for file in folder.glob("samples/*.png"))
+    assert lsun.get_config().data.augment == ("flip", "crop")
+    assert datasets.described(lsun.get_config().data) == "lsun/church_outdoor"
