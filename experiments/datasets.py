@@ -8,6 +8,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from experiments import fake, sources
 from experiments.command_line import ConfigError
@@ -221,6 +222,8 @@ class Batches:
             options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
             dataset = dataset.to_iter_dataset(options)
             if self._num_workers:
+                if not flags.FLAGS.is_parsed():  # Grain's workers look into them
+                    flags.FLAGS.mark_as_parsed()
                 workers = grain.MultiprocessingOptions(self._num_workers)
                 dataset = dataset.mp_prefetch(workers)
             self._stream = iter(dataset)

@@ -8,6 +8,7 @@ there are no classes; enter it in `LOADERS`, and its shape in `SHAPES`.
 import functools
 import logging
 import os
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -182,7 +183,7 @@ def _folder(options):
         raise ConfigError(
             f"data.image_shape must be (height, width, 1 or 3 channels), got {shape}"
         )
-    folder = epath.Path(options.data_dir).expanduser()
+    folder = pathlib.Path(options.data_dir).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"data.data_dir {folder} is not a folder")
     files = sorted(p for p in folder.rglob("*") if not p.is_dir())

@@ -222,9 +222,13 @@ def fit(image: Image.Image, place: float, size: tuple[int, int]) -> Image.Image:
         max(height, round(scale * image.height)),
     )
     image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left = round(place * (scaled[0] - width))
-    top = round(place * (scaled[1] - height))
+    left = _offset(place, scaled[0] - width)
+    top = _offset(place, scaled[1] - height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _offset(place, longest):
+    return min(int(place * (longest + 1)), longest)  # each as likely as any other
 
 
 class Streamed:

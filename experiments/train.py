@@ -141,6 +141,8 @@ def train(config, path: pathlib.Path) -> None:
     check_log(config)
     evaluate.check_eval(config)  # not only when training is over
     splits = datasets.load(**config.data)
+    # Refuses a split too small for a batch while nothing has been done yet.
+    datasets.training_batches(config, splits["train"].images, config.seed)
     image_shape = splits["train"].images.shape[1:]
     model = build_model(config, image_shape)
     workdir.check_settings(path, config, "train")

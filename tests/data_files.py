@@ -134,7 +134,7 @@ def celeba_hq_tar(num=20, damaged=()):
     images = random_images(num, (4, 4, 3))
     members = {}
     for i, image in enumerate(images):
-        big = np.asarray(Image.fromarray(image).resize((256, 256)))
+        big = np.asarray(Image.fromarray(image).resize((256, 256), 0))
         data = encoded(big)
         data = data[: len(data) // 2] if i in damaged else data
         members[f"data256x256/{i + 1:05d}.png"] = data

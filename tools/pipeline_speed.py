@@ -68,7 +68,7 @@ def measure(config_name: str, seconds: float = 2.0, num_steps: int = 0) -> dict:
     return found
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # many configurations share a data set
 def _read(name, data):
     del name
     return datasets.load(**dict(data))["train"].images
@@ -83,7 +83,7 @@ def _images(config):
         return "made", _made(config.data.name)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _made(name):
     """Smooth images, a little noise on them, as many as make a fair measurement."""
     if name not in _FILES:

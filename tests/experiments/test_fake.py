@@ -8,7 +8,8 @@ from PIL import Image
 
 from experiments import datasets, evaluate, fake, figures, pictures, sample, train
 from experiments.configs import lsun, nvae_lsun, test
-from tests.experiments.runs import ROOT, metrics, run, run_main
+from tests.data_files import encoded, put, random_images
+from tests.experiments.runs import CONFIG, ROOT, metrics, run, run_main
 
 LSUN = f"--config={ROOT / 'experiments' / 'configs' / 'lsun.py'}"
 
@@ -104,6 +105,19 @@ def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monke
     ):
         assert words in message
     assert not (tmp_path / "run").exists()
+
+
+def test_split_too_small_for_a_batch_is_told_before_any_work(tmp_path):
+    folder, path = tmp_path / "mine", tmp_path / "run"
+    images = random_images(9, (8, 8))
+    put(folder, {f"{i}.png": encoded(image) for i, image in enumerate(images)})
+    fields = {"name": "folder", "data_dir": folder, "image_shape": "(8,8,1)"}
+    arguments = [f"--config.data.{field}={value}" for field, value in fields.items()]
+    with pytest.raises(SystemExit) as stopped:
+        run_main(CONFIG, f"--workdir={path}", *arguments)
+    expected = "error: learning.batch_size of 20 is more than the 8 images"
+    assert stopped.value.code.startswith(expected)
+    assert not path.exists()
 
 
 def narrow_backbone():

@@ -59,7 +59,7 @@ def data_dir(tmp_path_factory):
             put(root / "downloads" / "manual", files)
             prepare_data.prepare(name, str(root))
     folder = root / "folder"
-    for i, image in enumerate(random_images(11, (20, 30, 3))):
+    for i, image in enumerate(random_images(24, (20, 30, 3))):
         file = folder / ("" if i % 2 else "below") / f"{i}.png"
         put(file.parent, {file.name: encoded(image)})
     return root
@@ -89,7 +89,7 @@ def test_contract_of_a_data_set(name, streamed, data_dir, monkeypatch, capsys):
         pixels = np.asarray(images)
         assert isinstance(pixels, np.ndarray)
         np.testing.assert_array_equal(images[:3], pixels[:3])
-        np.testing.assert_array_equal(images[[2, 0]], pixels[[2, 0]])
+        np.testing.assert_array_equal(images[[1, 0]], pixels[[1, 0]])
         np.testing.assert_array_equal(images[np.arange(2)], pixels[:2])
         seen[split] = {image.tobytes() for image in pixels}
         again = LOADERS[name](options)[split]

@@ -131,9 +131,11 @@ def test_mnist_is_written_in_the_order_of_tfds(site, counts, tmp_path):
     written = tfds.data_source("mnist", split="test", data_dir=data_dir)
     hasher = hashing.Hasher("test")
     order = np.argsort([hasher.hash_key(i) for i in range(len(written))])
-    images = np.empty((len(written), 28, 28), np.uint8)
-    labels = np.empty(len(written), np.uint8)
-    for i, example in zip(order, written, strict=True):
+    num = 500  # the first of the published file; they keep their order
+    written = [written[j] for j in np.flatnonzero(order < num).tolist()]
+    images = np.empty((num, 28, 28), np.uint8)
+    labels = np.empty(num, np.uint8)
+    for i, example in zip(order[order < num], written, strict=True):
         images[i], labels[i] = example["image"][..., 0], example["label"]
     assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # as published
     files, _ = mnist_files()
@@ -237,18 +239,18 @@ def test_celeba_hq_is_prepared_from_its_tar(counts, tmp_path):
 
 
 def test_damaged_image_in_the_tar_is_an_error_or_left_out(counts, tmp_path, capsys):
-    counts("celeb_a_hq/256", train=200)
-    tar = celeba_hq_tar(200, damaged=[77])
+    counts("celeb_a_hq/256", train=100)
+    tar = celeba_hq_tar(100, damaged=[77])
     put(tmp_path / "downloads" / "manual", {"data256x256.tar": tar})
     with pytest.raises(ConfigError, match=r"00078.png cannot be read.*on_corrupt=skip"):
         prepare_data.prepare("celeb_a_hq/256", str(tmp_path))
     assert loaders.prepared("celeb_a_hq/256", str(tmp_path)) is None
     prepare_data.prepare("celeb_a_hq/256", str(tmp_path), on_corrupt="skip")
     assert "Left out: 1" in capsys.readouterr().err
-    assert len(datasets.load("celeb_a_hq/256", str(tmp_path))["train"].images) == 179
+    assert len(datasets.load("celeb_a_hq/256", str(tmp_path))["train"].images) == 89
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
 def test_tar_that_is_cut_off_is_refused(share, counts, tmp_path):
     counts("celeb_a_hq/256", train=20)
     tar = celeba_hq_tar()
