@@ -71,6 +71,8 @@ def load(
         )
     options = Options(data_dir, image_shape, fake_like, on_corrupt, cropped)
     splits = dict(read(name, options))
+    if name == "fake":
+        print(f"{fake.LABEL}: the images are made up, in the shape of {fake_like!r}.")
     known = set(splits["train"].labels.tolist())
     if missing := set(labels) - known:
         raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")

@@ -215,7 +215,6 @@ def _fake(options):
         raise ConfigError(
             f"data.fake_like must be one of {sorted(SHAPES)}, got {like!r}"
         )
-    print(f"{fake.LABEL}: the images are made up, in the shape of {like!r}.")
     made = fake.make(SHAPES[like], like not in UNLABELLED)
     return {name: Split(*split) for name, split in made.items()}
 

@@ -190,7 +190,11 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
     first, guarded = step, state.guard
     key = jax.random.key(config.seed)
     batches = datasets.training_batches(config, splits["train"].images, config.seed)
-    feed = Prefetch(lambda step: parallel.shard(batches(step), devices))
+    feed = Prefetch(
+        lambda step: parallel.place(
+            parallel.split(batches(step), len(devices)), devices
+        )
+    )
     step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
     metrics = workdir.Metrics(path, step, int(guarded.rescues))
