@@ -1,31 +1,21 @@
-"""Images as arrays, and batches as a function of (seed, step).
-
-To add a data set, write a loader `(data_dir) -> {split: (images, labels)}` with
-images uint8 [N, H, W, C] and labels int [N], all 0 where there are no classes, and
-enter it in `LOADERS`.
-"""
+"""Images, and batches of them as a function of (seed, step)."""
 
 import functools
-import importlib.util
-import logging
-from typing import NamedTuple
+import os
+import sys
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from absl import flags
 
+from experiments import fake, sources
 from experiments.command_line import ConfigError
+from experiments.loaders import CROPPED, LOADERS, Options, Split
 
-_READ_TOGETHER = 1000  # examples of a TFDS data set
-
-
-class Split(NamedTuple):
-    """Images and labels of one split."""
-
-    images: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray  # int [N]
+AUGMENTATIONS = ("flip", "crop")
+_THREADS = min(16, os.cpu_count() or 1)  # that decode batches ahead
 
 
 def load(
@@ -34,24 +24,55 @@ def load(
     labels: tuple[int, ...] = (),
     heldout_digit: int | None = None,
     binarize: bool = False,
+    image_shape: tuple[int, int, int] | None = None,
+    fake_like: str | None = None,
+    augment: tuple[str, ...] = (),
+    on_corrupt: str = "error",
+    num_workers: int = 0,
 ) -> dict[str, Split]:
     """Loads the splits "train" and "test"; the arguments are the fields of config.data.
 
     Args:
       name: a key of `LOADERS`.
-      data_dir: where TFDS finds prepared data; None for TFDS_DATA_DIR or its default.
+      data_dir: where prepared data lies; None for TFDS_DATA_DIR or TFDS's default.
       labels: keep the images of these classes only; empty keeps all.
       heldout_digit: a class that training does not see, see `hold_out`; None for none.
       binarize: makes each pixel of "test" black or white, once; those of "train" are
         drawn anew for each of their `Batches`.
+      image_shape: (H, W, C) of "folder".
+      fake_like: the data set whose shape and classes "fake" has.
+      augment: of `AUGMENTATIONS`; `Batches` apply them.
+      on_corrupt: what to do at an image that cannot be read, see `sources.Streamed`.
+      num_workers: of `Batches`.
 
     Raises:
       ConfigError: for an unknown name (the message lists the known ones), data that is
-        neither prepared nor can be, or classes of which there is no image.
+        not prepared, classes of which there is no image, or fields that do not fit.
     """
     if name not in LOADERS:
         raise ConfigError(f"unknown data set {name!r}; known: {sorted(LOADERS)}")
-    splits = dict(read(name, data_dir))
+    if image_shape is not None and name != "folder":
+        raise ConfigError(f"data.image_shape is of data.name 'folder', not of {name!r}")
+    if on_corrupt not in sources.ON_CORRUPT:
+        raise ConfigError(
+            f"unknown data.on_corrupt {on_corrupt!r}; known: {sources.ON_CORRUPT}"
+        )
+    if num_workers < 0:
+        raise ConfigError(f"data.num_workers must be at least 0, got {num_workers}")
+    if unknown := set(augment) - set(AUGMENTATIONS):
+        raise ConfigError(
+            f"unknown data.augment {sorted(unknown)}; known: {AUGMENTATIONS}"
+        )
+    cropped = "crop" in augment
+    if cropped and (fake_like if name == "fake" else name) not in CROPPED:
+        raise ConfigError(
+            f"data.augment 'crop' is of images of many sizes, {CROPPED}; those of "
+            f"{name!r} are all of one"
+        )
+    options = Options(data_dir, image_shape, fake_like, on_corrupt, cropped)
+    splits = dict(read(name, options))
+    if name == "fake":
+        print(f"{fake.LABEL}: the images are made up, in the shape of {fake_like!r}.")
     known = set(splits["train"].labels.tolist())
     if missing := set(labels) - known:
         raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
@@ -67,14 +88,22 @@ def load(
         splits = hold_out(splits, heldout_digit)
     if binarize:
         rng, test = np.random.default_rng(0), splits["test"]
-        splits["test"] = test._replace(images=draw_binary(rng, test.images))
+        images = draw_binary(rng, np.asarray(test.images))
+        splits["test"] = test._replace(images=images)
     return splits
 
 
 @functools.lru_cache(maxsize=1)  # training and its figures read the same images
-def read(name: str, data_dir: str | None) -> dict[str, Split]:
+def read(name: str, options: Options) -> dict[str, Split]:
     """All of the data set `name`, kept in memory until another is asked for."""
-    return LOADERS[name](data_dir)
+    return LOADERS[name](options)
+
+
+def described(data) -> str:
+    """The data set's name for readers; of fake data, what is imitated as well."""
+    if data["name"] != "fake":
+        return data["name"]
+    return f"{fake.LABEL} in the shape of {data['fake_like']}"
 
 
 def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
@@ -101,7 +130,10 @@ def draw_binary(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
 
 
 def _keep(split, index):
-    return Split(split.images[index], split.labels[index])
+    images = split.images
+    if isinstance(images, sources.Streamed):
+        return Split(images.subset(index), split.labels[index])
+    return Split(images[index], split.labels[index])
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -113,98 +145,116 @@ class Batches:
     """Random-access batches of shuffled images, reshuffled every epoch.
 
     `batches(step)` depends on (seed, step) alone: nothing to save, nothing to restore.
-    With `binarize` each pixel is drawn black or white, anew at every step.
+    Streamed images are decoded ahead, for the steps that follow the last one asked for.
+
+    Args:
+      images: uint8 [N, H, W, C], an array or `sources.Streamed`.
+      batch_size: over all processes.
+      seed: of the order and of what is drawn.
+      binarize: draws each pixel black or white, anew at every step.
+      augment: "flip" mirrors every image with probability 1/2; "crop" cuts streamed
+        images at a place drawn anew, not in the middle.
+      num_workers: processes that decode streamed images; 0: threads of this one.
+      process_index: which of process_count equal shares of every batch this one reads;
+        together they are the batch that one process alone would read.
+      process_count: see above.
+
+    Raises:
+      ConfigError: for a batch that is larger than all images, or cannot be shared.
     """
 
     def __init__(
-        self, images: np.ndarray, batch_size: int, seed: int, binarize: bool = False
+        self,
+        images: np.ndarray | sources.Streamed,
+        batch_size: int,
+        seed: int,
+        binarize: bool = False,
+        augment: tuple[str, ...] = (),
+        num_workers: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
-        self._images, self._batch_size = images, batch_size
-        self._seed, self._binarize = seed, binarize
+        if batch_size > len(images):
+            raise ConfigError(
+                f"learning.batch_size of {batch_size} is more than the {len(images)} "
+                "images of the training split"
+            )
+        if batch_size % process_count:
+            raise ConfigError(
+                f"learning.batch_size of {batch_size} cannot be shared by "
+                f"{process_count} processes"
+            )
+        self._seed, self._binarize, self._augment = seed, binarize, augment
+        self._images, self._num_workers = images, num_workers
+        self._batch_size, self._size = batch_size, batch_size // process_count
+        self._first = process_index * self._size
         order = grain.MapDataset.range(len(images)).seed(seed).shuffle()
         self._order = order.repeat()
+        self._stream, self._next = None, None
 
     def __call__(self, step: int) -> np.ndarray:
         """Returns the images of the batch of `step`, uint8 [B, H, W, C]."""
-        start = step * self._batch_size
-        order = [self._order[start + i] for i in range(self._batch_size)]
+        if isinstance(self._images, sources.Streamed):
+            images = self._streamed(step)
+        else:
+            images = self._images[self._chosen(step)]
+        if "flip" in self._augment:
+            flipped = self._draw(step, "flip") < 0.5
+            images = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
         if not self._binarize:
-            return self._images[order]
+            return images
         rng = np.random.default_rng((self._seed, step))
-        return draw_binary(rng, self._images[order])
+        rng.bit_generator.advance(self._first * images[0].size)  # others' pixels
+        return draw_binary(rng, images)
+
+    def _chosen(self, step):
+        start = step * self._batch_size + self._first
+        return [self._order[start + i] for i in range(self._size)]
+
+    def _draw(self, step, what):
+        """A number in [0, 1) for each image, by (seed, step, index in the batch)."""
+        role = 1 + AUGMENTATIONS.index(what)
+        drawn = np.random.default_rng((self._seed, step, role)).random(self._batch_size)
+        return drawn[self._first : self._first + self._size]
+
+    def _streamed(self, step):
+        if step != self._next:
+            dataset = grain.MapDataset.range(step, sys.maxsize).map(self._decode)
+            threads = 1 if self._num_workers else _THREADS
+            options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
+            dataset = dataset.to_iter_dataset(options)
+            if self._num_workers:
+                if not flags.FLAGS.is_parsed():  # Grain's workers look into them
+                    flags.FLAGS.mark_as_parsed()
+                workers = grain.MultiprocessingOptions(self._num_workers)
+                dataset = dataset.mp_prefetch(workers)
+            self._stream = iter(dataset)
+        self._next = step + 1
+        return next(self._stream)
+
+    def _decode(self, step):
+        places = np.full(self._size, 0.5)
+        if "crop" in self._augment:
+            places = self._draw(step, "crop")
+        read = self._images.read
+        return np.stack(list(map(read, self._chosen(step), places)))
+
+    def __getstate__(self):  # for the workers
+        return self.__dict__ | {"_stream": None, "_next": None}
 
 
-def _digits(data_dir):
-    """scikit-learn's 8x8 digits, 1,437 for training and 360 held out."""
-    del data_dir  # ships with scikit-learn
-    from sklearn import datasets, model_selection
-
-    data = datasets.load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    train, test = model_selection.train_test_split(
-        np.arange(len(images)), test_size=0.2, random_state=0, stratify=data.target
+def training_batches(
+    config, images, seed: int, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """The `Batches` that a configuration asks for."""
+    data = config.data
+    return Batches(
+        images,
+        config.learning.batch_size,
+        seed,
+        data.binarize,
+        data.augment,
+        data.num_workers,
+        process_index,
+        process_count,
     )
-    return {
-        "train": Split(images[train], data.target[train]),
-        "test": Split(images[test], data.target[test]),
-    }
-
-
-def _tfds(name, convert=lambda image: image):
-    """A loader of the TFDS data set `name`; `convert` maps each of its images."""
-
-    def load_splits(data_dir):
-        builder = _tfds_builder(name, data_dir)
-        return {
-            split: _read_tfds(builder, split, convert) for split in ("train", "test")
-        }
-
-    return load_splits
-
-
-def _tfds_builder(name, data_dir):
-    logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    if not builder.is_prepared():
-        if importlib.util.find_spec("tensorflow") is None:
-            raise ConfigError(
-                f"data set {name!r} is not prepared in {builder.data_path}: set "
-                "TFDS_DATA_DIR (or config.data.data_dir) to where it is, or "
-                "`pip install tensorflow` so that it can be downloaded and prepared"
-            )
-        builder.download_and_prepare()
-    return builder
-
-
-def _read_tfds(builder, split, convert):
-    source = builder.as_data_source(split)
-    shape = convert(np.zeros(builder.info.features["image"].shape, np.uint8)).shape
-    images = np.empty((len(source), *shape), np.uint8)
-    labels = np.zeros(len(source), np.int64)
-    # Together they read faster than one by one; all of CelebA at once would take 20 GB.
-    for start in range(0, len(source), _READ_TOGETHER):
-        indices = range(start, min(start + _READ_TOGETHER, len(source)))
-        for i, example in zip(indices, source.__getitems__(indices), strict=True):
-            images[i] = convert(example["image"])
-            labels[i] = example.get("label", 0)  # CelebA has none
-    return Split(images, labels)
-
-
-def _celeba_face(image):
-    """The central 140 x 140 pixels of 218 x 178, scaled to 64 x 64 with antialiasing.
-
-    The crop is ours: none is published with arXiv 2306.06323.
-    """
-    face = Image.fromarray(image).crop((19, 39, 159, 179))
-    return np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
-
-
-LOADERS = {
-    "digits": _digits,
-    "mnist": _tfds("mnist"),
-    "cifar10": _tfds("cifar10"),
-    "svhn": _tfds("svhn_cropped"),
-    "celeba64": _tfds("celeb_a", _celeba_face),
-}

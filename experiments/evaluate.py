@@ -36,6 +36,7 @@ from experiments import (
     likelihood,
     mixing,
     ood,
+    pictures,
     report,
     workdir,
 )
@@ -73,6 +74,7 @@ def evaluate(config, path: pathlib.Path) -> None:
         "seed": config.seed,
         "prior": config.prior,
         "protocol": config.eval.protocol,
+        "data": datasets.described(config.data),
         **about,
         "seconds": time.perf_counter() - started,
     }
@@ -159,6 +161,7 @@ def _by_anomaly(config):
         folder = path / "figures" / workdir.variant(path, config)
         weight = config.eval.anomaly_likelihood_weight
         anomaly.histogram(terms, anomalous, weight, folder / "anomaly.png")
+        pictures.mark(config, [folder / "anomaly.png"])
         print(f"wrote {folder / 'anomaly.png'}")
         return anomaly.detection(terms, anomalous, weight), {
             "heldout_digit": heldout,
@@ -177,6 +180,7 @@ def _by_ood(config):
     def measure(key, path, model, params, split):
         folder = path / "figures" / workdir.variant(path, config)
         found = ood.detection(key, config, model, params, split.images, folder)
+        pictures.mark(config, [folder / "ood.png"])
         print(f"wrote {folder / 'ood.png'}")
         return found
 

@@ -57,6 +57,7 @@ def figures(config, path: pathlib.Path) -> None:
                 labels = classifier.labels(config.data.name)
             drawn.append(hierarchical(key, model, params, folder, labels))
         drawn.append(latent_planes(key, model, params, images, folder, batch_size))
+    pictures.mark(config, drawn)
     for file in drawn:
         print(f"wrote {file}")
     report.write(path)
@@ -131,7 +132,7 @@ def posterior_transition(
     key, model, params, images, folder: pathlib.Path
 ) -> pathlib.Path:
     """Decodes posterior chains along the way; the last column is the image itself."""
-    x = datasets.to_unit(jnp.asarray(np.resize(images, (256, *images.shape[1:]))))
+    x = datasets.to_unit(jnp.asarray(images[np.arange(256) % len(images)]))
     keys = example_keys(key, jnp.arange(256))
     traced, values = jax.jit(_trace_posterior, static_argnums=1)(keys, model, params, x)
     shown = [decode(model, params, _at(traced, t, _NUM_CHAINS)) for t in _times(values)]

@@ -92,8 +92,7 @@ def train_lanes(config, path: pathlib.Path, model, lanes: list[Lane], names: lis
     step = int(state.step[0])
     history = History(path, step, len(lanes))
     batches = [
-        datasets.Batches(images, config.learning.batch_size, seed, config.data.binarize)
-        for images, seed, _ in lanes
+        datasets.training_batches(config, images, seed) for images, seed, _ in lanes
     ]
     step_fn = parallel.pmap(jax.vmap(lane_step), devices)
     diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)

@@ -65,7 +65,7 @@ def mixing(
             energies = jax.vmap(lambda z: jebm.energy(model, params, z))(latents)
             found |= _statistics(name, energies, model, params, latents, features, 1)
     if model.chains.posterior.num_steps:
-        images = np.resize(heldout, (_CHAINS // _PER_IMAGE, *heldout.shape[1:]))
+        images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
         x = datasets.to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
         latents = _trace(key, model, params, model.chains.posterior, x)
         log_p = jax.lax.map(

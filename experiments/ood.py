@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn import metrics
 
 import jebm
-from experiments import datasets
+from experiments import datasets, loaders
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 
@@ -29,7 +29,7 @@ def outliers(name: str, images: np.ndarray, data_dir: str | None) -> np.ndarray:
     """As many images of elsewhere as there are `images`, and of their shape.
 
     Args:
-      name: a key of `MADE` or of `datasets.LOADERS`, whose held-out images are then
+      name: a key of `MADE` or of `loaders.LOADERS`, whose held-out images are then
         converted to grey or RGB and scaled with antialiasing.
       images: held-out images of the data set itself, uint8 [N, H, W, C].
       data_dir: where TFDS finds prepared data.
@@ -44,7 +44,7 @@ def outliers(name: str, images: np.ndarray, data_dir: str | None) -> np.ndarray:
     """
     if name in MADE:
         return MADE[name](images)
-    others = datasets.LOADERS[name](data_dir)["test"].images
+    others = loaders.LOADERS[name](loaders.Options(data_dir))["test"].images
     height, width, channels = images.shape[1:]
     mode = "L" if channels == 1 else "RGB"
     converted = [
@@ -63,7 +63,7 @@ def check(options) -> None:
     Raises:
       ConfigError: naming the field.
     """
-    known = sorted(MADE | datasets.LOADERS)
+    known = sorted(MADE | loaders.LOADERS)
     for name in (options.ood_chosen_on, *options.ood_outliers):
         if name not in known:
             raise ConfigError(f"unknown outliers {name!r} in eval; known: {known}")

@@ -61,12 +61,16 @@ def split(batch: np.ndarray, num_devices: int) -> np.ndarray:
     return batch.reshape(num_devices, -1, *batch.shape[1:])
 
 
+def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Puts what `split` has split where it will be worked on."""
+    sharding = _sharding(devices)
+    return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+
+
 def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Spreads the first axis of every leaf over devices: `split`, and placed there."""
-    sharding = _sharding(devices)
-    return jax.tree.map(
-        lambda x: jax.device_put(split(np.asarray(x), len(devices)), sharding), tree
-    )
+    parts = jax.tree.map(lambda x: split(np.asarray(x), len(devices)), tree)
+    return place(parts, devices)
 
 
 def unshard(tree: Any) -> Any:

@@ -2,9 +2,12 @@
 
 import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+from experiments import datasets
 
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
 
@@ -33,6 +36,26 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
 def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Alternates two sets of images, for a grid of pairs: left, right, left, ..."""
     return np.stack([left, right], axis=1).reshape(-1, *np.shape(left)[1:])
+
+
+def mark(config, files: Sequence[pathlib.Path]) -> None:
+    """Titles pictures that come of made-up data; leaves all others as they are."""
+    if config.data.name == "fake":
+        for file in files:
+            if file.suffix == ".png":
+                stamp(file, datasets.described(config.data))
+
+
+def stamp(file: pathlib.Path, text: str) -> None:
+    """Adds a line of text at the top of a PNG file."""
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    size = max(12, min(picture.width // 25, 40))
+    font = ImageFont.load_default(size)
+    canvas = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
+    canvas.paste(picture, (0, 2 * size))
+    ImageDraw.Draw(canvas).text((size // 2, size // 2), text, "crimson", font)
+    canvas.save(file)
 
 
 def save_grid(

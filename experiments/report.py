@@ -5,7 +5,7 @@ import html
 import json
 import pathlib
 
-from experiments import workdir
+from experiments import datasets, workdir
 
 _CAPTIONS = {
     "ebm": "Samples of the tilted prior (short-run Langevin)",
@@ -73,10 +73,11 @@ def write(path: pathlib.Path) -> None:
     page = _PAGE.format(
         title=html.escape(path.resolve().name),
         subtitle=html.escape(
-            f"{prior} on {config['data']['name']}, {step} of "
+            f"{prior} on {datasets.described(config['data'])}, {step} of "
             f"{config['learning']['num_steps']} training steps, seed {config['seed']}"
         ),
-        verdict=_rescues(lines)
+        verdict=_warning(config)
+        + _rescues(lines)
         + "".join(_evaluation(file) for file in sorted(path.glob("eval*.json"))),
         samples="".join(
             _figure(history[name][-1], caption)
@@ -104,6 +105,14 @@ def write(path: pathlib.Path) -> None:
         config=_table(workdir.flat(config)),
     )
     workdir.write_text(path / "report.html", page)
+
+
+def _warning(config):
+    """That nothing on the page comes of real images."""
+    if config["data"]["name"] != "fake":
+        return ""
+    told = f"{datasets.described(config['data'])}: nothing here is a result."
+    return f'<p class="rescues"><strong>{html.escape(told)}</strong></p>'
 
 
 def _rescues(lines):

@@ -56,6 +56,7 @@ def write_samples(config, folder, model, params, split, step) -> list[pathlib.Pa
     for name, images in grids.items():
         files.append(folder / f"{name}_{step:07d}.png")
         pictures.save_grid(files[-1], images)
+    pictures.mark(config, files)
     return files
 
 

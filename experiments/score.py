@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from experiments import report, workdir
+from experiments import pictures, report, sources, workdir
 from experiments.command_line import ConfigError
 from experiments.evaluate import check_eval
 from experiments.learning import Role
@@ -40,6 +40,7 @@ def score(config, path: pathlib.Path, folder: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _write_table(out / f"{name}.csv", files, scores)
     _draw_sheet(out / f"{name}.png", files, images, -scores[0])
+    pictures.mark(config, [out / f"{name}.png"])
     print(f"wrote {out / f'{name}.csv'}")
     print(f"wrote {out / f'{name}.png'}")
     report.write(path)
@@ -68,10 +69,10 @@ def read_folder(
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
             with Image.open(file) as opened:
-                image = opened.convert("L" if channels == 1 else "RGB")
+                image = sources.as_mode(opened, channels)
         except UnidentifiedImageError:
             continue
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"images: {file} cannot be read: {error}") from error
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.LANCZOS)

@@ -21,11 +21,13 @@ from experiments import (
     guard,
     learning,
     parallel,
+    pictures,
     report,
     two_stage,
     workdir,
 )
 from experiments.command_line import ConfigError, Diverged
+from experiments.prefetch import Prefetch
 from experiments.sample import (
     build_model,
     check_log,
@@ -139,6 +141,8 @@ def train(config, path: pathlib.Path) -> None:
     check_log(config)
     evaluate.check_eval(config)  # not only when training is over
     splits = datasets.load(**config.data)
+    # Refuses a split too small for a batch while nothing has been done yet.
+    datasets.training_batches(config, splits["train"].images, config.seed)
     image_shape = splits["train"].images.shape[1:]
     model = build_model(config, image_shape)
     workdir.check_settings(path, config, "train")
@@ -185,11 +189,11 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
     step, last = int(state.step), config.learning.num_steps
     first, guarded = step, state.guard
     key = jax.random.key(config.seed)
-    batches = datasets.Batches(
-        splits["train"].images,
-        config.learning.batch_size,
-        config.seed,
-        config.data.binarize,
+    batches = datasets.training_batches(config, splits["train"].images, config.seed)
+    feed = Prefetch(
+        lambda step: parallel.place(
+            parallel.split(batches(step), len(devices)), devices
+        )
     )
     step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
@@ -205,11 +209,12 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
     with (
         checkpoints.manager(path, config.log.keep) as manager,
         contextlib.closing(metrics),
+        contextlib.closing(feed),
         progress,
     ):
         progress.set_description("compiling")
         while step < last:
-            images = parallel.split(batches(step), len(devices))
+            images = feed(step)
             replicated, values = step_fn(key, replicated, images)
             step += 1
             pending.append(values)
@@ -256,9 +261,10 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
                     params = parallel.unreplicate(replicated).ema
                     folder = path / "samples"
                     write_samples(config, folder, model, params, splits["test"], step)
-                    figures.training_curves(
+                    curves = figures.training_curves(
                         workdir.read_metrics(path), path / "figures"
                     )
+                    pictures.mark(config, [curves])
                     report.write(path)
             progress.unpause()  # saving and drawing is not training
             clock.restart()

@@ -13,7 +13,12 @@ from jebm import checkpoints
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
 # learning rates). Everything else makes it another run.
-_FREE = {"train": ("log.", "eval.", "guard.", "learning.num_steps", "data.data_dir")}
+_FREE = {
+    "train": (
+        "log.", "eval.", "guard.", "learning.num_steps", "data.data_dir",
+        "data.num_workers",
+    )
+}  # fmt: skip
 _OTHER_SAMPLES = ("chains.", "seed")  # may also differ when a trained run is read
 _FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 

@@ -14,7 +14,7 @@ from experiments.configs import cifar10_nvae
 def get_config():
     """Returns the configuration."""
     config = cifar10_nvae.get_config()
-    config.data.name = "celeb_a_hq/256"
+    config.data.name = config.data.fake_like = "celeb_a_hq/256"
     config.backbone.stage_one = "nvae_celeba_hq256"
     config.learning.batch_size = 16
     config.learning.persistent_chains = 256

@@ -12,7 +12,7 @@ from experiments.configs import default
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.data.name = "cifar10"
+    config.data.name = config.data.fake_like = "cifar10"
 
     config.backbone.latent_dims = (128, 100)  # published
     config.backbone.prior_widths = (200,) * 4  # published

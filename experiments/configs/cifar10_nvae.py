@@ -20,7 +20,8 @@ from experiments.configs import default
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.data.name = "cifar10"
+    config.data.name = config.data.fake_like = "cifar10"
+    config.data.augment = ("flip",)  # as its first stage
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "nvae_cifar10"

@@ -15,7 +15,7 @@ from experiments.configs import mnist_ood
 def get_config():
     """Returns the configuration."""
     config = mnist_ood.get_config()
-    config.data.name = "cifar10"
+    config.data.name = config.data.fake_like = "cifar10"
     config.backbone = config_dict.ConfigDict()
     config.backbone.name = "ladder"
     # Bottom to top; vectors lie above maps.
@@ -32,6 +32,6 @@ def get_config():
     config.log.checkpoint_every = 2500
     config.log.sample_every = 2500
     config.log.diagnose_every = 500
-    config.eval.ood_outliers = ("svhn", "noise", "constant")
+    config.eval.ood_outliers = ("svhn_cropped", "noise", "constant")
     config.eval.batch_size = 100
     return config

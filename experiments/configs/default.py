@@ -10,12 +10,20 @@ def get_config() -> config_dict.ConfigDict:
     config.prior = "ebm"  # "gaussian" trains the same generator without energy
 
     config.data = config_dict.ConfigDict()
-    config.data.name = "digits"  # see experiments/datasets.py
+    # See docs/data.md. "fake" makes up images in the shape and classes of fake_like,
+    # "folder" brings those below data_dir to image_shape, (height, width, channels).
+    config.data.name = config.data.fake_like = "digits"
+    config.data.image_shape = config_dict.placeholder(tuple)
     config.data.data_dir = config_dict.placeholder(str)  # default: TFDS_DATA_DIR
     config.data.labels = ()  # keep these classes only; empty keeps all
     config.data.binarize = False  # pixels drawn black or white, as their grey tells
     # A class that training does not see and testing does: anomaly detection.
     config.data.heldout_digit = config_dict.placeholder(int)
+    # Of the images of training, drawn anew at every step: "flip" mirrors, "crop" cuts
+    # those of many sizes anywhere, not in the middle.
+    config.data.augment = ()
+    config.data.on_corrupt = "error"  # or "skip", at an image that cannot be read
+    config.data.num_workers = 0  # processes that decode large data sets; 0: threads
 
     # backbone, energy, likelihood and chains are what `jebm.build` takes.
     config.backbone = config_dict.ConfigDict()

@@ -13,6 +13,7 @@ from experiments.configs import cifar10_nvae
 def get_config():
     """Returns the configuration."""
     config = cifar10_nvae.get_config()
-    config.data.name = "lsun/church_outdoor"
+    config.data.name = config.data.fake_like = "lsun/church_outdoor"
+    config.data.augment = ("flip", "crop")
     config.backbone.stage_one = "nvae_lsun"
     return config

@@ -9,7 +9,7 @@ from experiments.configs import default
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.data.name = "mnist"
+    config.data.name = config.data.fake_like = "mnist"
     config.backbone.prior_widths = (100,)
     config.likelihood.scale = 0.2
     config.chains.prior.num_steps = 200

@@ -15,7 +15,7 @@ _STEPS_PER_EPOCH = 281
 def get_config():
     """Returns the configuration."""
     config = nvae_cifar10.get_config()
-    config.data.name = "celeb_a_hq/256"
+    config.data.name = config.data.fake_like = "celeb_a_hq/256"
     config.backbone.groups = (16, 8, 4, 4, 4)
     config.backbone.width = 30
     config.backbone.encoder_width = 30

@@ -17,7 +17,8 @@ _STEPS_PER_EPOCH = 195
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.data.name = "cifar10"
+    config.data.name = config.data.fake_like = "cifar10"
+    config.data.augment = ("flip",)
     config.prior = "gaussian"
     config.backbone = config_dict.ConfigDict()
     config.backbone.name = "nvae"

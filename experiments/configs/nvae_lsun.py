@@ -17,7 +17,8 @@ _STEPS_PER_EPOCH = 493
 def get_config():
     """Returns the configuration."""
     config = nvae_cifar10.get_config()
-    config.data.name = "lsun/church_outdoor"
+    config.data.name = config.data.fake_like = "lsun/church_outdoor"
+    config.data.augment = ("flip", "crop")
     config.backbone.groups = (5, 5, 5)
     config.backbone.width = 48
     config.backbone.encoder_width = 48

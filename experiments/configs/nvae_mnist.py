@@ -17,7 +17,7 @@ from experiments.configs import default
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.data.name = "mnist"
+    config.data.name = config.data.fake_like = "mnist"
     config.data.binarize = True
     config.prior = "gaussian"
     config.backbone = config_dict.ConfigDict()

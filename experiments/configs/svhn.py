@@ -12,6 +12,7 @@ from experiments.configs import cifar10
 def get_config():
     """Returns the configuration."""
     config = cifar10.get_config()
-    config.data.name = "svhn"  # its split "train", without "extra": ours
+    # Its split "train", without "extra": ours.
+    config.data.name = config.data.fake_like = "svhn_cropped"
     config.learning.num_steps = 101 * 732  # ours: 101 epochs
     return config

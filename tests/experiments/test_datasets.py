@@ -1,124 +1,11 @@
 import functools
-import importlib.util
-import os
-import pathlib
 
 import numpy as np
 import pytest
 
-from experiments import datasets
+from experiments import datasets, sources
 from experiments.command_line import ConfigError
-
-TFDS_NAMES = {
-    "mnist": "mnist",
-    "cifar10": "cifar10",
-    "svhn": "svhn_cropped",
-    "celeba64": "celeb_a",
-}
-IMAGE_SHAPES = {
-    "digits": (8, 8, 1),
-    "mnist": (28, 28, 1),
-    "cifar10": (32, 32, 3),
-    "svhn": (32, 32, 3),
-    "celeba64": (64, 64, 3),
-}
-
-
-@functools.cache
-def load_or_skip(name):
-    if name != "digits":
-        data_dir = os.environ.get("TFDS_DATA_DIR")
-        if not data_dir or not (pathlib.Path(data_dir) / TFDS_NAMES[name]).is_dir():
-            pytest.skip(f"TFDS_DATA_DIR is unset or holds no {TFDS_NAMES[name]}")
-    return datasets.load(name)
-
-
-@pytest.mark.parametrize("name", sorted(datasets.LOADERS))
-def test_every_data_set_has_uint8_images_with_a_label_each(name):
-    splits = load_or_skip(name)
-    assert set(splits) == {"train", "test"}
-    for images, labels in splits.values():
-        assert images.ndim == 4
-        assert images.dtype == np.uint8
-        assert (images.min(), images.max()) == (0, 255)
-        assert np.issubdtype(labels.dtype, np.integer)
-        assert labels.shape == images.shape[:1]
-        assert images.shape[1:] == IMAGE_SHAPES[name]
-    assert set(splits["train"].labels.tolist()) == set(splits["test"].labels.tolist())
-
-
-def test_mnist_has_its_published_sizes_and_mean():
-    splits = load_or_skip("mnist")
-    assert splits["train"].images.shape == (60000, 28, 28, 1)
-    assert splits["test"].images.shape == (10000, 28, 28, 1)
-    train_counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    test_counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert np.bincount(splits["train"].labels).tolist() == train_counts
-    assert np.bincount(splits["test"].labels).tolist() == test_counts
-    assert abs(splits["train"].images.mean() / 255 - 0.1307) < 1e-4
-
-
-class Source(list):
-    """Examples with the batched read of a TFDS data source."""
-
-    def __getitems__(self, keys):
-        return [self[key] for key in keys]
-
-
-@pytest.fixture
-def fake_tfds(monkeypatch):
-    """TFDS with examples of random pixels, in the structure of the true features."""
-    import tensorflow_datasets as tfds
-
-    def as_data_source(builder, split):
-        rng = np.random.default_rng(len(split))
-        features = builder.info.features
-
-        def example(i):
-            image = rng.integers(0, 256, features["image"].shape, np.uint8)
-            others = {"label": np.int64(i % 10)} if "label" in features else {}
-            return {"image": image, **others}
-
-        return Source(example(i) for i in range({"train": 25, "test": 12}[split]))
-
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
-    monkeypatch.setattr(datasets, "_READ_TOGETHER", 10)
-    with tfds.testing.mock_data(as_data_source_fn=as_data_source):
-        yield as_data_source
-    datasets.read.cache_clear()
-
-
-@pytest.mark.parametrize("name", sorted(TFDS_NAMES))
-def test_tfds_loaders_read_the_structure_of_tfds_without_its_data(name, fake_tfds):
-    import tensorflow_datasets as tfds
-
-    datasets.read.cache_clear()
-    splits = datasets.load(name)
-    assert set(splits) == {"train", "test"}
-    builder = tfds.builder(TFDS_NAMES[name])
-    for split, num in (("train", 25), ("test", 12)):
-        images, labels = splits[split]
-        assert images.shape == (num, *IMAGE_SHAPES[name])
-        assert images.dtype == np.uint8
-        assert labels.dtype == np.int64
-        if name == "celeba64":  # has no classes
-            assert labels.tolist() == [0] * num
-            continue
-        assert labels.tolist() == [i % 10 for i in range(num)]
-        raw = [example["image"] for example in fake_tfds(builder, split)]
-        np.testing.assert_array_equal(images, raw)
-
-
-def test_faces_are_the_central_square_of_celeba_scaled_down():
-    image = np.zeros((218, 178, 3), np.uint8)
-    image[39:179, 19:159] = 200
-    face = datasets._celeba_face(image)
-    np.testing.assert_array_equal(face, np.full((64, 64, 3), 200, np.uint8))
-    image[39:109, 19:89, 1] = 100  # a quarter of the square, green only
-    face = datasets._celeba_face(image)
-    assert face[:31, :31, 1].max() == 100
-    assert face[33:, :, 1].min() == face[:, 33:, 1].min() == 200
-    assert face[..., 0].min() == face[..., 2].min() == 200
+from tests.data_files import encoded, random_images
 
 
 def test_digits_splits_are_the_whole_set_without_an_image_in_both():
@@ -170,19 +57,22 @@ def test_to_unit_divides_by_255_in_float32():
     np.testing.assert_array_equal(unit, np.float32([0, 0.2, 1]))
 
 
-def test_unprepared_data_without_tensorflow_says_what_to_do(tmp_path, monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "tensorflow" else find_spec(name, *rest),
-    )
-    with pytest.raises(ConfigError) as raised:
-        datasets.load("mnist", data_dir=str(tmp_path))
-    message = str(raised.value)
-    assert "\n" not in message
-    for words in (str(tmp_path), "TFDS_DATA_DIR", "`pip install tensorflow`"):
-        assert words in message
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("nope", {}, "unknown data set 'nope'; known: .*'celeb_a_hq/256'"),
+        ("digits", {"image_shape": (4, 4, 1)}, "data.image_shape is of .* 'folder'"),
+        ("digits", {"on_corrupt": "hide"}, "unknown data.on_corrupt 'hide'.*'skip'"),
+        ("digits", {"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
+        ("digits", {"augment": ("turn",)}, r"unknown data.augment \['turn'\].*'flip'"),
+        ("digits", {"augment": ("crop",)}, "'crop' is of images of many sizes"),
+        ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' is of images"),
+        ("fake", {}, "data.fake_like must be one of"),
+    ],
+)
+def test_fields_that_do_not_fit_are_named(name, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        datasets.load(name, **fields)
 
 
 # Twelve "images" that are told apart by their only pixel; 3 batches are an epoch.
@@ -286,3 +176,137 @@ def test_binary_test_split_is_always_the_same_and_training_stays_grey():
     np.testing.assert_array_equal(
         datasets.load("digits")["test"].images, grey["test"].images
     )
+
+
+def test_batch_larger_than_all_images_is_refused():
+    with pytest.raises(ConfigError, match=r"batch_size of 13 is more than the 12 im"):
+        datasets.Batches(IMAGES, 13, 0)
+    assert datasets.Batches(IMAGES, 12, 0)(0).shape == (12, 1, 1, 1)
+
+
+PHOTOS = random_images(20, (6, 12, 3))  # each with one that is 6 x 6 in it
+
+
+@pytest.fixture
+def streamed():
+    """The photos as files, to be cut to 6 x 6."""
+    return sources.Streamed(
+        sources.Encoded([encoded(photo) for photo in PHOTOS]),
+        (6, 6, 3),
+        functools.partial(sources.fit, size=(6, 6)),
+    )
+
+
+def test_streamed_batches_are_those_of_the_decoded_images(streamed):
+    decoded = datasets.Batches(np.asarray(streamed), 4, 3)
+    batches = datasets.Batches(streamed, 4, 3)
+    for step in (0, 1, 2, 9, 3, 4):  # in order, and not
+        np.testing.assert_array_equal(batches(step), decoded(step))
+
+
+def test_an_epoch_of_streamed_images_is_never_all_decoded(streamed, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        sources.Streamed,
+        "read",
+        lambda self, i, place: read.append(i) or np.zeros((6, 6, 3), np.uint8),
+    )
+    monkeypatch.setattr(datasets, "_THREADS", 1)
+    datasets.Batches(streamed, 2, 0)(0)
+    assert len(read) < 20
+
+
+@pytest.mark.parametrize("kind", ["decoded", "streamed"])
+def test_processes_share_the_batch_of_one(kind, streamed, monkeypatch):
+    read = []
+    original = sources.Streamed.read
+
+    def noted(self, i, place):
+        read.append(i)
+        return original(self, i, place)
+
+    images = streamed if kind == "streamed" else np.asarray(streamed)
+    options = {"binarize": True, "augment": ("flip", "crop")}
+    alone = datasets.Batches(images, 6, 0, **options)
+    parts = [
+        datasets.Batches(images, 6, 0, **options, process_index=i, process_count=3)
+        for i in range(3)
+    ]
+    for step in (0, 1, 5):
+        shares = [part(step) for part in parts]
+        assert [share.shape for share in shares] == [(2, 6, 6, 3)] * 3
+        np.testing.assert_array_equal(np.concatenate(shares), alone(step))
+    if kind == "streamed":
+        monkeypatch.setattr(sources.Streamed, "read", noted)
+        monkeypatch.setattr(datasets, "_THREADS", 1)
+        mine = datasets.Batches(images, 6, 0, process_index=1, process_count=3)
+        mine(0)
+        order = datasets.Batches(np.arange(20), 6, 0)
+        assert set(read[:2]) == set(order(0)[2:4].tolist())
+
+
+def test_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ConfigError, match="batch_size of 4 cannot be shared by 3"):
+        datasets.Batches(IMAGES, 4, 0, process_count=3)
+
+
+def test_flips_are_drawn_by_seed_step_and_index():
+    images = random_images(400, (2, 4, 3))
+    plain = datasets.Batches(images, 400, 5)
+    batches = datasets.Batches(images, 400, 5, augment=("flip",))
+    flipped = []
+    for step in range(2):
+        before, after = plain(step), batches(step)
+        mirrored = before[:, :, ::-1]
+        same = (after == before).all(axis=(1, 2, 3))
+        assert ((after == mirrored).all(axis=(1, 2, 3)) ^ same).all()
+        assert abs(same.mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
+        flipped.append(~same)
+    assert (flipped[0] != flipped[1]).any()
+    np.testing.assert_array_equal(batches(0), batches(0))
+
+
+def test_crops_are_drawn_by_seed_step_and_index(streamed):
+    batches = datasets.Batches(streamed, 20, 0, augment=("crop",))
+    order = datasets.Batches(np.arange(20), 20, 0)
+    starts = []
+    for step in (0, 1, 0):
+        found = []
+        for image, photo in zip(batches(step), PHOTOS[order(step)], strict=True):
+            windows = [photo[:, left : left + 6] for left in range(7)]
+            (left,) = [i for i, w in enumerate(windows) if (w == image).all()]
+            found.append(left)
+        starts.append(found)
+    assert starts[0] == starts[2] != starts[1]
+    assert len(set(starts[0] + starts[1])) == 7  # of 40 draws; misses one with p < .02
+
+
+def test_workers_read_the_same_batches(streamed):
+    alone = datasets.Batches(streamed, 4, 3, augment=("flip", "crop"))
+    batches = datasets.Batches(streamed, 4, 3, augment=("flip", "crop"), num_workers=2)
+    for step in (5, 6, 7, 8):
+        np.testing.assert_array_equal(batches(step), alone(step))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_damaged_image_ends_the_stream_with_its_name(num_workers):
+    files = [encoded(photo) for photo in PHOTOS]
+    files[7] = files[7][:50]
+    fit = functools.partial(sources.fit, size=(6, 6))
+    images = sources.Streamed(sources.Encoded(files), (6, 6, 3), fit)
+    batches = datasets.Batches(images, 10, 0, num_workers=num_workers)
+    with pytest.raises(ConfigError, match="image 7 cannot be read"):
+        [batches(step) for step in range(2)]
+
+
+def test_label_filter_and_binary_pixels_of_streamed_images(monkeypatch, streamed):
+    split = datasets.Split(streamed, np.arange(20) % 2)
+    loader = lambda options: {"train": split, "test": split}  # noqa: E731
+    monkeypatch.setitem(datasets.LOADERS, "photos", loader)
+    splits = datasets.load("photos", labels=(1,), binarize=True)
+    assert len(splits["train"].images) == 10
+    np.testing.assert_array_equal(
+        np.asarray(splits["train"].images), np.asarray(streamed)[1::2]
+    )
+    assert set(np.unique(splits["test"].images)) == {0, 255}
+    datasets.read.cache_clear()

@@ -77,3 +77,16 @@ def test_save_grid_writes_the_grid_and_makes_the_directory(tmp_path):
         assert picture.format == "PNG"
         expected = pictures.grid(images(4), columns=4)
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_stamp_adds_a_line_and_leaves_the_picture(mode, tmp_path):
+    file = tmp_path / "picture.png"
+    Image.new(mode, (640, 480), 77 if mode == "L" else (1, 2, 3)).save(file)
+    before = np.asarray(Image.open(file).convert("RGB"))
+    pictures.stamp(file, "FAKE DATA")
+    after = np.asarray(Image.open(file))
+    assert after.shape[1:] == (640, 3)
+    np.testing.assert_array_equal(after[-480:], before)
+    title = after[:-480].reshape(-1, 3)
+    assert {(255, 255, 255), (220, 20, 60)} <= set(map(tuple, title.tolist()))
