@@ -63,7 +63,7 @@ def check(options) -> None:
     Raises:
       ConfigError: naming the field.
     """
-    known = sorted(MADE | loaders.LOADERS)
+    known = sorted((MADE | loaders.LOADERS).keys() - {"folder", "fake"})
     for name in (options.ood_chosen_on, *options.ood_outliers):
         if name not in known:
             raise ConfigError(f"unknown outliers {name!r} in eval; known: {known}")

@@ -111,6 +111,13 @@ def test_data_that_is_not_there_says_how_to_get_it(name, tmp_path):
     command = f"`python -m tools.prepare_data {name} --data_dir={tmp_path}`"
     for words in (command, "TFDS_DATA_DIR", "--config.data.name=fake"):
         assert words in message
+    with pytest.raises(ConfigError, match="is not prepared"):
+        loaders.require(name, Options(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", sorted(LOADERS))
+def test_data_that_is_there_is_not_refused(name, data_dir):
+    loaders.require(name, options_of(name, data_dir))
 
 
 def test_every_data_set_is_known_to_the_tool_and_has_a_shape():
