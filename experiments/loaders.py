@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -232,7 +233,8 @@ def _fake(options):
         raise ConfigError(
             f"data.fake_like must be one of {sorted(SHAPES)}, got {like!r}"
         )
-    made = fake.make(SHAPES[like], like not in UNLABELLED)
+    seed = zlib.crc32(like.encode())  # each has its own
+    made = fake.make(SHAPES[like], like not in UNLABELLED, seed)
     return {name: Split(*split) for name, split in made.items()}
 
 

@@ -68,10 +68,11 @@ def made_up(tmp_path_factory):
     config = test.get_config()
     config.data.name = "fake"
     config.eval.protocol = "ood"
-    config.eval.ood_outliers = ("noise",)
+    config.eval.ood_outliers = ("noise", "svhn_cropped")  # which is not there
     config.eval.num_posterior_samples = 1
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
+        patch.setenv("TFDS_DATA_DIR", str(path.parent))
         for name in (*DRAWN, "hierarchical"):
             patch.setattr(figures, name, blank(name))
         patch.setattr(figures.probes, "write_probes", lambda *a: a[-2])

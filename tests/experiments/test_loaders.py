@@ -282,6 +282,14 @@ def test_made_up_images_have_the_shape_and_classes_of_the_others(like):
         assert (near == labels).mean() > 0.9
 
 
+def test_made_up_images_of_one_shape_differ_between_data_sets():
+    first, other = (
+        LOADERS["fake"](Options(fake_like=like))["test"].images
+        for like in ("cifar10", "svhn_cropped")
+    )
+    assert (first != other).any(axis=(1, 2, 3)).all()
+
+
 def test_made_up_images_are_like_a_known_data_set():
     with pytest.raises(ConfigError, match=r"data.fake_like must be one of .*'mnist'"):
         LOADERS["fake"](Options(fake_like="folder"))
