@@ -34,6 +34,7 @@ from experiments import (
     classifier,
     datasets,
     likelihood,
+    loaders,
     mixing,
     ood,
     pictures,
@@ -107,6 +108,9 @@ def check_eval(config) -> None:
         )
     if config.eval.protocol == "ood":
         ood.check(config.eval)
+        if config.data.name != "fake":  # then they are made up as well
+            for name in (config.eval.ood_chosen_on, *config.eval.ood_outliers):
+                loaders.require(name, loaders.Options(config.data.data_dir))
     if config.eval.protocol == "likelihood":
         likelihood.check(config)
     if config.eval.num_temperatures not in (0, *range(2, 1000)):

@@ -13,14 +13,14 @@ _CLASSES = 10
 
 
 def make(
-    shape: tuple[int, int, int], labelled: bool
+    shape: tuple[int, int, int], labelled: bool, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 [N, *shape] and labels [N] of both splits, always the same.
+    """Images uint8 [N, *shape] and labels [N] of both splits, by `seed` alone.
 
     Each is half a smooth pattern of its class and half one of its own; where not
     `labelled` there is one class.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     classes = _CLASSES if labelled else 1
     patterns = _smooth(rng, classes, shape)
     splits = {}

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +77,19 @@ def prepared(name: str, data_dir: str | None) -> epath.Path | None:
     return found[-1].parent if found else None
 
 
+def require(name: str, options: Options) -> None:
+    """Refuses a published data set that is not there, without reading it.
+
+    Raises:
+      ConfigError: telling how to get it.
+    """
+    if name == "lsun/church_outdoor":
+        for part in ("train", "val"):
+            _church_database(part, options)
+    elif name in SHAPES and name != "digits" and not prepared(name, options.data_dir):
+        raise unprepared(name, options, data_directory(options.data_dir) / name)
+
+
 def _tfds(name):
     """A loader of the TFDS data set `name`."""
 
@@ -103,10 +117,8 @@ def tfds_builder(name: str, options: Options):
     logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
     import tensorflow_datasets as tfds
 
-    path = prepared(name, options.data_dir)
-    if path is None:
-        raise unprepared(name, options, data_directory(options.data_dir) / name)
-    return tfds.builder_from_directory(path)
+    require(name, options)
+    return tfds.builder_from_directory(prepared(name, options.data_dir))
 
 
 def streamed(name: str, encoded, options: Options) -> sources.Streamed:
@@ -164,11 +176,17 @@ def _church(options):
     """LSUN's churches; its 300 validation images are the held-out ones."""
     name, splits = "lsun/church_outdoor", {}
     for split, part in (("train", "train"), ("test", "val")):
-        path = data_directory(options.data_dir) / f"{name}_{part}_lmdb"
-        if not (path / "data.mdb").exists():
-            raise unprepared(name, options, path)
-        splits[split] = _settled(streamed(name, sources.Lmdb(path), options), options)
+        encoded = sources.Lmdb(_church_database(part, options))
+        splits[split] = _settled(streamed(name, encoded, options), options)
     return splits
+
+
+def _church_database(part, options):
+    name = "lsun/church_outdoor"
+    path = data_directory(options.data_dir) / f"{name}_{part}_lmdb"
+    if not (path / "data.mdb").exists():
+        raise unprepared(name, options, path)
+    return path
 
 
 def _folder(options):
@@ -215,7 +233,8 @@ def _fake(options):
         raise ConfigError(
             f"data.fake_like must be one of {sorted(SHAPES)}, got {like!r}"
         )
-    made = fake.make(SHAPES[like], like not in UNLABELLED)
+    seed = zlib.crc32(like.encode())  # each has its own
+    made = fake.make(SHAPES[like], like not in UNLABELLED, seed)
     return {name: Split(*split) for name, split in made.items()}
 
 

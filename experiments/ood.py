@@ -25,17 +25,20 @@ import matplotlib.pyplot as plt
 INSIDE, OUTSIDE = "#0072B2", "#E69F00"  # colour-blind-safe
 
 
-def outliers(name: str, images: np.ndarray, data_dir: str | None) -> np.ndarray:
+def outliers(
+    name: str, images: np.ndarray, data_dir: str | None, made_up: bool = False
+) -> np.ndarray:
     """As many images of elsewhere as there are `images`, and of their shape.
 
     Args:
       name: a key of `MADE` or of `loaders.LOADERS`, whose held-out images are then
         converted to grey or RGB and scaled with antialiasing.
       images: held-out images of the data set itself, uint8 [N, H, W, C].
-      data_dir: where TFDS finds prepared data.
+      data_dir: where prepared data lies.
+      made_up: takes images in the shape of a data set for those of the set itself.
 
     Raises:
-      ConfigError: for data that is neither prepared nor can be.
+      ConfigError: for data that is not prepared.
 
     Example:
       >>> images = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
@@ -44,7 +47,10 @@ def outliers(name: str, images: np.ndarray, data_dir: str | None) -> np.ndarray:
     """
     if name in MADE:
         return MADE[name](images)
-    others = loaders.LOADERS[name](loaders.Options(data_dir))["test"].images
+    options, loader = loaders.Options(data_dir, fake_like=name), name
+    if made_up and name in loaders.SHAPES:
+        loader = "fake"
+    others = loaders.LOADERS[loader](options)["test"].images
     height, width, channels = images.shape[1:]
     mode = "L" if channels == 1 else "RGB"
     converted = [
@@ -63,7 +69,7 @@ def check(options) -> None:
     Raises:
       ConfigError: naming the field.
     """
-    known = sorted(MADE | loaders.LOADERS)
+    known = sorted((MADE | loaders.LOADERS).keys() - {"folder", "fake"})
     for name in (options.ood_chosen_on, *options.ood_outliers):
         if name not in known:
             raise ConfigError(f"unknown outliers {name!r} in eval; known: {known}")
@@ -172,7 +178,8 @@ def detection(key, config, model, params, images: np.ndarray, folder: pathlib.Pa
     options = config.eval
     images = images[: options.num_samples]
     names = (options.ood_chosen_on, *options.ood_outliers)
-    sets = {name: outliers(name, images, config.data.data_dir) for name in names}
+    made_up = config.data.name == "fake"
+    sets = {n: outliers(n, images, config.data.data_dir, made_up) for n in names}
     num = min(map(len, sets.values()))  # of each alike
     sets = {"": images} | sets
     scored = {}

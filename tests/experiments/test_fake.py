@@ -68,10 +68,11 @@ def made_up(tmp_path_factory):
     config = test.get_config()
     config.data.name = "fake"
     config.eval.protocol = "ood"
-    config.eval.ood_outliers = ("noise",)
+    config.eval.ood_outliers = ("noise", "svhn_cropped")  # which is not there
     config.eval.num_posterior_samples = 1
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
+        patch.setenv("TFDS_DATA_DIR", str(path.parent))
         for name in (*DRAWN, "hierarchical"):
             patch.setattr(figures, name, blank(name))
         patch.setattr(figures.probes, "write_probes", lambda *a: a[-2])
@@ -135,6 +136,18 @@ def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monke
     ):
         assert words in message
     assert not (tmp_path / "run").exists()
+
+
+def test_outliers_that_are_not_there_are_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    path = tmp_path / "run"
+    fields = {"protocol": "ood", "ood_outliers": "('svhn_cropped',)"}
+    arguments = [f"--config.eval.{field}={value}" for field, value in fields.items()]
+    with pytest.raises(SystemExit) as stopped:
+        run_main(CONFIG, f"--workdir={path}", *arguments)
+    expected = "error: data set 'svhn_cropped' is not prepared"
+    assert stopped.value.code.startswith(expected)
+    assert not path.exists()
 
 
 def test_split_too_small_for_a_batch_is_told_before_any_work(tmp_path):

@@ -111,6 +111,13 @@ def test_data_that_is_not_there_says_how_to_get_it(name, tmp_path):
     command = f"`python -m tools.prepare_data {name} --data_dir={tmp_path}`"
     for words in (command, "TFDS_DATA_DIR", "--config.data.name=fake"):
         assert words in message
+    with pytest.raises(ConfigError, match="is not prepared"):
+        loaders.require(name, Options(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", sorted(LOADERS))
+def test_data_that_is_there_is_not_refused(name, data_dir):
+    loaders.require(name, options_of(name, data_dir))
 
 
 def test_every_data_set_is_known_to_the_tool_and_has_a_shape():
@@ -273,6 +280,14 @@ def test_made_up_images_have_the_shape_and_classes_of_the_others(like):
         means = np.stack([images[labels == c].mean(axis=0) for c in range(10)])
         near = ((images[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
         assert (near == labels).mean() > 0.9
+
+
+def test_made_up_images_of_one_shape_differ_between_data_sets():
+    first, other = (
+        LOADERS["fake"](Options(fake_like=like))["test"].images
+        for like in ("cifar10", "svhn_cropped")
+    )
+    assert (first != other).any(axis=(1, 2, 3)).all()
 
 
 def test_made_up_images_are_like_a_known_data_set():
