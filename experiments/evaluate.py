@@ -16,7 +16,8 @@ samples and the held-out split. Images are the decoder's means.
 With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics`) and
 how well they mix (`experiments.mixing`).
 
-The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
+The protocols "paper" and "clean": `experiments.fid`, in a file of their own name,
+eval_paper.json or eval_clean.json. The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
 protocol "ood": `experiments.ood`. The protocol "likelihood": `experiments.likelihood`.
 """
 
@@ -33,10 +34,13 @@ from experiments import (
     anomaly,
     classifier,
     datasets,
+    fid,
     likelihood,
     mixing,
     ood,
+    parallel,
     pictures,
+    reference,
     report,
     workdir,
 )
@@ -67,8 +71,9 @@ def evaluate(config, path: pathlib.Path) -> None:
         features, _ = classifier.load(config.data.name)
     images, rungs = splits["test"].images, config.eval.num_temperatures
     found |= mixing.mixing(key, model, params, images, features, rungs)
-    variant = workdir.variant(path, config)
-    file = path / (f"eval_{variant}.json" if variant else "eval.json")
+    named = config.eval.protocol if config.eval.protocol in fid.PROTOCOLS else ""
+    parts = [part for part in (named, workdir.variant(path, config)) if part]
+    file = path / f"{'_'.join(['eval', *parts])}.json"
     about = {
         "step": step,
         "seed": config.seed,
@@ -76,6 +81,8 @@ def evaluate(config, path: pathlib.Path) -> None:
         "protocol": config.eval.protocol,
         "data": datasets.described(config.data),
         **about,
+        **workdir.training(path, config),
+        "hardware": parallel.hardware(),
         "seconds": time.perf_counter() - started,
     }
     finite = {}
@@ -109,6 +116,8 @@ def check_eval(config) -> None:
         ood.check(config.eval)
     if config.eval.protocol == "likelihood":
         likelihood.check(config)
+    if config.eval.protocol in fid.PROTOCOLS:
+        fid.check(config)
     if config.eval.num_temperatures not in (0, *range(2, 1000)):
         raise ConfigError(
             "eval.num_temperatures must be 0 or at least 2, got "
@@ -123,6 +132,7 @@ def check_eval(config) -> None:
         ("num_samples", 2),
         ("num_posterior_samples", 1),
         ("batch_size", 1),
+        ("fid_num_samples", 2),
         ("num_diagnosed", 1),
         ("likelihood_num_images", 2),
         ("likelihood_num_samples", 2),
@@ -203,12 +213,28 @@ def _by_likelihood(config):
     return measure
 
 
+def _by_inception(config):
+    """FID, KID, Inception score, precision and recall."""
+    extractor = fid.Extractor.load(config.eval.protocol, config.eval.fid_inception)
+    real = reference.obtain(config.eval, config.data, extractor)
+    if real.features is None:
+        told = real.about["reference"]
+        print(f"{told} holds no features: no KID, precision or recall.")
+
+    def measure(key, path, model, params, split):
+        return fid.fid(key, config, extractor, real, path, model, params, split.images)
+
+    return measure
+
+
 # What a protocol needs is got, or refused, before the run is opened.
 PROTOCOLS = {
     "anomaly": _by_anomaly,
     "classifier": _by_classifier,
+    "clean": _by_inception,
     "likelihood": _by_likelihood,
     "ood": _by_ood,
+    "paper": _by_inception,
 }
 
 
