@@ -17,8 +17,9 @@ With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics
 how well they mix (`experiments.mixing`).
 
 The protocols "paper" and "clean": `experiments.fid`, in a file of their own name,
-eval_paper.json or eval_clean.json. The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
-protocol "ood": `experiments.ood`. The protocol "likelihood": `experiments.likelihood`.
+eval_paper.json or eval_clean.json. The protocol "anomaly": `experiments.anomaly` on
+data with a `data.heldout_digit`. The protocol "ood": `experiments.ood`. The protocol
+"likelihood": `experiments.likelihood`.
 """
 
 import functools

@@ -21,6 +21,7 @@ and recall are of the first `SUBSET` samples and as many images of the reference
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -126,7 +127,7 @@ def summarise(
         moments = more if moments is None else metrics.merge_moments(moments, more)
         kept.append(batch.pool[: max(0, SUBSET - seen)])
         logits = extractor.score_logits(batch.logits)
-        for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
             part = logits[max(start - seen, 0) : max(stop - seen, 0)]
             if len(part):
                 sums = ScoreSums.of(part)
@@ -224,9 +225,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
         )
         summary = summarise(files, options.fid_num_samples, extractor)
         suffix = "" if name == "chain" else f"_{name}"
-        found |= {
-            f"{k}{suffix}": v for k, v in compare(summary, reference).items()
-        }
+        found |= {f"{k}{suffix}": v for k, v in compare(summary, reference).items()}
         if summary is not None and name == names[0]:
             found |= summary.rates
     for folder in folders:
@@ -281,9 +280,7 @@ def _sampler(key, model, params, chain, temperature):
     def draw(key, params, batch):
         keys = example_keys(key, batch["index"])
         x = batch.get("x")
-        return run_chains(
-            keys, model, params, chain, x=x, temperature=temperature
-        )[0]
+        return run_chains(keys, model, params, chain, x=x, temperature=temperature)[0]
 
     def decoded(key, params, latents):
         del key

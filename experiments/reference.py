@@ -1,7 +1,7 @@
 """Statistics of real images that samples are held against, kept in a cache.
 
-A file of them is an .npz of `mu` [D] and `sigma` [D, D], as the authors of the FID (TTUR)
-publish them, and may hold `features` [n, D] of some images, in random order, and
+A file of them is an .npz of `mu` [D] and `sigma` [D, D], as the authors of the FID
+(TTUR) publish them, and may hold `features` [n, D] of some images, in random order, and
 `about`, JSON. Ours hold all four; without features there is no KID, precision or
 recall.
 """

@@ -243,8 +243,8 @@ def _inception(found):
         f"Protocol {found['protocol']!r} at step {found['step']}: "
         f"{found['num_samples']} samples, chain {found['chain']}, temperature "
         f"{found['temperature']:g}, {found['features']}, reference "
-        f"{found['reference']}; Inception score in {found['score_splits']} splits, KID, "
-        f"precision and recall of {found['num_compared']} samples."
+        f"{found['reference']}; Inception score in {found['score_splits']} splits, "
+        f"KID, precision and recall of {found['num_compared']} samples."
     )
     rows = [
         (text, *(found.get(f"{name}{suffix}", "-") for name in _INCEPTION))

@@ -64,7 +64,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     variances", 1979.)
 
     Example:
-      >>> both = merge_moments(moments(np.array([[0.0]])), moments(np.array([[2.0], [4.0]])))
+      >>> one, two = np.array([[0.0]]), np.array([[2.0], [4.0]])
+      >>> both = merge_moments(moments(one), moments(two))
       >>> both.count, both.mean.item(), both.scatter.item()
       (3, 2.0, 8.0)
     """

@@ -1,5 +1,6 @@
 """Inception score: how sure a classifier is, and of how many classes."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def inception_score(logits: np.ndarray, num_splits: int) -> InceptionScore:
     bounds = split_bounds(num, num_splits)
     scores = [
         ScoreSums.of(logits[start:stop]).score()
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in itertools.pairwise(bounds)
     ]
     return mean_score(scores)
 

@@ -21,8 +21,8 @@ def kernel_distance(
 
     Each block takes `block_size` features of x and as many of y that no other block
     takes, in their order, and estimates it without bias: no pair of a feature and
-    itself counts. The value is the mean over blocks; the rest of a longer set, less than
-    a block, is left out.
+    itself counts. The value is the mean over blocks; what is left of a longer set, less
+    than a block, does not count.
 
     Args:
       x: [N, D].
