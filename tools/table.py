@@ -2,12 +2,12 @@
 
     python -m tools.table RUN [RUN ...] --out=table
 
-writes table.html and table.md: the tables of arXiv 2306.06323 (FID and Inception score),
-every published row marked as quoted, with the rows of those runs of the same data set
-that were evaluated by `--config.eval.protocol=paper` or `clean`. Beside each of our
-numbers stand protocol, sample count, prior, chain, temperature, reference, hardware and
-budget. Runs of other data sets have tables of their own, and so have Frechet distances in
-the features of small classifiers, which are no FIDs.
+writes table.html and table.md: the tables of arXiv 2306.06323 (FID and Inception
+score), every published row marked as quoted, with the rows of those runs of the same
+data set that were evaluated by `--config.eval.protocol=paper` or `clean`. Beside each
+of our numbers stand protocol, sample count, prior, chain, temperature, reference,
+hardware and budget. Runs of other data sets have tables of their own, and so have
+Frechet distances in the features of small classifiers, which are no FIDs.
 """
 
 import argparse
@@ -231,8 +231,8 @@ def _about():
     source = json.loads(PUBLISHED.read_text())["source"]
     return (
         f"Rows marked as quoted are from {source}; none of them was measured here, and "
-        "each of their authors had a protocol of their own. Rows marked as ours say what "
-        "they were taken with: docs/metrics.md describes the protocols."
+        "their authors' protocols differ. Rows marked as ours say what they were taken "
+        "with: docs/metrics.md describes the protocols."
     )
 
 

@@ -3,12 +3,12 @@
     python -m tools.verify_inception [--reduction=1] [--num_images=2] [--seed=0]
 
 It needs PyTorch, torchvision, pytorch-fid and torch-fidelity. Their networks get the
-same random weights and batch statistics, which go through `tools.convert_inception`, and
-the same images of several sizes, on the CPU; torch-fidelity, which resizes as TensorFlow
-did, gets images of the network's own size. The table tells, of every quantity, the
-largest difference over its root mean square, in float64 and in float32. The tool fails if
-one in float64 is above 1e-6, or in float32 above 1e-3. (torch-fidelity rounds what it
-returns to float32.) --reduction divides all channels.
+same random weights and batch statistics, which go through `tools.convert_inception`,
+and the same images of several sizes, on the CPU; torch-fidelity, which resizes as
+TensorFlow did, gets images of the network's own size. The table tells, of every
+quantity, the largest difference over its root mean square, in float64 and in float32.
+The tool fails if one in float64 is above 1e-6, or in float32 above 1e-3.
+(torch-fidelity rounds what it returns to float32.) --reduction divides all channels.
 
     python -m tools.verify_inception --fixture=tests/tools/inception_fixture.npz
 
@@ -78,7 +78,7 @@ def ours(state, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 
 
 def ours_at_size(state, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Activations of images of 299 x 299, as torch-fidelity and clean-fid scale them."""
+    """Activations of images uint8 of 299 x 299, scaled as by torch-fidelity."""
     network, variables = convert_inception.convert(state)
     x = inception.prepare(jnp.asarray(images / 255, dtype), "bicubic")
     found = _apply(network, variables, x)

@@ -216,8 +216,8 @@ def quantise(images: jax.Array) -> jax.Array:
     """Rounds images in [0, 1] to the 256 values that a file of 8 bits holds.
 
     Example:
-      >>> quantise(jnp.array([0.0, 0.001, 0.002, 1.0])) * 255
-      Array([0., 0., 1., 255.], dtype=float32)
+      >>> jnp.round(quantise(jnp.array([0.0, 0.001, 0.002, 1.0])) * 255)
+      Array([  0.,   0.,   1., 255.], dtype=float32)
     """
     return jnp.floor(images * 255 + 0.5) / 255
 

@@ -68,7 +68,8 @@ def inception_score(logits: np.ndarray, num_splits: int) -> InceptionScore:
       Salimans et al., "Improved techniques for training GANs", arXiv 1606.03498.
 
     Example:
-      >>> inception_score(np.array([[40.0, 0.0], [0.0, 40.0]]), num_splits=1).mean
+      >>> logits = np.array([[40.0, 0.0], [0.0, 40.0]])
+      >>> round(inception_score(logits, num_splits=1).mean, 6)
       2.0
     """
     num = len(logits)
