@@ -25,6 +25,7 @@ import itertools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +68,7 @@ class Extractor(NamedTuple):
     network: inception.InceptionV3
     variables: Any
     sha256: str
+    step: Callable  # of all devices; compiled once for all sets of images
 
     @classmethod
     def load(cls, name: str, file: str | None) -> "Extractor":
@@ -79,15 +81,15 @@ class Extractor(NamedTuple):
             network, variables, sha256 = inception.load(file)
         except (FileNotFoundError, ValueError) as error:
             raise ConfigError(str(error)) from error
-        variables = parallel.replicate(variables, jax.local_devices())
-        return cls(name, PROTOCOLS[name], network, variables, sha256)
+        protocol, devices = PROTOCOLS[name], jax.local_devices()
+        variables = parallel.replicate(variables, devices)
+        quantised, resize = protocol.quantised, protocol.resize
+        step = activations.measure(network, quantised, resize, devices)
+        return cls(name, protocol, network, variables, sha256, step)
 
-    def stage(self):
-        """Images [devices, B, H, W, C] in [0, 1] to activations, of `stream`."""
-        quantised, resize = self.protocol.quantised, self.protocol.resize
-        devices = jax.local_devices()
-        step = activations.measure(self.network, quantised, resize, devices)
-        return lambda images: step(None, self.variables, images)
+    def stage(self, images: jax.Array) -> inception.Activations:
+        """Activations of images [devices, B, H, W, C] in [0, 1]."""
+        return self.step(None, self.variables, images)
 
     def score_logits(self, logits: np.ndarray) -> np.ndarray:
         """Of logits [N, C], those that the Inception score is of."""
@@ -218,7 +220,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
             options.batch_size,
             [
                 *_sampler(drawn_by, model, params, chains[name], temperature),
-                extractor.stage(),
+                extractor.stage,
             ],
             _given(heldout, options.fid_num_samples if of_posterior else None),
             f"{name}, {extractor.name}",

@@ -114,7 +114,7 @@ def make(
         }
     )
     files = activations.stream(
-        unfinished, len(images), batch_size, [extractor.stage()], first, file.stem
+        unfinished, len(images), batch_size, [extractor.stage], first, file.stem
     )
     summary = fid.summarise(files, len(images), extractor)
     if summary is None:
