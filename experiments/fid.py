@@ -36,7 +36,12 @@ from experiments import activations, datasets, parallel
 from experiments.command_line import ConfigError
 from jebm import checkpoints, metrics
 from jebm.metrics import inception
-from jebm.metrics.inception_score import ScoreSums, mean_score, split_bounds
+from jebm.metrics.inception_score import (
+    InceptionScore,
+    ScoreSums,
+    mean_score,
+    split_bounds,
+)
 from jebm.sampling import UNTILTED, decode, example_keys, prior_chain, run_chains
 
 LONG_CHAIN = 4  # times the length of the run's
@@ -111,7 +116,7 @@ class Summary(NamedTuple):
     mean: np.ndarray  # [D]
     covariance: np.ndarray  # [D, D]
     features: np.ndarray  # [n <= SUBSET, D], of the first images
-    score: metrics.InceptionScore
+    score: InceptionScore
     rates: dict[str, float]
 
 

@@ -9,6 +9,7 @@ TensorFlow did, gets images of the network's own size. The table tells, of every
 quantity, the largest difference over its root mean square, in float64 and in float32.
 The tool fails if one in float64 is above 1e-6, or in float32 above 1e-3.
 (torch-fidelity rounds what it returns to float32.) --reduction divides all channels.
+Before it come the metrics of the same features, which must agree within 1e-6.
 
     python -m tools.verify_inception --fixture=tests/tools/inception_fixture.npz
 
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jebm import metrics
 from jebm.metrics import inception
 from tools import convert_inception
 
@@ -209,6 +211,42 @@ def compare(reduction: int, num: int, seed: int, dtype: str):
         yield f"torch-fidelity, {name}", mine[name], other[name]
 
 
+def compare_metrics(seed: int):
+    """Yields a name, our number and the official one, of the same features."""
+    import torch
+    from pytorch_fid.fid_score import calculate_frechet_distance
+    from torch_fidelity import metric_isc, metric_kid, metric_prc
+
+    rng = np.random.default_rng(seed)
+    for num, dim in ((1000, 64), (65, 64), (50, 128)):
+        mixing = rng.normal(size=(dim, dim)) / np.sqrt(dim)
+        x, y = np.abs(rng.normal(size=(2, num, dim)) @ mixing)
+        statistics = *metrics.feature_statistics(x), *metrics.feature_statistics(2 * y)
+        yield (
+            f"Frechet distance, rank {min(dim, num - 1)} of {dim}",
+            metrics.frechet_distance(*statistics),
+            calculate_frechet_distance(*statistics),
+        )
+    x, y = (
+        torch.from_numpy(a) for a in rng.normal([[[0.0]], [[0.3]]], size=(2, 900, 64))
+    )
+    found = metric_kid.kid_features_to_metric(
+        x, y, kid_subsets=1, kid_subset_size=900, verbose=False
+    )
+    mine = metrics.kernel_distance(x.numpy(), y.numpy())
+    yield "KID", mine.value, found["kernel_inception_distance_mean"]
+    x, y = x[:, :8], y[:, :8]
+    found = metric_prc.prc_features_to_metric(x, y, verbose=False)
+    mine = metrics.precision_recall(x.numpy(), y.numpy())
+    yield "precision", mine.precision, found["precision"]
+    yield "recall", mine.recall, found["recall"]
+    logits = 3 * torch.from_numpy(rng.normal(size=(905, 100)))
+    found = metric_isc.isc_features_to_metric(logits, splits=10, shuffle=False)
+    mine = metrics.inception_score(logits.numpy(), num_splits=10)
+    yield "Inception score", mine.mean, found["inception_score_mean"]
+    yield "its deviation", mine.deviation, found["inception_score_std"]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prints the table; exits with an error where a number is too large."""
     parser = argparse.ArgumentParser(
@@ -232,10 +270,14 @@ def main(argv: list[str] | None = None) -> None:
         np.savez_compressed(given.fixture, **arrays)
         print(f"wrote {given.fixture}")
         return
+    failed = False
+    for name, mine, other in compare_metrics(given.seed):
+        error = abs(mine - other) / abs(other)
+        failed |= not error < 1e-6
+        print(f"{name:40}{mine:<16.8g}{other:<16.8g}{error:.1e}", flush=True)
     settings = given.reduction, given.num_images, given.seed
     single = {n: relative(a, b) for n, a, b in compare(*settings, "float32")}
-    failed = False
-    print(f"{'':40}float64   float32")
+    print(f"\n{'':40}float64   float32")
     for name, mine, other in compare(*settings, "float64"):
         double = relative(mine, other)
         bad = not (double < 1e-6 and single[name] < 1e-3)

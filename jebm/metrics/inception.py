@@ -134,8 +134,17 @@ _BLOCKS = {
 }
 
 
+def _mean_pool(x):
+    """Means of 3 x 3 pixels, of those within the image."""
+
+    def total(x):
+        return nn.pool(x, 0.0, jax.lax.add, (3, 3), (1, 1), "SAME")
+
+    return total(x) / total(jnp.ones_like(x[:1, :, :, :1]))
+
+
 _POOLINGS = {
-    "mean": lambda x: nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False),
+    "mean": _mean_pool,
     "max": lambda x: nn.max_pool(x, (3, 3), padding="SAME"),
     "halving": lambda x: nn.max_pool(x, (3, 3), (2, 2)),
 }
