@@ -44,7 +44,8 @@ def measure(
 
     def step(key, variables, images):
         del key
-        return jax.lax.map(lambda x: one(variables, x), images, batch_size=_TOGETHER)
+        together = min(_TOGETHER, len(images))
+        return jax.lax.map(lambda x: one(variables, x), images, batch_size=together)
 
     return parallel.pmap(step, devices, donate=False)
 

@@ -19,6 +19,7 @@ which are made if they are not in the cache (`experiments.reference`). KID, prec
 and recall are of the first `SUBSET` samples and as many images of the reference.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -132,7 +133,8 @@ def summarise(
             return None
         more = metrics.moments(batch.pool)
         moments = more if moments is None else metrics.merge_moments(moments, more)
-        kept.append(batch.pool[: max(0, SUBSET - seen)])
+        if seen < SUBSET:
+            kept.append(batch.pool[: SUBSET - seen].copy())  # not a view of all
         logits = extractor.score_logits(batch.logits)
         for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
             part = logits[max(start - seen, 0) : max(stop - seen, 0)]
@@ -237,6 +239,8 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
             found |= summary.rates
     for folder in folders:
         shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # others may be left
+        (path / "eval_unfinished").rmdir()
     chain = chains["chain"]
     return found, {
         "features": extractor.described(),
@@ -245,6 +249,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
         "num_compared": min(options.fid_num_samples, reference.num_features),
         "score_splits": min(extractor.protocol.num_splits, options.fid_num_samples),
         "score_classes": extractor.protocol.num_classes // extractor.network.reduction,
+        "timed_set": names[0],
         "temperature": options.fid_temperature,
         "chain": _described(chain, model),
         **reference.about,
