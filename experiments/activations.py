@@ -2,7 +2,7 @@
 
 Each batch becomes a file, written in one piece: a killed evaluation goes on with the
 batch that it was at, to the same bits, and memory holds one batch however many there
-are. The files are deleted when the numbers are written.
+are. They are deleted when the numbers are written.
 """
 
 import pathlib

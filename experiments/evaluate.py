@@ -98,6 +98,8 @@ def evaluate(config, path: pathlib.Path) -> None:
             told = "not finite, left out"
         print(f"  {name:24}{told}")
     workdir.write_json(file, finite | about)
+    if named:
+        fid.forget(path, named)
     print(f"wrote {file}")
     report.write(path)
 

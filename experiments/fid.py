@@ -48,6 +48,7 @@ from jebm.sampling import UNTILTED, decode, example_keys, prior_chain, run_chain
 LONG_CHAIN = 4  # times the length of the run's
 SETS = ("chain", "long_chain", "untilted", "posterior")
 SUBSET = 10_000
+_UNFINISHED = "eval_unfinished"
 
 
 class Protocol(NamedTuple):
@@ -202,10 +203,10 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
         "untilted": UNTILTED,
         "posterior": model.chains.posterior,
     }
-    names = [n for n in SETS if n in options.fid_sets]
-    if model.energy is None:  # all three are one
-        names = [n for n in names if n not in ("long_chain", "untilted")]
-    folders = []
+    asked = set(options.fid_sets)
+    if model.energy is None:  # all three of the prior are one
+        asked = {n if n == "posterior" else "chain" for n in asked}
+    names = [n for n in SETS if n in asked]
     for name in names:
         of_posterior = name == "posterior"
         temperature = 1.0 if of_posterior else options.fid_temperature
@@ -220,9 +221,8 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
             "protocol": extractor.protocol._asdict(),
             "inception": extractor.sha256,
         }
-        folders.append(path / "eval_unfinished" / digest(identity))
         files = activations.stream(
-            folders[-1],
+            path / _UNFINISHED / extractor.name / digest(identity),
             options.fid_num_samples,
             options.batch_size,
             [
@@ -237,10 +237,6 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
         found |= {f"{k}{suffix}": v for k, v in compare(summary, reference).items()}
         if summary is not None and name == names[0]:
             found |= summary.rates
-    for folder in folders:
-        shutil.rmtree(folder)
-    with contextlib.suppress(OSError):  # others may be left
-        (path / "eval_unfinished").rmdir()
     chain = chains["chain"]
     return found, {
         "features": extractor.described(),
@@ -254,6 +250,13 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
         "chain": _described(chain, model),
         **reference.about,
     }
+
+
+def forget(path: pathlib.Path, protocol: str) -> None:
+    """Deletes the batches of a protocol: its numbers are written."""
+    shutil.rmtree(path / _UNFINISHED / protocol, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the other protocol's may be left
+        (path / _UNFINISHED).rmdir()
 
 
 def compare(summary: Summary | None, reference) -> dict[str, float]:

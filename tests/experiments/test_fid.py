@@ -1,7 +1,6 @@
 import json
 import shutil
 import tracemalloc
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from experiments.command_line import ConfigError
 from experiments.learning import Role
 from jebm import metrics
 from jebm.metrics import inception
-from tests.experiments.runs import CONFIG, run_main
+from tests.experiments.runs import CONFIG, run, run_main
 from tools import convert_inception, verify_inception
 
 REDUCTION = 16
@@ -164,6 +163,20 @@ def test_protocols_see_different_images(evaluated):
     assert abs(paper["fid"] - clean["fid"]) > 1e-3 * paper["fid"]
 
 
+def test_gaussian_prior_has_one_set_of_samples(tmp_path, test_config):
+    test_config.prior = "gaussian"
+    test_config.learning.num_steps = 2
+    test_config.eval.fid_sets = ("untilted",)
+    test_config.eval.fid_num_samples, test_config.eval.batch_size = 24, 10
+    run(test_config, tmp_path / "run")
+    test_config.eval.protocol = "paper"
+    evaluate_lib.evaluate(test_config, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "eval_paper.json").read_text())
+    assert found["fid"] > 0
+    assert "fid_untilted" not in found
+    assert found["chain"] == "none: exact draws of the Gaussian prior"
+
+
 class Killed(BaseException):
     pass
 
@@ -200,15 +213,14 @@ def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
 
 
 def test_batches_of_other_settings_are_not_taken_for_these(copied_run, monkeypatch):
-    keep = types.SimpleNamespace(rmtree=lambda folder: None)
-    monkeypatch.setattr(fid, "shutil", keep)
+    monkeypatch.setattr(fid, "forget", lambda path, protocol: None)
     sets = "--config.eval.fid_sets=('chain',)"
     evaluate(copied_run, "paper", sets)
-    (folder,) = (copied_run / "eval_unfinished").iterdir()
+    (folder,) = (copied_run / "eval_unfinished" / "paper").iterdir()
     first = json.loads((copied_run / "eval_paper.json").read_text())
     cooler = "--config.eval.fid_temperature=0.5"
     found = evaluate(copied_run, "paper", sets, cooler)
-    assert len(list((copied_run / "eval_unfinished").iterdir())) == 2
+    assert len(list(folder.parent.iterdir())) == 2
     assert found["temperature"] == 0.5
     assert found["fid"] != first["fid"]
     written = []
@@ -229,12 +241,12 @@ def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluate
 
 
 def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
-    step = "--config.chains.prior.step_size=1e30"
+    step = "--config.chains.prior.step_size=1e18"
     run_main(
         CONFIG, f"--workdir={copied_run}", "--mode=eval", step, *OPTIONS,
         "--config.eval.protocol=paper", "--config.eval.num_diagnosed=1",
     )  # fmt: skip
-    file = copied_run / "eval_paper_chains.prior.step_size=1e+30.json"
+    file = copied_run / "eval_paper_chains.prior.step_size=1e+18.json"
     found = json.loads(file.read_text())
     assert "fid" not in found
     assert found["fid_untilted"] > 0
