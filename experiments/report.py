@@ -243,7 +243,7 @@ def _inception(found):
         f"Protocol {found['protocol']!r} at step {found['step']}: "
         f"{found['num_samples']} samples, chain {found['chain']}, temperature "
         f"{found['temperature']:g}, {found['features']}, reference "
-        f"{found['reference']}; Inception score in {found['score_splits']} splits, "
+        f"{found['reference']}; Inception score in {found['score_splits']} parts, "
         f"KID, precision and recall of {found['num_compared']} samples."
     )
     rows = [

@@ -113,7 +113,7 @@ def _inception_table(title, quoted, ours):
     head = ["", *_METRICS.values(), "taken with", "hardware and budget"]
     rows, strong = [], []
     for row in quoted:
-        cells = [_number(row.get(name)) for name in _METRICS]
+        cells = [row.get(name, "-") for name in _METRICS]  # as printed there
         rows.append([row["model"], *cells, "quoted", ""])
         strong.append(row.get("this_method", False))
     for evaluation in ours:
@@ -134,8 +134,9 @@ def _our_rows(evaluation) -> Iterator[list[str]]:
             f"ours: protocol {found['protocol']}, {found['num_samples']:,} samples, "
             f"temperature {1.0 if suffix == '_posterior' else found['temperature']:g}, "
             f"step {found['step']:,}, seed {found['seed']}; {found['features']}; "
-            f"reference {found['reference']}; {found['score_splits']} splits; KID, "
-            f"precision, recall of {found['num_compared']:,}"
+            f"reference {found['reference']}; Inception score in "
+            f"{_splits(found['score_splits'])}; KID, precision and recall of "
+            f"{found['num_compared']:,} samples"
         )
         name = f"{evaluation.run}: {prior}"
         yield [name, *map(_number, cells), taken, _budget(found)]
@@ -168,11 +169,19 @@ def _budget(found):
         f"{_hours(found['seconds'])} on {found['hardware']}"
     )
     rates = [
-        f"{stage} {found[f'images_per_second_{stage}']:.3g}"
+        f"{stage} {_rate(found[f'images_per_second_{stage}'])}"
         for stage in ("chain", "decoder", "metric")
         if f"images_per_second_{stage}" in found
     ]
     return f"{told}; images/s: {', '.join(rates)}" if rates else told
+
+
+def _splits(num):
+    return f"{num} splits" if num > 1 else "1 split"
+
+
+def _rate(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _hours(seconds):
@@ -244,11 +253,14 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 82rem; margin: 2rem auto;
        padding: 0 1rem; }}
 h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
+table {{ border-collapse: collapse; width: 100%; table-layout: fixed; }}
+th {{ width: 5rem; }}
+th:first-child {{ width: 16rem; }}
+th:nth-last-child(-n+2) {{ width: auto; }}
 th, td {{ padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top;
          font-variant-numeric: tabular-nums; }}
 th {{ border-bottom: 1px solid; font-weight: 600; }}
-td:nth-last-child(-n+2) {{ font-size: .85em; opacity: .8; max-width: 24rem; }}
+td:nth-last-child(-n+2) {{ font-size: .85em; opacity: .8; }}
 tr.ours {{ background: color-mix(in srgb, royalblue 14%, transparent); }}
 tr.strong td:not(:nth-last-child(-n+2)) {{ font-weight: 700; }}
 </style></head><body>
