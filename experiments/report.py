@@ -243,9 +243,11 @@ def _inception(found):
         f"Protocol {found['protocol']!r} at step {found['step']}: "
         f"{found['num_samples']} samples, chain {found['chain']}, temperature "
         f"{found['temperature']:g}, {found['features']}, reference "
-        f"{found['reference']}; Inception score in {found['score_splits']} parts, "
-        f"KID, precision and recall of {found['num_compared']} samples."
+        f"{found['reference']}; Inception score in {found['score_splits']} parts."
     )
+    if found["num_compared"]:
+        num = found["num_compared"]
+        about += f" KID, precision and recall are of {num} samples."
     rows = [
         (text, *(found.get(f"{name}{suffix}", "-") for name in _INCEPTION))
         for suffix, text in _SETS.items()

@@ -135,9 +135,11 @@ def _our_rows(evaluation) -> Iterator[list[str]]:
             f"temperature {1.0 if suffix == '_posterior' else found['temperature']:g}, "
             f"step {found['step']:,}, seed {found['seed']}; {found['features']}; "
             f"reference {found['reference']}; Inception score in "
-            f"{_splits(found['score_splits'])}; KID, precision and recall of "
-            f"{found['num_compared']:,} samples"
+            f"{_splits(found['score_splits'])}"
         )
+        if found["num_compared"]:
+            num = found["num_compared"]
+            taken += f"; KID, precision and recall of {num:,} samples"
         name = f"{evaluation.run}: {prior}"
         yield [name, *map(_number, cells), taken, _budget(found)]
 

@@ -145,7 +145,7 @@ def test_beside_numbers_of_ours_stands_what_they_were_taken_with(made):
     assert untilted[:3] == ["joint: Gaussian prior of the same generator", "99.5", "-"]
     for words in (
         "protocol paper", "50,000 samples", "temperature 0.75", "step 50,500", "seed 3",
-        "pt_inception-2015-12-05", "fid_stats_cifar10_train.npz", "in 1 split;",
+        "pt_inception-2015-12-05", "fid_stats_cifar10_train.npz", "in 1 split",
         "10,000 samples",
     ):  # fmt: skip
         assert words in tilted[6]
