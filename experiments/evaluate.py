@@ -219,12 +219,15 @@ def _by_likelihood(config):
 def _by_inception(config):
     """FID, KID, Inception score, precision and recall."""
     extractor = fid.Extractor.load(config.eval.protocol, config.eval.fid_inception)
-    real = reference.obtain(config.eval, config.data, extractor)
-    if real.features is None:
-        told = real.about["reference"]
-        print(f"{told} holds no features: no KID, precision or recall.")
+    given = config.eval.fid_reference
+    given = given and reference.read(pathlib.Path(given), extractor)
 
     def measure(key, path, model, params, split):
+        # Making statistics takes long: the run is known to be there now.
+        real = given or reference.obtain(config.eval, config.data, extractor)
+        if real.features is None:
+            told = real.about["reference"]
+            print(f"{told} holds no features: no KID, precision or recall.")
         return fid.fid(key, config, extractor, real, path, model, params, split.images)
 
     return measure

@@ -37,7 +37,7 @@ class Reference(NamedTuple):
 
 
 def obtain(options, data, extractor: fid.Extractor) -> Reference:
-    """That of `eval.fid_reference`, of the cache, or made now and put there.
+    """That of the data set's split: of the cache, or made now and put there.
 
     Args:
       options: `config.eval`.
@@ -45,11 +45,8 @@ def obtain(options, data, extractor: fid.Extractor) -> Reference:
       extractor: of the protocol.
 
     Raises:
-      ConfigError: if the file is of something else or damaged, or there is no such
-        split.
+      ConfigError: if the file is damaged, or there is no such split.
     """
-    if options.fid_reference:
-        return read(pathlib.Path(options.fid_reference), extractor)
     split = options.fid_reference_split
     images = images_of(data, split)
     file = cached(data, split, images.shape[1:], extractor)
