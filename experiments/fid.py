@@ -207,6 +207,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
     if model.energy is None:  # all three of the prior are one
         asked = {n if n == "posterior" else "chain" for n in asked}
     names = [n for n in SETS if n in asked]
+    sampler = _sampler(model, params)
     for name in names:
         of_posterior = name == "posterior"
         temperature = 1.0 if of_posterior else options.fid_temperature
@@ -225,10 +226,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
             path / _UNFINISHED / extractor.name / digest(identity),
             options.fid_num_samples,
             options.batch_size,
-            [
-                *_sampler(drawn_by, model, params, chains[name], temperature),
-                extractor.stage,
-            ],
+            [*sampler(drawn_by, chains[name], temperature), extractor.stage],
             _given(heldout, options.fid_num_samples if of_posterior else None),
             f"{name}, {extractor.name}",
         )
@@ -287,26 +285,36 @@ def digest(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _sampler(key, model, params, chain, temperature):
-    """The stages from indices, and images for a posterior, to images."""
+def _sampler(model, params):
+    """Makes the stages from indices, and images for a posterior, to images.
+
+    Returns:
+      a function of a key, a chain and a temperature that returns these two stages; the
+      decoder is the same for all, so that it compiles once.
+    """
     devices = jax.local_devices()
     replicated = parallel.replicate(params, devices)
-
-    def draw(key, params, batch):
-        keys = example_keys(key, batch["index"])
-        x = batch.get("x")
-        return run_chains(keys, model, params, chain, x=x, temperature=temperature)[0]
 
     def decoded(key, params, latents):
         del key
         return decode(model, params, latents)
 
-    chains = parallel.pmap(draw, devices, donate=False)
     decoder = parallel.pmap(decoded, devices, donate=False)
-    return (
-        lambda batch: chains(key, replicated, batch),
-        lambda latents: decoder(None, replicated, latents),
-    )
+
+    def stages(key, chain, temperature):
+        def draw(key, params, batch):
+            keys = example_keys(key, batch["index"])
+            return run_chains(
+                keys, model, params, chain, x=batch.get("x"), temperature=temperature
+            )[0]
+
+        chains = parallel.pmap(draw, devices, donate=False)
+        return (
+            lambda batch: chains(key, replicated, batch),
+            lambda latents: decoder(None, replicated, latents),
+        )
+
+    return stages
 
 
 def _given(heldout, num):
