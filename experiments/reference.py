@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import activations, datasets, fid, parallel
+from experiments import activations, datasets, fid, parallel, sources
 from experiments.command_line import ConfigError
 from jebm.metrics import inception
 
@@ -49,7 +49,7 @@ def obtain(options, data, extractor: fid.Extractor) -> Reference:
     """
     split = options.fid_reference_split
     images = images_of(data, split)
-    file = cached(data, split, images.shape[1:], extractor)
+    file = cached(data, split, images, extractor)
     if not file.is_file():
         print(f"No statistics in {file} yet.")
         make(file, images, options.batch_size, extractor)
@@ -57,7 +57,7 @@ def obtain(options, data, extractor: fid.Extractor) -> Reference:
     return read(file, extractor)
 
 
-def images_of(data, split: str) -> np.ndarray:
+def images_of(data, split: str) -> np.ndarray | sources.Streamed:
     """The images of a split of a data set; those drawn black or white drawn once."""
     splits = datasets.load(**data)
     if split not in splits:
@@ -66,14 +66,19 @@ def images_of(data, split: str) -> np.ndarray:
         )
     images = splits[split].images
     if data.binarize and split == "train":  # "test" is drawn already
-        images = datasets.draw_binary(np.random.default_rng(0), images)
+        rng = np.random.default_rng(0)
+        images = datasets.draw_binary(rng, np.asarray(images))
     return images
 
 
-def cached(data, split: str, image_shape, extractor: fid.Extractor) -> pathlib.Path:
+def cached(data, split: str, images, extractor: fid.Extractor) -> pathlib.Path:
     """The file in the cache: data set, split, resolution, protocol; what is special."""
-    height, width, _ = image_shape
+    _, height, width, _ = images.shape
     parts = [data.name.replace("/", "-"), split, f"{height}x{width}", extractor.name]
+    if data.name == "fake":
+        parts[0] += f"-{data.fake_like.replace('/', '-')}"
+    if data.name == "folder":  # there are many
+        parts[0] += f"-{_told_by_a_few(images)}"
     if data.labels:
         parts.append("labels" + ",".join(map(str, data.labels)))
     if data.heldout_digit is not None:
@@ -85,8 +90,18 @@ def cached(data, split: str, image_shape, extractor: fid.Extractor) -> pathlib.P
     return inception.cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
 
 
+def _told_by_a_few(images):
+    """What tells images from others: how many they are, and a few of them."""
+    few = images[np.arange(10) * len(images) // 10]
+    content = str(images.shape).encode() + np.ascontiguousarray(few).tobytes()
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
 def make(
-    file: pathlib.Path, images: np.ndarray, batch_size: int, extractor: fid.Extractor
+    file: pathlib.Path,
+    images: np.ndarray | sources.Streamed,
+    batch_size: int,
+    extractor: fid.Extractor,
 ) -> None:
     """Takes the statistics of images uint8 [N, H, W, C], N >= 2; resumes after a kill.
 
@@ -104,12 +119,8 @@ def make(
         scaled = np.asarray(datasets.to_unit(chosen))
         return parallel.shard(scaled, devices)
 
-    unfinished = file.with_suffix(".unfinished") / fid.digest(
-        {
-            "images": hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
-            "batch_size": batch_size,
-        }
-    )
+    told = {"images": _told_by_a_few(images), "batch_size": batch_size}
+    unfinished = file.with_suffix(".unfinished") / fid.digest(told)
     files = activations.stream(
         unfinished, len(images), batch_size, [extractor.stage], first, file.stem
     )

@@ -36,7 +36,7 @@ def statistics(given: argparse.Namespace) -> None:
     data = config_dict.ConfigDict(default.get_config().data)
     data.name, data.data_dir = given.data, given.data_dir
     images = reference.images_of(data, given.split)
-    file = reference.cached(data, given.split, images.shape[1:], extractor)
+    file = reference.cached(data, given.split, images, extractor)
     if file.is_file():
         print(f"{file} is there already")
     else:

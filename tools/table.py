@@ -84,7 +84,9 @@ def evaluations(run: pathlib.Path) -> list[Evaluation]:
     nvae = config["backbone"].get("name") == "nvae"
     two_stages = nvae or config["learning"]["method"] == "two_stage"
     name = run.resolve().name
-    return [Evaluation(name, config["data"]["name"], two_stages, f) for f in found]
+    data = config["data"]["name"]
+    # What was measured says what it is of, made-up images by another name.
+    return [Evaluation(name, f.get("data", data), two_stages, f) for f in found]
 
 
 def tables(runs: list[pathlib.Path]) -> list[Table]:

@@ -299,8 +299,18 @@ def test_statistics_are_named_by_what_they_are_of(extractor, test_config):
     data.name, data.labels, data.binarize = "celeb_a_hq/256", (0, 1), True
     data.heldout_digit = 3
     published = extractor._replace(sha256=inception.PUBLISHED_SHA256)
-    name = reference.cached(data, "test", (256, 256, 3), published).name
+    images = np.zeros((12, 256, 256, 3), np.uint8)
+    name = reference.cached(data, "test", images, published).name
     assert name == "celeb_a_hq-256_test_256x256_paper_labels0,1_heldout3_binarized.npz"
+    names = set()
+    data = test_config.copy_and_resolve_references().data
+    for data.name, some in (
+        ("fake", images), ("folder", images), ("folder", images[:-1]),
+        ("folder", images + np.uint8(1)),
+    ):  # fmt: skip
+        names.add(reference.cached(data, "train", some, published).name)
+    assert len(names) == 4
+    assert "fake-digits_train_256x256_paper.npz" in names
 
 
 @pytest.mark.parametrize(

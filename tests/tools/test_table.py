@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from experiments import datasets
 from tools import table
 
 # Tables 1, 2 and 3 of arXiv 2306.06323, by hand: model, Inception score, FID.
@@ -118,6 +119,18 @@ def test_quoted_rows_are_those_of_the_paper(made):
         for model, fid in zip(pairs[::2], pairs[1::2], strict=True):
             (found,) = [r for r in rows if r[0].split(",")[0].split(" ")[0] == model]
             assert found[1] == fid
+
+
+def test_quoted_tables_are_of_data_sets_of_ours():
+    quoted = json.loads(table.PUBLISHED.read_text())["tables"]
+    assert {t["data"] for t in quoted} <= set(datasets.LOADERS)
+
+
+def test_made_up_images_have_no_published_numbers(tmp_path):
+    fake = MEASURED | {"data": "made up, in the shape of cifar10"}
+    made = table.tables([write_run(tmp_path / "run", eval_paper=fake)])
+    placed = [t.title for t in made if any(r[6] != "quoted" for r in t.rows)]
+    assert placed == ["made up, in the shape of cifar10: nothing published"]
 
 
 def test_rows_of_ours_stand_in_the_table_of_their_data_and_stages(made):
