@@ -16,8 +16,10 @@ samples and the held-out split. Images are the decoder's means.
 With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics`) and
 how well they mix (`experiments.mixing`).
 
-The protocol "anomaly": `experiments.anomaly` on data with a `data.heldout_digit`. The
-protocol "ood": `experiments.ood`. The protocol "likelihood": `experiments.likelihood`.
+The protocols "paper" and "clean": `experiments.fid`, in a file of their own name,
+eval_paper.json or eval_clean.json. The protocol "anomaly": `experiments.anomaly` on
+data with a `data.heldout_digit`. The protocol "ood": `experiments.ood`. The protocol
+"likelihood": `experiments.likelihood`.
 """
 
 import functools
@@ -33,11 +35,14 @@ from experiments import (
     anomaly,
     classifier,
     datasets,
+    fid,
     likelihood,
     loaders,
     mixing,
     ood,
+    parallel,
     pictures,
+    reference,
     report,
     workdir,
 )
@@ -68,8 +73,9 @@ def evaluate(config, path: pathlib.Path) -> None:
         features, _ = classifier.load(config.data.name)
     images, rungs = splits["test"].images, config.eval.num_temperatures
     found |= mixing.mixing(key, model, params, images, features, rungs)
-    variant = workdir.variant(path, config)
-    file = path / (f"eval_{variant}.json" if variant else "eval.json")
+    named = config.eval.protocol if config.eval.protocol in fid.PROTOCOLS else ""
+    parts = [part for part in (named, workdir.variant(path, config)) if part]
+    file = path / f"{'_'.join(['eval', *parts])}.json"
     about = {
         "step": step,
         "seed": config.seed,
@@ -77,6 +83,8 @@ def evaluate(config, path: pathlib.Path) -> None:
         "protocol": config.eval.protocol,
         "data": datasets.described(config.data),
         **about,
+        **workdir.training(path, config),
+        "hardware": parallel.hardware(),
         "seconds": time.perf_counter() - started,
     }
     finite = {}
@@ -91,6 +99,8 @@ def evaluate(config, path: pathlib.Path) -> None:
             told = "not finite, left out"
         print(f"  {name:24}{told}")
     workdir.write_json(file, finite | about)
+    if named:
+        fid.forget(path, named)
     print(f"wrote {file}")
     report.write(path)
 
@@ -113,6 +123,8 @@ def check_eval(config) -> None:
                 loaders.require(name, loaders.Options(config.data.data_dir))
     if config.eval.protocol == "likelihood":
         likelihood.check(config)
+    if config.eval.protocol in fid.PROTOCOLS:
+        fid.check(config)
     if config.eval.num_temperatures not in (0, *range(2, 1000)):
         raise ConfigError(
             "eval.num_temperatures must be 0 or at least 2, got "
@@ -127,6 +139,7 @@ def check_eval(config) -> None:
         ("num_samples", 2),
         ("num_posterior_samples", 1),
         ("batch_size", 1),
+        ("fid_num_samples", 2),
         ("num_diagnosed", 1),
         ("likelihood_num_images", 2),
         ("likelihood_num_samples", 2),
@@ -207,12 +220,31 @@ def _by_likelihood(config):
     return measure
 
 
+def _by_inception(config):
+    """FID, KID, Inception score, precision and recall."""
+    extractor = fid.Extractor.load(config.eval.protocol, config.eval.fid_inception)
+    given = config.eval.fid_reference
+    given = given and reference.read(pathlib.Path(given), extractor)
+
+    def measure(key, path, model, params, split):
+        # Making statistics takes long: the run is known to be there now.
+        real = given or reference.obtain(config.eval, config.data, extractor)
+        if real.features is None:
+            told = real.about["reference"]
+            print(f"{told} holds no features: no KID, precision or recall.")
+        return fid.fid(key, config, extractor, real, path, model, params, split.images)
+
+    return measure
+
+
 # What a protocol needs is got, or refused, before the run is opened.
 PROTOCOLS = {
     "anomaly": _by_anomaly,
     "classifier": _by_classifier,
+    "clean": _by_inception,
     "likelihood": _by_likelihood,
     "ood": _by_ood,
+    "paper": _by_inception,
 }
 
 

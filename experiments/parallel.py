@@ -4,6 +4,9 @@ A step runs under `jax.pmap` with one named axis; state is replicated, examples 
 sharded together with their chains, so the only collectives are means over devices.
 """
 
+import os
+import pathlib
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,6 +79,28 @@ def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
 def unshard(tree: Any) -> Any:
     """The inverse of `shard`, as NumPy arrays."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def hardware() -> str:
+    """The devices of this process in words, with the release of JAX."""
+    devices = jax.local_devices()
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        kind = f"CPU device of {_processor()}, {_cores()} cores"
+    return f"{len(devices)} x {kind}, jax {jax.__version__}"
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _processor():
+    file = pathlib.Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine()).strip()
 
 
 def _sharding(devices):

@@ -156,7 +156,9 @@ def _evaluation(file):
     """The table of distances, and how well the chains can follow."""
     found = json.loads(file.read_text())
     about, table = _TABLES[found["protocol"]](found)
-    if variant := file.stem.removeprefix("eval").removeprefix("_"):
+    variant = file.stem.removeprefix("eval").removeprefix("_")
+    variant = variant.removeprefix(found["protocol"]).removeprefix("_")
+    if variant:
         about = f"With {variant}. {about}"
     chains = ("prior", "tempered", "posterior")
     shown = {
@@ -221,6 +223,39 @@ def _elsewhere(found):
     return about, _table(rows, ("", *found["statistics"]))
 
 
+_INCEPTION = {
+    "fid": "FID",
+    "inception_score": "Inception score",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+}
+_SETS = {
+    "": "samples",
+    "_long_chain": "samples by a chain 4 times as long",
+    "_untilted": "samples of the Gaussian prior of the same generator",
+    "_posterior": "held-out images from their posterior: the floor of any prior",
+}
+
+
+def _inception(found):
+    about = (
+        f"Protocol {found['protocol']!r} at step {found['step']}: "
+        f"{found['num_samples']} samples, chain {found['chain']}, temperature "
+        f"{found['temperature']:g}, {found['features']}, reference "
+        f"{found['reference']}; Inception score in {found['score_splits']} parts."
+    )
+    if found["num_compared"]:
+        num = found["num_compared"]
+        about += f" KID, precision and recall are of {num} samples."
+    rows = [
+        (text, *(found.get(f"{name}{suffix}", "-") for name in _INCEPTION))
+        for suffix, text in _SETS.items()
+        if any(f"{name}{suffix}" in found for name in _INCEPTION)
+    ]
+    return about, _table(rows, ("", *_INCEPTION.values()))
+
+
 _LIKELIHOOD = {
     "log_likelihood_nats": "log-likelihood, nats",
     "log_likelihood_error": "its standard error, of the estimator",
@@ -250,8 +285,10 @@ def _density(found):
 _TABLES = {
     "anomaly": _detection,
     "classifier": _distances,
+    "clean": _inception,
     "likelihood": _density,
     "ood": _elsewhere,
+    "paper": _inception,
 }
 
 

@@ -170,6 +170,7 @@ def train(config, path: pathlib.Path) -> None:
                 "E+, E-: energy of posterior and prior samples; sound runs keep them "
                 "within a few nats of each other."
             )
+        workdir.add_hardware(path, parallel.hardware())
         run_steps(config, path, model, state, splits, backbone)
     figures.figures(config, path)
     if config.eval.protocol != "classifier" or config.data.name in classifier.known():

@@ -167,6 +167,35 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def training(workdir: pathlib.Path, config) -> dict[str, Any]:
+    """What training took: images, seconds of steps, and hardware where it is known.
+
+    Seconds are those of metrics.jsonl: of steps alone, without compiling, saving,
+    drawing and what a rescue threw away.
+    """
+    images, seconds, last = 0, 0.0, 0
+    for line in read_metrics(workdir):
+        if "rescue" in line:
+            continue
+        taken = (line["step"] - last) * config.learning.batch_size
+        images, last = images + taken, line["step"]
+        if rate := line.get("images_per_second"):
+            seconds += taken / rate
+    found = {"training_images": images, "training_seconds": seconds}
+    file = workdir / "hardware.json"
+    if file.is_file():
+        found["training_hardware"] = "; ".join(json.loads(file.read_text()))
+    return found
+
+
+def add_hardware(workdir: pathlib.Path, hardware: str) -> None:
+    """Writes down what a run trains on: hardware.json, a list, for it may move."""
+    file = workdir / "hardware.json"
+    known = json.loads(file.read_text()) if file.is_file() else []
+    if hardware not in known:
+        write_json(file, [*known, hardware])
+
+
 def _tensorboard_writer(workdir):
     try:
         from clu import metric_writers  # imports TensorFlow

@@ -132,6 +132,13 @@ def get_config() -> config_dict.ConfigDict:
     # Of protocol "ood": data sets, or what experiments/ood.py makes of the images.
     config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")
     config.eval.ood_chosen_on = "exchanged"  # chooses the score; not in the table
+    # Of protocols "paper" and "clean", see experiments/fid.py.
+    config.eval.fid_num_samples = 50_000
+    config.eval.fid_sets = ("chain", "untilted")  # also "long_chain", "posterior"
+    config.eval.fid_temperature = 1.0  # of the prior's samples, NVAE's
+    config.eval.fid_reference = config_dict.placeholder(str)  # default: of the data
+    config.eval.fid_reference_split = "train"
+    config.eval.fid_inception = config_dict.placeholder(str)  # default: the cache
     # Replicas of the tempered sampler, to hold the prior's chain against; 0: left out.
     config.eval.num_temperatures = 0
     config.eval.batch_size = 500  # chains at a time

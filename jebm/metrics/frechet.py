@@ -1,5 +1,7 @@
 """Frechet distance between two sets of features, taken as Gaussian."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -24,13 +26,65 @@ def feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       >>> mean.tolist(), covariance.tolist()
       ([1.0, 1.0], [[2.0, 0.0], [0.0, 0.0]])
     """
+    if np.ndim(features) != 2 or len(features) < 2 or not np.size(features):
+        shape = np.shape(features)
+        raise ValueError(f"features must be [N >= 2, D >= 1], got {shape}")
+    return statistics_of(moments(features))
+
+
+class Moments(NamedTuple):
+    """Sums that statistics are made of; those of two sets can be merged."""
+
+    count: int
+    mean: np.ndarray  # [D]
+    scatter: np.ndarray  # [D, D], the sum of (x - mean)(x - mean)^T
+
+
+def moments(features: np.ndarray) -> Moments:
+    """Moments of features [N, D], N >= 1, in float64.
+
+    Raises:
+      ValueError: if the features are not [N, D] with at least 1 row and 1 column, or
+        not all finite.
+    """
     features = np.asarray(features, np.float64)
-    if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise ValueError(f"features must be [N >= 2, D >= 1], got {features.shape}")
+    if features.ndim != 2 or not features.size:
+        raise ValueError(f"features must be [N >= 1, D >= 1], got {features.shape}")
     _check_finite("features", features)
     mean = features.mean(0)
     centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    return Moments(len(features), mean, centred.T @ centred)
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Moments of two sets together: for features that come in batches.
+
+    Sums are centred, so that nothing cancels however many batches there are. (Chan,
+    Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979.)
+
+    Example:
+      >>> one, two = np.array([[0.0]]), np.array([[2.0], [4.0]])
+      >>> both = merge_moments(moments(one), moments(two))
+      >>> both.count, both.mean.item(), both.scatter.item()
+      (3, 2.0, 8.0)
+    """
+    count = a.count + b.count
+    shift = b.mean - a.mean
+    mean = a.mean + shift * (b.count / count)
+    between = np.outer(shift, shift) * (a.count * b.count / count)
+    return Moments(count, mean, a.scatter + b.scatter + between)
+
+
+def statistics_of(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and covariance [D, D], as `feature_statistics`.
+
+    Raises:
+      ValueError: if the moments are of fewer than 2 features.
+    """
+    if moments.count < 2:
+        raise ValueError(f"a covariance needs 2 features, got {moments.count}")
+    return moments.mean, moments.scatter / (moments.count - 1)
 
 
 def frechet_distance(

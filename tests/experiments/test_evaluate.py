@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments import classifier, evaluate
+from experiments import classifier, evaluate, parallel
 from tests.experiments.runs import CONFIG, contents, run, run_main
 from tests.experiments.test_classifier import NAMES
 
@@ -64,8 +64,12 @@ def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(
         "num_reference": 360,
         "prior_draws": 64 * 8,  # the second half of 16 steps
         "posterior_draws": 4 * 8,  # of one image
+        "training_images": 8 * 20,
+        "training_hardware": parallel.hardware(),
+        "hardware": parallel.hardware(),
     }
     assert {name: found.pop(name) for name in about} == about
+    assert 0 < found.pop("training_seconds") < 600
     assert set(found) == DISTANCES | OF_THE_ENERGY | OF_THE_POSTERIOR
     assert all(type(value) is float for value in found.values())
     assert np.isfinite(list(found.values())).all()

@@ -31,6 +31,7 @@ def test_run_directory_holds_what_the_run_is_and_did(trained_run):
         "checkpoints",
         "config.json",
         "figures",
+        "hardware.json",
         "metrics.jsonl",
         "model.json",
         "report.html",
@@ -278,3 +279,21 @@ def test_metrics_can_be_read_while_they_are_written(tmp_path):
     writer.write(2, {"loss_nats": 1.0})
     assert workdir.read_metrics(tmp_path) == [{"step": 2, "loss_nats": 1.0}]
     writer.close()
+
+
+def test_what_training_took_is_read_from_its_metrics(tmp_path, test_config):
+    lines = [
+        {"step": 2, "images_per_second": 10.0},  # 40 images
+        {"step": 4, "images_per_second": 20.0},
+        {"step": 4, "rescue": "once"},
+        {"step": 5},  # too soon after compiling to tell
+        {"step": 8, "images_per_second": 30.0},  # 60 images
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = workdir.training(tmp_path, test_config)
+    assert found == {"training_images": 160, "training_seconds": 4.0 + 2.0 + 2.0}
+    for hardware in ("8 x TPU", "1 x GPU", "8 x TPU"):
+        workdir.add_hardware(tmp_path, hardware)
+    found = workdir.training(tmp_path, test_config)
+    assert found["training_hardware"] == "8 x TPU; 1 x GPU"

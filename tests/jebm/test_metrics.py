@@ -1,8 +1,20 @@
 import numpy as np
 import pytest
-from scipy import linalg, stats
+from scipy import linalg, special, stats
+from sklearn import metrics as sklearn_metrics
+from sklearn import neighbors
 
-from jebm.metrics import energy_distance, feature_statistics, frechet_distance
+from jebm.metrics import (
+    energy_distance,
+    feature_statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    merge_moments,
+    moments,
+    precision_recall,
+    statistics_of,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -157,3 +169,147 @@ def test_features_and_statistics_must_be_finite(bad):
 def test_frechet_distance_refuses_statistics_that_do_not_fit(mean2, cov2, words):
     with pytest.raises(ValueError, match=words):
         frechet_distance(np.zeros(2), np.eye(2), mean2, cov2)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 40), (17, 1, 9, 1)])
+def test_moments_of_batches_are_those_of_all_together(sizes):
+    # Far from 0, where sums of squares would cancel.
+    features = 1e6 + RNG.normal(size=(sum(sizes), 5))
+    parts = np.split(features, np.cumsum(sizes)[:-1])
+    merged = moments(parts[0])
+    for part in parts[1:]:
+        merged = merge_moments(merged, moments(part))
+    mean, covariance = statistics_of(merged)
+    np.testing.assert_allclose(mean, features.mean(0), rtol=1e-14)
+    expected = np.cov(features - 1e6, rowvar=False)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_moments_refuse_what_has_no_statistics():
+    with pytest.raises(ValueError, match="needs 2 features, got 1"):
+        statistics_of(moments(np.ones((1, 3))))
+    with pytest.raises(ValueError, match=r"must be \[N >= 1, D >= 1\], got \(0, 3\)"):
+        moments(np.ones((0, 3)))
+    with pytest.raises(ValueError, match="must be finite"):
+        moments(np.full((2, 3), np.nan))
+
+
+@pytest.mark.parametrize(("num", "dim"), [(400, 30), (20, 40), (31, 30)])
+def test_frechet_distance_is_that_of_the_usual_matrix_root(num, dim):
+    # Well-conditioned, of low rank, and nearly singular covariances of features.
+    x, y = np.abs(RNG.normal(size=(2, num, dim)) @ RNG.normal(size=(dim, dim)))
+    (mean1, cov1), (mean2, cov2) = feature_statistics(x), feature_statistics(1.5 * y)
+    expected = ((mean1 - mean2) ** 2).sum() + np.trace(cov1 + cov2)
+    expected -= 2 * root_trace_of_scipy(cov1, cov2)
+    distance = frechet_distance(mean1, cov1, mean2, cov2)
+    np.testing.assert_allclose(distance, expected, rtol=1e-6)
+
+
+def mmd_of_sklearn(x, y):
+    k = {
+        (i, j): sklearn_metrics.pairwise.polynomial_kernel(a, b, degree=3, coef0=1)
+        for i, a in enumerate((x, y))
+        for j, b in enumerate((x, y))
+    }
+    off = ~np.eye(len(x), dtype=bool)
+    return k[0, 0][off].mean() + k[1, 1][off].mean() - 2 * k[0, 1].mean()
+
+
+def test_kernel_distance_is_the_mean_of_blocks_by_scikit_learns_kernel():
+    x, y = RNG.normal(size=(70, 6)), RNG.normal(0.3, 1, size=(65, 6))
+    blocks = [mmd_of_sklearn(x[i : i + 20], y[i : i + 20]) for i in (0, 20, 40)]
+    found = kernel_distance(x, y, block_size=20)
+    np.testing.assert_allclose(found.value, np.mean(blocks), rtol=1e-10)
+    error = np.std(blocks, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(found.standard_error, error, rtol=1e-10)
+    whole = kernel_distance(x[:65], y, block_size=1000)
+    np.testing.assert_allclose(whole.value, mmd_of_sklearn(x[:65], y), rtol=1e-10)
+    assert np.isnan(whole.standard_error)
+
+
+def test_kernel_distance_of_equal_laws_is_zero_on_average_and_negative_half_the_time():
+    x, y = RNG.normal(size=(2, 20_000, 4))
+    found = kernel_distance(x, y, block_size=20)
+    assert abs(found.value) < 4 * found.standard_error
+    values = [
+        kernel_distance(x[i : i + 20], y[i : i + 20]).value for i in range(0, 4000, 20)
+    ]
+    assert 0.3 < np.mean(np.array(values) < 0) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "block_size", "words"),
+    [
+        ((5, 2), (5, 3), 2, r"must be \[N, D\] and \[M, D\]"),
+        ((5,), (5,), 2, "must be"),
+        ((5, 2), (1, 2), 2, "at least 2 features"),
+        ((5, 2), (5, 2), 1, "block_size 1"),
+    ],
+)
+def test_kernel_distance_refuses_what_are_not_two_sets(x, y, block_size, words):
+    with pytest.raises(ValueError, match=words):
+        kernel_distance(np.zeros(x), np.zeros(y), block_size)
+
+
+def test_inception_score_is_the_entropy_of_the_mean_less_the_mean_entropy():
+    logits = 3 * RNG.normal(size=(50, 7))
+    p = special.softmax(logits, axis=1)
+    scores = [
+        np.exp(stats.entropy(part.mean(0)) - stats.entropy(part, axis=1).mean())
+        for part in (p[:16], p[16:33], p[33:])
+    ]
+    found = inception_score(logits, num_splits=3)
+    np.testing.assert_allclose(found.mean, np.mean(scores), rtol=1e-12)
+    np.testing.assert_allclose(found.deviation, np.std(scores), rtol=1e-9)
+
+
+def test_inception_score_lies_between_one_and_the_number_of_classes():
+    sure = 1e3 * np.eye(6)[np.arange(60) % 6]
+    assert inception_score(sure, 1).mean == pytest.approx(6, rel=1e-12)
+    assert inception_score(np.ones((60, 6)), 1).mean == pytest.approx(1, rel=1e-12)
+    assert inception_score(sure[::6], 2).mean == pytest.approx(1, rel=1e-12)
+    for num_splits in (0, 61):
+        with pytest.raises(ValueError, match=rf"in \[1, 60\], got {num_splits}"):
+            inception_score(sure, num_splits)
+    with pytest.raises(ValueError, match=r"logits must be \[N >= 1, C >= 1\]"):
+        inception_score(np.ones(5), 1)
+
+
+def share_by_scikit_learn(points, support, k):
+    own = neighbors.NearestNeighbors(n_neighbors=k).fit(support)
+    radii = own.kneighbors()[0][:, -1]  # without the points themselves
+    apart = sklearn_metrics.pairwise_distances(points, support)
+    return (apart <= radii).any(axis=1).mean()
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_precision_and_recall_are_those_by_scikit_learns_neighbours(k):
+    # More than one chunk of rows, and overlapping laws.
+    real, made = RNG.normal(size=(1100, 3)), RNG.normal(1, 0.7, size=(1050, 3))
+    found = precision_recall(real, made, k)
+    assert found.precision == pytest.approx(share_by_scikit_learn(made, real, k))
+    assert found.recall == pytest.approx(share_by_scikit_learn(real, made, k))
+    assert 0.2 < found.recall < found.precision < 1
+
+
+def test_precision_and_recall_of_equal_far_and_collapsed_sets():
+    real = RNG.normal(size=(200, 5))
+    assert precision_recall(real, real[::-1]) == (1, 1)
+    assert precision_recall(real, real + 100) == (0, 0)
+    one_mode = real[:1] + 1e-3 * RNG.normal(size=(200, 5))
+    collapsed = precision_recall(real, one_mode)
+    assert collapsed.precision == 1
+    assert collapsed.recall <= 1 / 100
+
+
+@pytest.mark.parametrize(
+    ("real", "made", "k", "words"),
+    [
+        ((9, 2), (9, 3), 3, r"must be \[N, D\] and \[M, D\]"),
+        ((9, 2), (3, 2), 3, "less than both sets hold, 9 and 3, got 3"),
+        ((9, 2), (9, 2), 0, "at least 1"),
+    ],
+)
+def test_precision_and_recall_refuse_sets_without_neighbours(real, made, k, words):
+    with pytest.raises(ValueError, match=words):
+        precision_recall(np.zeros(real), np.zeros(made), k)
