@@ -38,6 +38,16 @@ class MLP(nn.Module):
     activation: str = "gelu"
     energy_head: bool = False
 
+    def __post_init__(self):
+        if not isinstance(self.widths, tuple) or not all(
+            isinstance(w, int) and not isinstance(w, bool) and w > 0
+            for w in self.widths
+        ):
+            raise ValueError(
+                f"widths must be a tuple of positive integers, got {self.widths!r}"
+            )
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, ...], flattened, to [B, features]."""
