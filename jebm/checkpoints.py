@@ -85,6 +85,7 @@ def save(manager, step: int, items: dict[str, PyTree]) -> None:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number is None:
+            log.setLevel(level)
             raise
         path = pathlib.Path(manager.directory) / str(step)
         for partial in path.parent.glob(f"{step}.*tmp*"):

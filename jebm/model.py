@@ -333,4 +333,6 @@ def _freeze(value):
     """Makes lists, also nested ones, into tuples: module fields must hash."""
     if isinstance(value, list | tuple):
         return tuple(_freeze(v) for v in value)
+    if isinstance(value, Mapping):
+        raise ValueError(f"expected no mapping here, got {value!r}")
     return value

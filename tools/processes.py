@@ -12,7 +12,11 @@ from absl import app
 from experiments import command_line, evaluate, figures, main
 from experiments.configs import test
 
-_SETTINGS = {"jax_platforms": "cpu", "jax_disable_most_optimizations": True}
+_SETTINGS = {
+    "jax_platforms": "cpu",
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
 # Each is forked from a server that has imported everything.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__])

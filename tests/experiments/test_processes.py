@@ -102,11 +102,12 @@ def write_gradients(folder, counts, place):
     params = random_params(model, scale=0.5, dtype=jnp.float64)
     index, number = jax.process_index(), jax.process_count()
     batch = datasets.Batches(images(), 24, 0, False, index, number)(3)
-    for count in counts:
-        devices = parallel.devices()[:count]
-        state, values = step_on(devices, config, params, batch)
-        leaves = jax.tree.leaves((state.params, state.pool, values))
-        np.savez(folder / f"{number}_{count}_{index}.npz", *leaves)
+    with parallel.ending_together():
+        for count in counts:
+            devices = parallel.devices()[:count]
+            state, values = step_on(devices, config, params, batch)
+            leaves = jax.tree.leaves((state.params, state.pool, values))
+            np.savez(folder / f"{number}_{count}_{index}.npz", *leaves)
 
 
 def gradient_config():
@@ -123,7 +124,7 @@ def images():
 
 def test_gradients_pool_and_metrics_are_those_of_any_devices_and_processes(tmp_path):
     started = []
-    counts = {1: (1, 2, 4, 8), 2: (2,), 4: (8,)}  # devices, by number of processes
+    counts = {1: (1, 2, 4, 8), 2: (2,), 4: (4,)}  # devices, by number of processes
     for num, devices in counts.items():
         with socket.socket() as chosen:
             chosen.bind(("127.0.0.1", 0))
@@ -145,7 +146,7 @@ def test_gradients_pool_and_metrics_are_those_of_any_devices_and_processes(tmp_p
     files = {file.stem: file for file in tmp_path.glob("*.npz")}
     assert files.keys() == {
         *("1_1_0", "1_2_0", "1_4_0", "1_8_0"),
-        *("2_2_0", "2_2_1", "4_8_0", "4_8_1", "4_8_2", "4_8_3"),
+        *("2_2_0", "2_2_1", "4_4_0", "4_4_1", "4_4_2", "4_4_3"),
     }
     with np.load(files.pop("1_1_0")) as one:
         for file in files.values():
