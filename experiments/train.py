@@ -302,7 +302,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
                             checkpoints.save(manager, step, saved)
                         if due(config.log.sample_every):
                             params = parallel.unreplicate(replicated).ema
-                            _draw(config, path, model, params, splits["test"], step)
+                            draw(config, path, model, params, splits["test"], step)
                 if stopping:
                     raise stop.Stopped(
                         f"Stopped at step {step}, which is saved in {path}: the same "
@@ -312,7 +312,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
             clock.restart()
 
 
-def _draw(config, path, model, params, split, step):
+def draw(config, path, model, params, split, step) -> None:
     """Pictures and the page of a run that goes on."""
     write_samples(config, path / "samples", model, params, split, step)
     curves = figures.training_curves(workdir.read_metrics(path), path / "figures")

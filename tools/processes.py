@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from absl import app
 
-from experiments import command_line, evaluate, figures, main
+from experiments import command_line, evaluate, figures, main, train
 from experiments.configs import test
 
 _SETTINGS = {
@@ -50,7 +50,8 @@ def _enter(function, arguments, log, settings):
 
 
 def command(*arguments: str) -> None:
-    """The command line on the tiny configuration, without figures and evaluation."""
+    """The command line on the tiny configuration, without pictures and evaluation."""
     figures.figures = evaluate.evaluate = lambda config, path: None
+    train.draw = lambda *arguments: None
     sys.argv = ["main", f"--config={test.__file__}", *map(str, arguments)]
     app.run(main.main, flags_parser=command_line.parse)
