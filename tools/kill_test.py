@@ -76,8 +76,11 @@ def kill(path: pathlib.Path, kills: int, seed: int) -> Found:
 
     path.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    _finish(begin(undisturbed, num_steps))
-    whole = time.monotonic() - started
+    process = begin(undisturbed, num_steps)
+    while process.exitcode is None and not workdir.read_metrics(undisturbed):
+        time.sleep(0.01)
+    to_first_step = time.monotonic() - started
+    _finish(process)
 
     with tqdm(total=kills, desc="killing", disable=None) as progress:
         while len(found.lost) < kills:
@@ -87,7 +90,7 @@ def kill(path: pathlib.Path, kills: int, seed: int) -> Found:
                     _wait_for_save(process, killed)
                 time.sleep(chance.uniform(0, 0.05))
             else:
-                time.sleep(chance.uniform(0, whole))
+                time.sleep(chance.uniform(0, 1.2 * to_first_step))
             process.kill()
             process.join()
             if process.exitcode == 0:  # it came too late
