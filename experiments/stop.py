@@ -45,12 +45,18 @@ class Requests:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Where the first request waits until it is asked for."""
+        """Where the first request waits until it is asked for, at the latest at the end.
+
+        Raises:
+          Stopped: at the end, if there was one.
+        """
         self._saving = True
         try:
             yield
         finally:
             self._saving = False
+        if self._asked:
+            raise Stopped("Stopped: the same command goes on from here.")
 
     def _hear(self, number, frame):
         del frame

@@ -51,6 +51,7 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
         if purpose == "read":
             raise ConfigError(f"no run in {workdir}: train it first, with --mode=train")
         return
+    read_metrics(workdir)  # damage is told before any work
     changed = [
         f"{field} is {old} there, {new} here"
         for field, old, new in _changes(path, config)

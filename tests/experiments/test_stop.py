@@ -32,7 +32,7 @@ def handlers():
 def test_first_request_waits_where_there_is_something_to_save(handlers, number, capfd):
     with Requests() as asked:
         assert not asked
-        with asked.saving():
+        with pytest.raises(Stopped, match="the same command"), asked.saving():
             signal.raise_signal(number)
             assert asked
             assert "once more stops at once" in capfd.readouterr().err
