@@ -168,9 +168,15 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
             raise ConfigError(
                 f"the checkpoint's {name} holds values that are not finite"
             )
-        array = _turned(path, array)
-        if path[1] == "image":
-            array = array[..., order(model.likelihood)]
+        try:
+            array = _turned(path, array)
+            if path[1] == "image":
+                array = array[..., order(model.likelihood)]
+        except (IndexError, ValueError):
+            raise ConfigError(
+                f"the checkpoint's {name} has shape {np.shape(state[name])}, which is "
+                "not one of its kind"
+            ) from None
         if array.shape != leaves[path].shape:
             raise ConfigError(
                 f"the checkpoint's {name} is {array.shape} when turned, and its args "
