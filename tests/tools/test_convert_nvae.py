@@ -137,7 +137,7 @@ def damaged(array, value):
 tampered = st.sampled_from(
     [
         lambda array: damaged(array, np.nan),
-        lambda array: array[..., None],
+        lambda array: np.stack([array, array]),
         lambda array: array.reshape(-1)[:-1],
         lambda array: array.astype(str),
         lambda array: array.astype(object),
