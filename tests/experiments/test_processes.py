@@ -101,7 +101,8 @@ def write_gradients(folder, counts, place):
     model = train.build_model(config, (8, 8, 1))
     params = random_params(model, scale=0.5, dtype=jnp.float64)
     index, number = jax.process_index(), jax.process_count()
-    batch = datasets.Batches(images(), 24, 0, False, index, number)(3)
+    share = {"process_index": index, "process_count": number}
+    batch = datasets.Batches(images(), 24, 0, **share)(3)
     with parallel.ending_together():
         for count in counts:
             devices = parallel.devices()[:count]
@@ -263,17 +264,6 @@ def test_error_of_the_first_process_ends_the_other(pair, tmp_path, free_port):
 def test_flags_that_do_not_go_together_are_refused(given, words):
     with pytest.raises(ConfigError, match=words):
         parallel.initialize(*given)
-
-
-@pytest.mark.parametrize("binarize", [False, True])
-def test_shares_of_a_batch_are_the_batch(binarize):
-    grey = np.random.default_rng(0).integers(0, 256, (50, 3, 3, 1)).astype(np.uint8)
-    whole = datasets.Batches(grey, 12, 5, binarize)
-    for num in (2, 4):
-        shares = [datasets.Batches(grey, 12, 5, binarize, i, num) for i in range(num)]
-        for step in (0, 3, 7):
-            together = np.concatenate([share(step) for share in shares])
-            np.testing.assert_array_equal(together, whole(step))
 
 
 def test_single_process_shares_and_agrees_with_itself():
