@@ -19,8 +19,12 @@ class Diverged(RuntimeError):
     """Training has left the finite numbers."""
 
 
+class ProcessFailed(RuntimeError):
+    """Another process of the same run has ended with an error."""
+
+
 # Ended with one sentence and a non-zero exit; anything else is a bug: show its trace.
-USER_ERRORS = (ConfigError, Diverged, CorruptCheckpointError, OSError)
+USER_ERRORS = (ConfigError, Diverged, ProcessFailed, CorruptCheckpointError, OSError)
 
 
 def parse(argv: list[str]) -> list[str]:

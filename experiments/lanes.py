@@ -54,11 +54,17 @@ def train_lanes(config, path: pathlib.Path, model, lanes: list[Lane], names: lis
       the state, every leaf with a leading axis over lanes, and the `History`.
 
     Raises:
-      ConfigError: if `path` holds lanes of other names or settings.
+      ConfigError: if `path` holds lanes of other names or settings, or another process
+        trains there.
     """
     workdir.check_settings(path, config, "train")
+    with workdir.lock(path):
+        return _train_lanes(config, path, model, lanes, names)
+
+
+def _train_lanes(config, path, model, lanes, names):
     file, spec = path / "model.json", {"lanes": names}
-    if file.is_file() and json.loads(file.read_text()) != spec:
+    if file.is_file() and workdir.read_json(file) != spec:
         raise ConfigError(f"{path} holds other lanes: choose another --workdir")
     workdir.write_settings(path, config, spec)
     devices = jax.local_devices()[:1]

@@ -11,7 +11,16 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, evaluate, figures, sample, score, train
+from experiments import (
+    command_line,
+    evaluate,
+    figures,
+    parallel,
+    sample,
+    score,
+    stop,
+    train,
+)
 
 MODES = {
     "train": train.train,
@@ -27,6 +36,13 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG.")
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --mode=score.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0 of several; auto on a TPU pod or SLURM.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
 
 
 def main(argv: list[str]) -> None:
@@ -39,9 +55,14 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
-        MODES[_MODE.value](_CONFIG.value, workdir)
+        parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        with parallel.ending_together():
+            if _MODE.value == "train" or parallel.is_first():
+                MODES[_MODE.value](_CONFIG.value, workdir)
     except command_line.USER_ERRORS as error:
         sys.exit(f"error: {error}")
+    except stop.Stopped as stopped:
+        print(stopped)
 
 
 if __name__ == "__main__":

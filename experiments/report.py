@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import pathlib
 
 from experiments import datasets, workdir
@@ -64,7 +63,7 @@ summary {{ cursor: pointer; font-weight: 600; }}
 
 def write(path: pathlib.Path) -> None:
     """Writes report.html of the run in `path` from the files that it holds now."""
-    config = json.loads((path / "config.json").read_text())
+    config = workdir.read_json(path / "config.json")
     lines = workdir.read_metrics(path)
     last = next((x for x in reversed(lines) if "rescue" not in x), {})
     history = _by_name(path / "samples")
@@ -154,7 +153,7 @@ _READING = (
 
 def _evaluation(file):
     """The table of distances, and how well the chains can follow."""
-    found = json.loads(file.read_text())
+    found = workdir.read_json(file)
     about, table = _TABLES[found["protocol"]](found)
     variant = file.stem.removeprefix("eval").removeprefix("_")
     variant = variant.removeprefix(found["protocol"]).removeprefix("_")
@@ -344,7 +343,7 @@ def _layer_table(file, caption, head, values_of):
         return ""
     rows = [
         (name.replace("k=", "up to "), *(f"{v:.3f}" for v in values_of(found)))
-        for name, found in json.loads(file.read_text()).items()
+        for name, found in workdir.read_json(file).items()
     ]
     return f"<p>{html.escape(caption)}</p>{_table(rows, head)}"
 

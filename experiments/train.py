@@ -23,6 +23,7 @@ from experiments import (
     parallel,
     pictures,
     report,
+    stop,
     two_stage,
     workdir,
 )
@@ -44,8 +45,6 @@ _STIFF = 0.5
 def check_learning(config) -> None:
     """Refuses settings of learning that cannot work, naming the field."""
     fields = config.learning
-    if jax.process_count() > 1:
-        raise ConfigError("training on several processes is not supported")
     methods = ("mle", "variational", "two_stage")
     if fields.method not in methods:
         raise ConfigError(
@@ -88,7 +87,7 @@ def check_learning(config) -> None:
             "learning.method 'mle' needs steps of the posterior chain, got "
             "chains.posterior.num_steps=0"
         )
-    devices = jax.local_device_count()
+    devices = len(parallel.devices())
     if fields.batch_size < 1 or fields.batch_size % devices:
         raise ConfigError(
             f"learning.batch_size must be a positive multiple of the {devices} "
@@ -136,83 +135,116 @@ def _check_range(config, group, name, low, high):
 
 
 def train(config, path: pathlib.Path) -> None:
-    """Trains the run in `path`, from its newest checkpoint if it has one."""
-    check_learning(config)
-    check_log(config)
-    evaluate.check_eval(config)  # not only when training is over
-    splits = datasets.load(**config.data)
-    # Refuses a split too small for a batch while nothing has been done yet.
-    datasets.training_batches(config, splits["train"].images, config.seed)
-    image_shape = splits["train"].images.shape[1:]
-    model = build_model(config, image_shape)
-    workdir.check_settings(path, config, "train")
+    """Trains the run in `path`, from its newest checkpoint if it has one.
 
-    backbone = None
-    if config.learning.method == "two_stage":
-        backbone = two_stage.load_backbone(config, path, model, train)
-    state = create_state(config, model, backbone)
-    _print_overview(model, state.params)
-    state = restore(path, state)
-    if state.step:
-        print(f"Resuming {path} from step {int(state.step)}.")
-    first, last = int(state.step), config.learning.num_steps
-    if first > last:
-        raise ConfigError(
-            f"{path} has been trained for {first} steps already, more than the "
-            f"learning.num_steps of {last}"
-        )
-    workdir.write_settings(path, config, model_spec(config, image_shape))
-    if first == last:
-        print(f"{path} is trained already, for {first} steps.")
-    else:
-        if model.energy is not None:
-            print(
-                "E+, E-: energy of posterior and prior samples; sound runs keep them "
-                "within a few nats of each other."
+    Of several processes the first alone reads and writes `path`.
+
+    Raises:
+      stop.Stopped: when asked to by SIGTERM or SIGINT; what was learned is saved.
+    """
+    first_process = parallel.is_first()
+    with (
+        stop.Requests() as asked,
+        workdir.naming(path),
+        contextlib.ExitStack() as held,
+    ):
+        with parallel.together():
+            check_learning(config)
+            check_log(config)
+            evaluate.check_eval(config)  # not only when training is over
+            splits = datasets.load(**config.data)
+            # Refuses a split too small for a batch while nothing has been done yet.
+            datasets.training_batches(config, splits["train"].images, config.seed)
+            image_shape = splits["train"].images.shape[1:]
+            model = build_model(config, image_shape)
+            if first_process:
+                workdir.check_settings(path, config, "train")
+                held.enter_context(workdir.lock(path))
+
+        backbone = None
+        if config.learning.method == "two_stage":
+            backbone = two_stage.load_backbone(config, path, model, train)
+        with parallel.together():
+            state = create_state(config, model, backbone)
+            _print_overview(model, state.params)
+            if first_process:
+                state = restore(path, state)
+        state = parallel.share(state)
+        if state.step:
+            print(f"Resuming {path} from step {int(state.step)}.")
+        first, last = int(state.step), config.learning.num_steps
+        if first > last:
+            raise ConfigError(
+                f"{path} has been trained for {first} steps already, more than the "
+                f"learning.num_steps of {last}"
             )
-        workdir.add_hardware(path, parallel.hardware())
-        run_steps(config, path, model, state, splits, backbone)
-    figures.figures(config, path)
-    if config.eval.protocol != "classifier" or config.data.name in classifier.known():
-        evaluate.evaluate(config, path)
-    else:
-        print(f"Not evaluated: data set {config.data.name!r} has no classifier.")
-    print(f"Look at {path / 'report.html'}")
+        with parallel.together():
+            if first_process:
+                workdir.write_settings(path, config, model_spec(config, image_shape))
+        if first == last:
+            print(f"{path} is trained already, for {first} steps.")
+        else:
+            if model.energy is not None:
+                print(
+                    "E+, E-: energy of posterior and prior samples; sound runs keep "
+                    "them within a few nats of each other."
+                )
+            if first_process:
+                workdir.add_hardware(path, parallel.hardware())
+            run_steps(config, path, model, state, splits, backbone, asked)
+        if not first_process:
+            return
+        figures.figures(config, path)
+        known = classifier.known()
+        if config.eval.protocol != "classifier" or config.data.name in known:
+            evaluate.evaluate(config, path)
+        else:
+            print(f"Not evaluated: data set {config.data.name!r} has no classifier.")
+        print(f"Look at {path / 'report.html'}")
 
 
-def run_steps(config, path, model, state, splits, backbone=None) -> None:
+def run_steps(config, path, model, state, splits, backbone, asked) -> None:
     """Takes the steps that `state` has not seen; logs, saves and draws on the way.
 
     Raises:
       Diverged: where the guard gives up; the last good checkpoint is then the newest.
+      stop.Stopped: when it was `asked` to stop and has saved: after the step in hand,
+        or where several processes agree, at the next multiple of `log.every`.
     """
-    devices = jax.local_devices()
+    devices, first_process = parallel.devices(), parallel.is_first()
+    num_here = parallel.num_here(devices)
     step, last = int(state.step), config.learning.num_steps
     first, guarded = step, state.guard
     key = jax.random.key(config.seed)
-    batches = datasets.training_batches(config, splits["train"].images, config.seed)
+    batches = datasets.training_batches(
+        config,
+        splits["train"].images,
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
     feed = Prefetch(
-        lambda step: parallel.place(
-            parallel.split(batches(step), len(devices)), devices
-        )
+        lambda step: parallel.place(parallel.split(batches(step), num_here), devices)
     )
     step_fn = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learning.make_diagnose(model), devices, donate=False)
-    metrics = workdir.Metrics(path, step, int(guarded.rescues))
     columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
-    progress = tqdm(initial=step, total=last, unit="step", disable=None, ncols=columns)
+    silent = None if first_process else True
+    progress = tqdm(
+        initial=step, total=last, unit="step", disable=silent, ncols=columns
+    )
     replicated = learning.distribute(state, devices)
     pending, clock, warned = [], _Clock(), set()
 
     def due(interval):
         return step % interval == 0 or step == last
 
-    with (
-        checkpoints.manager(path, config.log.keep) as manager,
-        contextlib.closing(metrics),
-        contextlib.closing(feed),
-        progress,
-    ):
+    with asked.saving(), contextlib.ExitStack() as files, progress:
+        files.enter_context(contextlib.closing(feed))
+        if first_process:
+            manager = files.enter_context(checkpoints.manager(path, config.log.keep))
+            metrics = workdir.Metrics(path, step, int(guarded.rescues))
+            files.enter_context(contextlib.closing(metrics))
         progress.set_description("compiling")
         while step < last:
             images = feed(step)
@@ -226,7 +258,8 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
                 progress.set_description("training")
                 progress.unpause()
                 clock.restart()
-            if not due(config.log.every):
+            alone = jax.process_count() == 1
+            if not (due(config.log.every) or (asked and alone)):
                 continue
 
             values = _mean_metrics(pending) | clock.rate()
@@ -240,35 +273,53 @@ def run_steps(config, path, model, state, splits, backbone=None) -> None:
                 values["rescues"] = int(guarded.rescues)
             _show(progress, step, values)
             wrong = guard.verdict(values, config.guard)
-            if due(config.log.checkpoint_every):
+            stopping, save = parallel.agree(asked, due(config.log.checkpoint_every))
+            if save or stopping:
                 saved = checkpoint_items(learning.collect(replicated))
                 wrong = wrong or guard.verdict(_sums(saved), config.guard)
-            metrics.write(step, values)
-            if wrong:
-                fresh = create_state(config, model, backbone)
-                state, said = _rescue(config, path, fresh, model, step, wrong, guarded)
-                manager.reload()
+            [any_wrong] = parallel.agree(wrong)
+            if any_wrong:
+                wrong = wrong or "another process has found values beyond the limits"
+                state = create_state(config, model, backbone)
+                with parallel.together():
+                    if first_process:
+                        metrics.write(step, values)
+                        state, said = _rescue(
+                            config, path, state, model, step, wrong, guarded
+                        )
+                        progress.write(said)
+                        metrics.rewind(int(state.step), int(state.guard.rescues), said)
+                        manager.reload()
+                        report.write(path)
+                state = parallel.share(state)
                 state = state.replace(tx=replicated.tx)  # another would compile anew
                 replicated = learning.distribute(state, devices)
                 step, guarded = int(state.step), state.guard
-                progress.write(said)
                 progress.n = step
-                metrics.rewind(step, int(guarded.rescues), said)
-                report.write(path)
             else:
-                if due(config.log.checkpoint_every):
-                    checkpoints.save(manager, step, saved)
-                if due(config.log.sample_every):
-                    params = parallel.unreplicate(replicated).ema
-                    folder = path / "samples"
-                    write_samples(config, folder, model, params, splits["test"], step)
-                    curves = figures.training_curves(
-                        workdir.read_metrics(path), path / "figures"
+                with parallel.together():
+                    if first_process:
+                        metrics.write(step, values)
+                        if save or stopping:
+                            checkpoints.save(manager, step, saved)
+                        if due(config.log.sample_every):
+                            params = parallel.unreplicate(replicated).ema
+                            draw(config, path, model, params, splits["test"], step)
+                if stopping:
+                    raise stop.Stopped(
+                        f"Stopped at step {step}, which is saved in {path}: the same "
+                        "command goes on from there."
                     )
-                    pictures.mark(config, [curves])
-                    report.write(path)
             progress.unpause()  # saving and drawing is not training
             clock.restart()
+
+
+def draw(config, path, model, params, split, step) -> None:
+    """Pictures and the page of a run that goes on."""
+    write_samples(config, path / "samples", model, params, split, step)
+    curves = figures.training_curves(workdir.read_metrics(path), path / "figures")
+    pictures.mark(config, [curves])
+    report.write(path)
 
 
 def _rescue(config, path, fresh, model, step, wrong, guarded):

@@ -9,25 +9,26 @@ the second.
 
 import functools
 import importlib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 import jebm
-from experiments.command_line import ConfigError
+from experiments import parallel
+from experiments.command_line import CONFIGS, ConfigError
+from experiments.workdir import read_json
 
 
 def stage_one(config):
     """The configuration of the first stage."""
     name = config.backbone.stage_one
-    try:
-        module = importlib.import_module(f"experiments.configs.{name}")
-    except ModuleNotFoundError:
+    if name not in {file.stem for file in CONFIGS.glob("[!_]*.py")}:
         raise ConfigError(
             f"backbone.stage_one must name a file of experiments/configs, got {name!r}"
-        ) from None
-    first = module.get_config()
+        )
+    first = importlib.import_module(f"experiments.configs.{name}").get_config()
     first.seed, first.data, first.prior = config.seed, config.data, "gaussian"
     first.eval = config.eval
     return first
@@ -54,7 +55,10 @@ def _read_spec(checkpoint):
             f"backbone.checkpoint must be the directory of a run or of a converted "
             f"checkpoint, got {checkpoint!r}, which has no model.json"
         )
-    return json.loads(file.read_text())
+    spec = read_json(file)
+    if missing := {"backbone", "likelihood"} - set(spec):
+        raise ConfigError(f"{file} holds no {' and no '.join(sorted(missing))}")
+    return spec
 
 
 def check(config) -> None:
@@ -80,6 +84,14 @@ def load_backbone(config, path: pathlib.Path, model: jebm.Model, train: Callable
         print(f"Stage 1: the backbone, in {source}.")
         train(stage_one(config), source)
         print(f"Stage 2: its energies, in {path}.")
+    with parallel.together():
+        params = _read_backbone(config, source, model)
+    return parallel.share(params.backbone)
+
+
+def _read_backbone(config, source, model):
+    if not parallel.is_first():  # which shares what it has read
+        return jebm.init(jax.random.key(0), model)
     found, params = jebm.load(source)
     if found.image_shape != model.image_shape:
         raise ConfigError(
@@ -91,4 +103,4 @@ def load_backbone(config, path: pathlib.Path, model: jebm.Model, train: Callable
             f"{source} holds another backbone than backbone.stage_one "
             f"{config.backbone.stage_one!r} says: choose another --workdir"
         )
-    return params.backbone
+    return params

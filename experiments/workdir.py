@@ -1,5 +1,7 @@
 """The directory of a run: its settings, its metrics, and who may continue it."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -49,6 +51,7 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
         if purpose == "read":
             raise ConfigError(f"no run in {workdir}: train it first, with --mode=train")
         return
+    read_metrics(workdir)  # damage is told before any work
     changed = [
         f"{field} is {old} there, {new} here"
         for field, old, new in _changes(path, config)
@@ -59,6 +62,38 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
             f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
             "Choose another --workdir, or the settings of that run"
         )
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes `workdir` and holds it: two runs in one directory would mix their files.
+
+    The system lets go of a process that has died, however that was.
+
+    Raises:
+      ConfigError: if another process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process trains in {workdir}: wait for it, or choose another "
+                "--workdir"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def naming(workdir: pathlib.Path) -> Iterator[None]:
+    """Errors of the system name a place, which that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(workdir)) from error
 
 
 def variant(workdir: pathlib.Path, config) -> str:
@@ -75,10 +110,7 @@ def variant(workdir: pathlib.Path, config) -> str:
 
 
 def _changes(path, config):
-    try:
-        old = dict(flat(json.loads(path.read_text())))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    old = dict(flat(read_json(path)))
     new = dict(flat(plain(config)))
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
@@ -100,6 +132,21 @@ def write_model(
     with checkpoints.manager(workdir, keep=1) as manager:
         checkpoints.save(manager, step, {"ema": params})
     write_json(workdir / "model.json", spec)  # last: now it can be loaded
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what `write_json` has written of a dict.
+
+    Raises:
+      ConfigError: if the file is damaged, or another's.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} cannot be read: it holds no JSON object")
+    return value
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -159,12 +206,23 @@ class Metrics:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
+    """The lines of metrics.jsonl; a last line cut off by a kill is left out.
+
+    Raises:
+      ConfigError: if another line is damaged.
+    """
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         return []
-    *lines, _partial = path.read_text().split("\n")
-    return [json.loads(line) for line in lines]
+    try:
+        *lines, _partial = path.read_text().split("\n")
+        found = [json.loads(line) for line in lines]
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(found, 1):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise ConfigError(f"{path} cannot be read: line {number} tells no step")
+    return found
 
 
 def training(workdir: pathlib.Path, config) -> dict[str, Any]:

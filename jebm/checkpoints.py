@@ -11,7 +11,10 @@ that cannot be read or does not match is passed over, aloud, for the one before 
 
 import hashlib
 import json
+import logging
+import os
 import pathlib
+import re
 import shutil
 import warnings
 from typing import Any
@@ -31,19 +34,25 @@ class CorruptCheckpointError(Exception):
 def manager(workdir: str | pathlib.Path, keep: int):
     """Opens `workdir/checkpoints` for writing: an orbax CheckpointManager to close.
 
+    What a killed process has left of a checkpoint is deleted. Of several processes one
+    alone may write; it waits for no other.
+
     Args:
       workdir: directory of a run.
       keep: how many of the latest checkpoints to keep.
     """
     import orbax.checkpoint as ocp  # slow to import, and not needed to sample
 
+    directory = _directory(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(keep),
         enable_async_checkpointing=False,
+        create=False,
+        cleanup_tmp_directories=True,
+        multiprocessing_options=_alone(),
     )
-    return ocp.CheckpointManager(
-        _directory(workdir), options=options, item_handlers=_handlers()
-    )
+    return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
 
 
 def save(manager, step: int, items: dict[str, PyTree]) -> None:
@@ -53,17 +62,36 @@ def save(manager, step: int, items: dict[str, PyTree]) -> None:
       manager: from `manager`.
       step: number of finished training steps.
       items: "ema" and "train_state", pytrees of arrays.
+
+    Raises:
+      OSError: if the disk does not take it, being full for instance; what is there of
+        it is deleted.
     """
     import orbax.checkpoint as ocp
 
     items = jax.tree.map(np.asarray, items)
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            **{k: ocp.args.StandardSave(v) for k, v in items.items()},
-            digests=ocp.args.JsonSave({k: digests(v) for k, v in items.items()}),
-        ),
+    args = ocp.args.Composite(
+        **{k: ocp.args.StandardSave(v) for k, v in items.items()},
+        digests=ocp.args.JsonSave({k: digests(v) for k, v in items.items()}),
     )
+    log = logging.getLogger("absl")
+    level = log.level
+    # Threads print traces of what is raised here, some of them after it.
+    log.setLevel(logging.CRITICAL)
+    try:
+        manager.save(step, args=args)
+    except Exception as error:
+        # The array store tells the system's error in its text alone.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number is None:
+            log.setLevel(level)
+            raise
+        path = pathlib.Path(manager.directory) / str(step)
+        for partial in path.parent.glob(f"{step}.*tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(number, os.strerror(number), str(path)) from error
+    log.setLevel(level)
 
 
 def set_aside_after(workdir: str | pathlib.Path, step: int) -> None:
@@ -135,7 +163,8 @@ def _read(path, templates):
     import orbax.checkpoint as ocp
 
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), templates)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+    handler = ocp.CompositeCheckpointHandler(**_handlers())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
         restored = reader.restore(
             path,
             args=ocp.args.Composite(
@@ -160,11 +189,20 @@ def _directory(workdir):
 def _handlers():
     import orbax.checkpoint as ocp
 
+    alone = {"multiprocessing_options": _alone()}
     return {
-        "ema": ocp.StandardCheckpointHandler(),
-        "train_state": ocp.StandardCheckpointHandler(),
-        "digests": ocp.JsonCheckpointHandler(),
+        "ema": ocp.StandardCheckpointHandler(**alone),
+        "train_state": ocp.StandardCheckpointHandler(**alone),
+        "digests": ocp.JsonCheckpointHandler(**alone),
     }
+
+
+def _alone():
+    """Of several processes, this one reads and writes by itself."""
+    import orbax.checkpoint as ocp
+
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(index, {index}, f"process{index}")
 
 
 def digests(tree: PyTree) -> dict[str, str]:
@@ -196,6 +234,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, P
 
     Raises:
       FileNotFoundError: if `workdir` holds no run, or no checkpoint of `step`.
+      ValueError: if its model.json describes no model.
       CorruptCheckpointError: if no checkpoint that may be read is sound.
 
     Example:
@@ -207,7 +246,10 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, P
     path = pathlib.Path(workdir) / "model.json"
     if not path.is_file():
         raise FileNotFoundError(f"no run in {workdir}: it has no model.json")
-    model = build(json.loads(path.read_text()))
-    template = jax.eval_shape(init, jax.random.key(0), model)
+    try:
+        model = build(json.loads(path.read_text()))
+        template = jax.eval_shape(init, jax.random.key(0), model)
+    except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no model: {error}") from error
     _, items = restore(workdir, {"ema": template}, step)
     return model, jax.tree.map(jax.numpy.asarray, items["ema"])

@@ -297,7 +297,7 @@ def _make(kind, registry, options, **fixed):
         raise ValueError(f"{kind} must be a mapping, got {options!r}")
     options = dict(options)
     name = options.pop("name", next(iter(registry)))
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(f"unknown {kind} {name!r}; known: {sorted(registry)}")
     cls = registry[name]
     known = [f.name for f in dataclasses.fields(cls) if f.name not in _LINEN_FIELDS]
@@ -333,4 +333,6 @@ def _freeze(value):
     """Makes lists, also nested ones, into tuples: module fields must hash."""
     if isinstance(value, list | tuple):
         return tuple(_freeze(v) for v in value)
+    if isinstance(value, Mapping):
+        raise ValueError(f"expected no mapping here, got {value!r}")
     return value

@@ -38,6 +38,10 @@ class MLP(nn.Module):
     activation: str = "gelu"
     energy_head: bool = False
 
+    def __post_init__(self):
+        check_widths("widths", self.widths)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, ...], flattened, to [B, features]."""
@@ -48,6 +52,14 @@ class MLP(nn.Module):
             zeros = nn.initializers.zeros
             return nn.Dense(self.features, use_bias=False, kernel_init=zeros)(x)
         return nn.Dense(self.features)(x)
+
+
+def check_widths(name: str, widths) -> None:
+    """Raises a ValueError unless `widths` is a tuple of positive integers."""
+    if not isinstance(widths, tuple) or not all(
+        isinstance(w, int) and not isinstance(w, bool) and w > 0 for w in widths
+    ):
+        raise ValueError(f"{name} must be a tuple of positive integers, got {widths!r}")
 
 
 def check_stages(widths: tuple[int, ...], output_shape: tuple[int, int, int]) -> None:

@@ -27,6 +27,7 @@ import jebm
 from experiments.command_line import USER_ERRORS, ConfigError
 from experiments.workdir import write_json, write_model
 
+_MOST = 10_000  # of anything that is counted
 _SIZES = {"mnist": 28, "omniglot": 28, "cifar10": 32, "ffhq": 256}
 # What `args` hold besides the network's shape: training, paths, processes.
 _IRRELEVANT = """
@@ -62,46 +63,56 @@ def model_spec(args: dict[str, Any], min_log_scale: float | None) -> dict[str, A
             )
         return value
 
+    def take_count(name, least=1):
+        value = take(name)
+        if type(value) is not int or not least <= value <= _MOST:
+            raise ConfigError(
+                f"the checkpoint's {name} is {value!r}; expected an integer from "
+                f"{least} to {_MOST}"
+            )
+        return value
+
     take("arch_instance", "res_mbconv")
     dataset = take("dataset")
-    family, _, side = dataset.rpartition("_")
+    family, _, side = dataset.rpartition("_") if isinstance(dataset, str) else [""] * 3
     sized = family in ("celeba", "imagenet", "lsun_bedroom", "lsun_church")
-    if not (dataset in _SIZES or (sized and side.isdigit())):
+    sized = sized and side.isascii() and side.isdigit() and len(side) < 5
+    if not (sized or (isinstance(dataset, str) and dataset in _SIZES)):
         raise ConfigError(
             f"the checkpoint's dataset is {dataset!r}, which is not known"
         )
     size = int(side) if sized else _SIZES[dataset]
     grey = dataset in ("mnist", "omniglot")
 
-    scales, most = take("num_latent_scales"), take("num_groups_per_scale")
-    least = take("min_groups_per_scale")
-    adaptive = take("ada_groups")
+    scales, most = take_count("num_latent_scales"), take_count("num_groups_per_scale")
+    least = take_count("min_groups_per_scale")
+    adaptive = take("ada_groups", True, False)
     groups = [most]
     while len(groups) < scales:
         groups.append(max(groups[-1] // 2, least) if adaptive else most)
     if sum(groups) == 1:
         raise ConfigError("a checkpoint with a single group is not supported")
 
-    halvings = take("num_preprocess_blocks")
+    halvings = take_count("num_preprocess_blocks")
     take("num_postprocess_blocks", halvings)
     backbone = {
         "name": "nvae",
         "groups": groups,
-        "latent_channels": take("num_latent_per_group"),
-        "width": take("num_channels_dec"),
-        "encoder_width": take("num_channels_enc"),
+        "latent_channels": take_count("num_latent_per_group"),
+        "width": take_count("num_channels_dec"),
+        "encoder_width": take_count("num_channels_enc"),
         "image_halvings": halvings,
-        "preprocess_cells": take("num_preprocess_cells"),
-        "postprocess_cells": take("num_postprocess_cells"),
-        "encoder_cells": take("num_cell_per_cond_enc"),
-        "decoder_cells": take("num_cell_per_cond_dec"),
-        "num_flows": take("num_nf"),
-        "squeeze_excitation": take("use_se"),
-        "residual_posterior": take("res_dist"),
+        "preprocess_cells": take_count("num_preprocess_cells"),
+        "postprocess_cells": take_count("num_postprocess_cells"),
+        "encoder_cells": take_count("num_cell_per_cond_enc"),
+        "decoder_cells": take_count("num_cell_per_cond_dec"),
+        "num_flows": take_count("num_nf", least=0),
+        "squeeze_excitation": take("use_se", True, False),
+        "residual_posterior": take("res_dist", True, False),
         "padding": 2 if grey else 0,
-        "bits": take("num_x_bits"),
+        "bits": take_count("num_x_bits"),
     }
-    mixtures = take("num_mixture_dec")
+    mixtures = take_count("num_mixture_dec")
     if grey:
         likelihood = {"name": "bernoulli"}
     elif mixtures == 1:
@@ -149,13 +160,23 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
     converted = {}
     for path, name in name_of.items():
         array = np.asarray(state[name])
+        if array.dtype.kind != "f":
+            raise ConfigError(
+                f"the checkpoint's {name} holds no floating-point numbers"
+            )
         if not np.isfinite(array).all():
             raise ConfigError(
                 f"the checkpoint's {name} holds values that are not finite"
             )
-        array = _turned(path, array)
-        if path[1] == "image":
-            array = array[..., order(model.likelihood)]
+        try:
+            array = _turned(path, array)
+            if path[1] == "image":
+                array = array[..., order(model.likelihood)]
+        except (IndexError, ValueError):
+            raise ConfigError(
+                f"the checkpoint's {name} has shape {np.shape(state[name])}, which is "
+                "not one of its kind"
+            ) from None
         if array.shape != leaves[path].shape:
             raise ConfigError(
                 f"the checkpoint's {name} is {array.shape} when turned, and its args "
@@ -317,6 +338,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ConfigError(
             f"{path} is not an NVAE checkpoint: it must hold 'args' and 'state_dict'"
         )
+    if not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in state.items()
+    ):
+        raise ConfigError(f"{path} holds something else than tensors in 'state_dict'")
     return vars(args), {name: tensor.numpy() for name, tensor in state.items()}
 
 

@@ -20,6 +20,7 @@ from jebm.networks import (
     Deconv,
     check_activation,
     check_stages,
+    check_widths,
     soft_clamp,
 )
 
@@ -85,10 +86,14 @@ class VectorBackbone(nn.Module):
             raise ValueError(
                 f"unknown decoder_type {self.decoder_type!r}; known: {DECODERS}"
             )
+        check_widths("prior_widths", self.prior_widths)
+        check_widths("decoder_widths", self.decoder_widths)
         if self.decoder_type == "deconv":
             check_stages(self.decoder_widths, self.output_shape)
         if self.encoder_widths is not None and not self.encoder_widths:
             raise ValueError("encoder_widths must be None or hold a width, got ()")
+        if self.encoder_widths is not None:
+            check_widths("encoder_widths", self.encoder_widths)
         check_activation(self.activation)
         super().__post_init__()
 

@@ -13,10 +13,11 @@ def batch():
     return datasets.load("digits")["train"].images[:20]
 
 
-def step_on(num_devices, config, params, batch, steps=1):
-    """State and metrics after steps of plain gradient descent at rate 1."""
-    devices = jax.local_devices()[:num_devices]
-    assert len(devices) == num_devices
+def step_on(devices, config, params, batch, steps=1):
+    """State and metrics after steps of plain gradient descent at rate 1.
+
+    `batch` is the share of this process.
+    """
     model = train.build_model(config, (8, 8, 1))
     state = learning.TrainState.create(
         apply_fn=None,
@@ -33,7 +34,8 @@ def step_on(num_devices, config, params, batch, steps=1):
     step = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     key = jax.random.key(config.seed)
     for _ in range(steps):
-        state, metrics = step(key, state, parallel.split(batch, num_devices))
+        images = parallel.split(batch, parallel.num_here(devices))
+        state, metrics = step(key, state, images)
     return learning.collect(state), parallel.unreplicate(metrics)
 
 
@@ -42,8 +44,10 @@ def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, ba
     model = train.build_model(test_config, (8, 8, 1))
     params = random_params(model, scale=0.5, dtype=jnp.float64)
     results = []
+    assert len(jax.devices()) == 2
     for num_devices in (1, 2):
-        state, metrics = step_on(num_devices, test_config, params, batch)
+        devices = jax.devices()[:num_devices]
+        state, metrics = step_on(devices, test_config, params, batch)
         gradients = jax.tree.map(lambda old, new: old - new, params, state.params)
         results.append((jax.tree.leaves(gradients), metrics, state.pool))
     (one, metrics_one, pool_one), (two, metrics_two, pool_two) = results
@@ -78,7 +82,7 @@ def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
     params = random_params(train.build_model(test_config, (8, 8, 1)), scale=1e-3)
     by_devices = []
     for num_devices in (1, 2):
-        step_on(num_devices, test_config, params, batch, steps=2)
+        step_on(jax.devices()[:num_devices], test_config, params, batch, steps=2)
         jax.effects_barrier()
         by_devices.append(sorted(seen))
         seen.clear()

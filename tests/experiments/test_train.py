@@ -366,12 +366,6 @@ def test_seed_that_jax_cannot_tell_apart_is_refused(tmp_path, test_config, seed)
         run(test_config, tmp_path / "run")
 
 
-def test_several_processes_are_refused(tmp_path, test_config, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="several processes is not supported"):
-        run(test_config, tmp_path / "run")
-
-
 class NormalisedBackbone(VectorBackbone):
     """Normalises what it decodes, and tells a kernel."""
 

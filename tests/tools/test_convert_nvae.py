@@ -1,24 +1,35 @@
 import argparse
+import copy
 import json
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jebm
 from experiments.command_line import ConfigError
+from tests.jebm.test_hostile import FUZZ, values
 from tools import convert_nvae, verify_nvae
 
 ARGS = verify_nvae.FIXTURE
 FIXTURE = pathlib.Path(__file__).parent / "nvae_fixture.npz"
 
 
+class State(dict):
+    """A state dict that is no page long in a report."""
+
+    def __repr__(self):
+        return f"{len(self)} tensors"
+
+
 @pytest.fixture(scope="module")
 def small():
     """A model, and a state dict with random values."""
     model = jebm.build(convert_nvae.model_spec(ARGS, None))
-    return model, verify_nvae.random_state(model, 0, "float64")
+    return model, State(verify_nvae.random_state(model, 0, "float64"))
 
 
 def test_numbers_are_those_of_the_official_modules(small, x64):
@@ -104,6 +115,45 @@ def test_tensors_that_do_not_fit_are_refused(small, change, message):
     state = dict(state)
     change(state)
     with pytest.raises(ConfigError, match=message):
+        convert_nvae.convert(model, state)
+
+
+@settings(FUZZ, max_examples=300)
+@given(st.dictionaries(st.sampled_from(sorted(ARGS)), values, min_size=1, max_size=2))
+def test_any_args_are_a_model_or_refused_in_one_line(changes):
+    try:
+        jebm.build(convert_nvae.model_spec(ARGS | changes, None))
+    except ValueError as error:  # which a ConfigError is
+        assert str(error).strip()
+        assert "\n" not in str(error)
+
+
+def damaged(array, value):
+    array = array.copy()
+    array.reshape(-1)[0] = value
+    return array
+
+
+tampered = st.sampled_from(
+    [
+        lambda array: damaged(array, np.nan),
+        lambda array: np.stack([array, array]),
+        lambda array: array.reshape(-1)[:-1],
+        lambda array: array.astype(str),
+        lambda array: array.astype(object),
+        lambda array: None,
+    ]
+)
+
+
+@settings(FUZZ, max_examples=60)
+@given(st.data())
+def test_any_tensor_that_was_tampered_with_is_refused(small, data):
+    model, state = small
+    state = copy.copy(state)
+    name = data.draw(st.sampled_from(sorted(state)))
+    state[name] = data.draw(tampered)(state[name])
+    with pytest.raises(ConfigError, match="the checkpoint's"):
         convert_nvae.convert(model, state)
 
 

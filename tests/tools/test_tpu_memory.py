@@ -1,11 +1,15 @@
 import importlib.util
+import math
+import re
 
 import jax
 import pytest
 
+import jebm
 from experiments import sample
 from experiments.command_line import ConfigError
 from experiments.configs import test
+from tests.experiments.test_train import NormalisedBackbone, variational_config
 from tools import tpu_memory
 
 PROGRAM = """
@@ -45,12 +49,45 @@ def test_collectives_are_counted_and_found_in_loops():
     assert tpu_memory.collectives(PROGRAM.replace("body=%body", "body=%add")) == (3, 0)
 
 
-def test_train_step_reduces_over_devices_and_not_in_its_chains():
-    config, model = config_and_model()
-    compiled = tpu_memory.lower_step(config, model, jax.devices()).compile()
-    total, looped = tpu_memory.collectives(compiled.as_text())
+def reduced(text):
+    """How many numbers all-reduces of a program add up, after all that is no number."""
+    kinds = set(re.findall(rf" ({tpu_memory.COLLECTIVES})(?:-start)?\(", text))
+    assert kinds == {"all-reduce"}
+    results = re.findall(r" = (.*?) all-reduce(?:-start)?\(", text)
+    shapes = re.findall(r"\w+\[([\d,]*)\]", " ".join(results))
+    return sum(
+        math.prod(map(int, shape.split(","))) if shape else 1 for shape in shapes
+    )
+
+
+def check_reductions(config, model, devices):
+    """The step talks of its gradients and metrics, once each, and of nothing else."""
+    lowered = tpu_memory.lower_step(config, model, devices)
+    text = lowered.compile().as_text()
+    total, looped = tpu_memory.collectives(text)
     assert total > 0 and looped == 0
-    assert " while(" in compiled.as_text()  # the chains
+    assert " while(" in text  # the chains
+    params = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    metrics = lowered.out_info[1].keys() - {"grad_norm"}  # that of the mean gradient
+    assert reduced(text) == numbers + len(metrics)
+
+
+def test_train_step_reduces_its_gradients_and_metrics_and_not_in_its_chains():
+    config, model = config_and_model()
+    check_reductions(config, model, jax.devices())
+
+
+def test_train_step_reduces_the_statistics_of_its_batches(monkeypatch):
+    monkeypatch.setitem(jebm.model.BACKBONES, "vector", NormalisedBackbone)
+    config = variational_config("gaussian")
+    model = sample.build_model(config, (8, 8, 1))
+    text = tpu_memory.lower_step(config, model, jax.devices()).compile().as_text()
+    assert tpu_memory.collectives(text)[1] == 0
+    params = jax.eval_shape(jebm.init, jax.random.key(0), model)
+    assert set(params.backbone) == {"params", "batch_stats"}
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert reduced(text) > numbers
 
 
 def test_sampler_needs_no_other_device_and_its_memory_not_more_steps():
@@ -83,7 +120,6 @@ def test_step_compiles_for_chips_that_are_not_there():
     devices = tpu_memory.devices_of("v5e:2x2")
     config.learning.batch_size = 8 * len(devices)
     config.learning.persistent_chains = 2 * config.learning.batch_size
+    check_reductions(config, model, devices)
     compiled = tpu_memory.lower_step(config, model, devices).compile()
-    total, looped = tpu_memory.collectives(compiled.as_text())
-    assert total > 0 and looped == 0
     assert 0 < tpu_memory.bytes_per_chip(compiled) < 2**30
