@@ -5,15 +5,13 @@
 All the work is in the module that the mode names; this one reads the command line.
 """
 
-import os
 import pathlib
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, evaluate, figures, sample, score, train
+from experiments import command_line, evaluate, figures, programs, sample, score, train
 
 MODES = {
     "train": train.train,
@@ -31,30 +29,15 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --mode=score.")
 
 
-def keep_programs() -> None:
-    """Keeps compiled programs for the next start, in the user's cache directory.
-
-    JAX_COMPILATION_CACHE_DIR=DIR keeps them elsewhere, and
-    JAX_ENABLE_COMPILATION_CACHE=false nowhere.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        path = os.path.join(cache, "jebm", "programs")
-        jax.config.update("jax_compilation_cache_dir", path)
-    least = "jax_persistent_cache_min_compile_time_secs"  # 1 second, unless it is set
-    if least.upper() not in os.environ:
-        jax.config.update(least, 0.1)
-
-
 def main(argv: list[str]) -> None:
     """Runs the mode on the configuration."""
-    keep_programs()
     if len(argv) > 1:
         sys.exit(f"error: unexpected arguments {argv[1:]}")
     if (_MODE.value == "score") != (_IMAGES.value is not None):
         sys.exit("error: --mode=score and --images=FOLDER go together")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+    programs.keep()
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
         MODES[_MODE.value](_CONFIG.value, workdir)

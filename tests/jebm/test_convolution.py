@@ -68,13 +68,9 @@ def test_every_form_has_the_gradients_of_lax(form, size, stride, x64):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("stride", [2, 4])
 def test_karatsuba_form_is_the_equation_with_first_and_second_gradients(stride, x64):
     x, kernel = inputs(2 * stride, jnp.float64, batch=2, height=4, width=2)
-    if stride % 2:  # k - s is odd: no such padding
-        with pytest.raises(ValueError, match="even number"):
-            conv_transpose(x, kernel, stride)
-        return
     expected = by_patches_of_single_pixels(x, kernel, stride)
     np.testing.assert_allclose(karatsuba_form(x, kernel), expected, atol=1e-12)
     np.testing.assert_allclose(conv_transpose(x, kernel, stride), expected, atol=1e-12)
