@@ -2,7 +2,7 @@
 
     pip install -e '.[experiments,bench]'
     python -m tools.benchmark [--only=NAME ...] [--repeats=7] [--json=FILE]
-        [--picture=FILE]
+        [--picture=FILE] [--page=docs/benchmark.md]
 
 The two sides of a benchmark run in one process and take turns; told are medians over
 the repeats, after one that is not counted, and how many times faster ours is:
@@ -22,7 +22,7 @@ the repeats, after one that is not counted, and how many times faster ours is:
     memory            of the compiled prior chain by length and by batch; no other side
 
 Everything runs on the cores that the process may use. Images are noise: no time here
-depends on them.
+depends on them. The table goes into the page between its two marks.
 """
 
 import argparse
@@ -55,6 +55,7 @@ CIFAR10, MNIST = (32, 32, 3), (28, 28, 1)
 PRIOR_STEPS = {1: 60, 16: 60, 100: 60, 1000: 20}
 POSTERIOR_STEPS = {1: 40, 16: 10, 100: 2, 1000: 1}
 ROOT = pathlib.Path(__file__).parents[1]
+MARKS = "<!-- table -->", "<!-- end of table -->"
 
 
 class Missing(Exception):
@@ -502,6 +503,17 @@ def picture(results: dict, path: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
+def write_page(results: dict, page: pathlib.Path) -> None:
+    """Replaces what is between the marks of a page by the machine and the table."""
+    before, found, rest = page.read_text().partition(MARKS[0])
+    _, ended, after = rest.partition(MARKS[1])
+    if not (found and ended):
+        raise ValueError(f"{page} must hold the lines {' and '.join(MARKS)}")
+    told = ", ".join(f"{name} {value}" for name, value in machine().items())
+    parts = [before + MARKS[0], f"Measured {time.strftime('%Y-%m-%d')}: {told}."]
+    page.write_text("\n\n".join([*parts, table(results), MARKS[1]]) + after)
+
+
 def machine() -> dict:
     """What the numbers are of."""
     packages = ("jax", "jaxlib", "flax", "torch", "blackjax")
@@ -523,6 +535,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--picture", type=pathlib.Path)
+    parser.add_argument("--page", type=pathlib.Path)
     given = parser.parse_args(argv)
     if given.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {given.repeats}")
@@ -544,6 +557,8 @@ def main(argv: list[str] | None = None) -> None:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
     if given.picture:
         picture(results, given.picture)
+    if given.page:
+        write_page(results, given.page)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,11 @@ def test_speedup_is_the_ratio_of_medians():
 
 def test_table_picture_and_file_tell_what_was_measured(small, tmp_path, capsys):
     file, picture = tmp_path / "found.json", tmp_path / "folder" / "picture.png"
+    page = tmp_path / "page.md"
+    page.write_text("\n\n".join(["# Speed", *benchmark.MARKS, "The end."]))
     arguments = ["--only=matrix_product", "--only=memory", "--repeats=1"]
-    benchmark.main([*arguments, f"--json={file}", f"--picture={picture}"])
+    files = [f"--json={file}", f"--picture={picture}", f"--page={page}"]
+    benchmark.main([*arguments, *files])
     found = json.loads(file.read_text())
     assert found["machine"]["jax"] == jax.__version__
     assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
@@ -64,6 +67,14 @@ def test_table_picture_and_file_tell_what_was_measured(small, tmp_path, capsys):
     assert f"| {product['speedup']:.2f} | product of two matrices" in table
     assert "| memory, chain length 1,000 |" in table
     assert picture.stat().st_size > 5000
+    lines = page.read_text().splitlines()
+    assert lines[0] == "# Speed" and lines[-1] == "The end."
+    assert [line for line in table.splitlines()[-13:] if line] == [
+        line for line in lines if line.startswith("|")
+    ]
+    page.write_text("# No marks")
+    with pytest.raises(ValueError, match=r"page.md must hold the lines <!-- table"):
+        benchmark.write_page({}, page)
 
 
 def test_memory_of_a_chain_does_not_depend_on_its_length(small):
