@@ -16,6 +16,7 @@ from experiments import (
     evaluate,
     figures,
     parallel,
+    programs,
     sample,
     score,
     stop,
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> None:
         sys.exit("error: --mode=score and --images=FOLDER go together")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+    programs.keep()
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
         parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -81,13 +81,18 @@ def step(
 
 def diffuse(key, position, grad, step_size, temperature):
     """The update of the equation above, given the gradient."""
+    return move(normal_like(key, position), position, grad, step_size, temperature)
+
+
+def move(noise, position, grad, step_size, temperature):
+    """The same, given the noise as well."""
     return jax.tree.map(
         lambda z, g, noise: (
             z + 0.5 * step_size**2 * g + step_size * jnp.sqrt(temperature) * noise
         ).astype(z.dtype),
         position,
         grad,
-        normal_like(key, position),
+        noise,
     )
 
 
@@ -146,10 +151,9 @@ def run(
       ((8, 2), (8,))
     """
     check_num_steps(num_steps)
-    carry = _start(key, position, logdensity_fn, step_size, temperature, kernel)
-    state, total, _ = _advance(
-        key, carry, logdensity_fn, num_steps, step_size, temperature, kernel
-    )
+    step = _of_state(kernel, logdensity_fn, step_size, temperature)
+    carry = _start(key, kernel.init(position, logdensity_fn), step)
+    state, total, _ = _advance(key, carry, step, num_steps)
     return state, _mean(total, num_steps)
 
 
@@ -190,13 +194,13 @@ def trajectory(
             f"num_steps={num_steps}"
         )
 
+    step = _of_state(kernel, logdensity_fn, step_size, temperature)
+
     def body(carry, _):
-        carry = _advance(
-            key, carry, logdensity_fn, every, step_size, temperature, kernel
-        )
+        carry = _advance(key, carry, step, every)
         return carry, carry[0].position
 
-    carry = _start(key, position, logdensity_fn, step_size, temperature, kernel)
+    carry = _start(key, kernel.init(position, logdensity_fn), step)
     (state, total, _), path = jax.lax.scan(body, carry, length=num_steps // every)
     path = jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), position, path)
     return state, _mean(total, num_steps), path
@@ -208,23 +212,27 @@ def check_num_steps(num_steps: int) -> None:
         raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}")
 
 
-def _start(key, position, logdensity_fn, step_size, temperature, kernel):
-    state = kernel.init(position, logdensity_fn)
-    _, info = jax.eval_shape(
-        lambda s: kernel.step(key, s, logdensity_fn, step_size, temperature), state
-    )
+def _of_state(kernel, logdensity_fn, step_size, temperature):
+    """`kernel.step` of (key, state); traced once, though `_start` asks for shapes."""
+
+    def step(key, state):
+        return kernel.step(key, state, logdensity_fn, step_size, temperature)
+
+    return jax.jit(step, inline=True)
+
+
+def _start(key, state, step):
+    _, info = jax.eval_shape(step, key, state)
     zeros = jax.tree.map(lambda i: jnp.zeros(i.shape, i.dtype), info)
     return state, zeros, jnp.zeros((), jnp.int32)
 
 
-def _advance(key, carry, logdensity_fn, num_steps, step_size, temperature, kernel):
+def _advance(key, carry, step, num_steps):
     # The step's number is carried and its key derived from it, rather than scanning
     # over split keys: those would be memory that grows with num_steps.
     def body(carry, _):
         state, total, t = carry
-        state, info = kernel.step(
-            jax.random.fold_in(key, t), state, logdensity_fn, step_size, temperature
-        )
+        state, info = step(jax.random.fold_in(key, t), state)
         return (state, jax.tree.map(jnp.add, total, info), t + 1), None
 
     return jax.lax.scan(body, carry, length=num_steps)[0]

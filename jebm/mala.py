@@ -8,12 +8,21 @@ The proposal is the step of `jebm.langevin`, accepted with probability
 so that the chain leaves exp(l / T) invariant at any step size s.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jebm.langevin import Kernel, LangevinInfo, LogDensity, PyTree, diffuse, global_norm
+from jebm.langevin import (
+    Kernel,
+    LangevinInfo,
+    LogDensity,
+    PyTree,
+    global_norm,
+    move,
+    normal_like,
+)
 
 
 class MalaState(NamedTuple):
@@ -48,14 +57,17 @@ def step(
       >>> bool(0.5 < info.acceptance < 1.0)
       True
     """
-    key_propose, key_accept = jax.random.split(key)
+    # The normal that decides on acceptance is of the same draw, see `normal_like`.
+    dtype = jax.tree.leaves(state.position)[0].dtype
+    noise, normal = normal_like(key, (state.position, jnp.zeros((), dtype)))
     proposal = init(
-        diffuse(key_propose, state.position, state.grad, step_size, temperature),
-        logdensity_fn,
+        move(noise, state.position, state.grad, step_size, temperature), logdensity_fn
     )
     acceptance = acceptance_probability(state, proposal, step_size, temperature)
     info = LangevinInfo(state.logdensity, global_norm(state.grad), acceptance)
-    return accept(key_accept, acceptance, proposal, state), info
+    uniform = 0.5 * jax.lax.erfc(-math.sqrt(0.5) * normal)  # its distribution function
+    accepted = uniform.astype(acceptance.dtype) <= acceptance
+    return _choose(accepted, proposal, state), info
 
 
 def acceptance_probability(
@@ -89,6 +101,10 @@ def accept(
 ) -> MalaState:
     """`proposal` with that probability, [], else `state`."""
     accepted = jax.random.uniform(key, (), probability.dtype) < probability
+    return _choose(accepted, proposal, state)
+
+
+def _choose(accepted, proposal, state):
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
 
 

@@ -10,6 +10,7 @@ from jebm.convolution import (
     conv_transpose,
     depthwise_conv,
     depthwise_native_form,
+    karatsuba_form,
     native_form,
     patch_form,
     shifted_form,
@@ -67,8 +68,72 @@ def test_every_form_has_the_gradients_of_lax(form, size, stride, x64):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride", [2, 4])
+def test_karatsuba_form_is_the_equation_with_first_and_second_gradients(stride, x64):
+    x, kernel = inputs(2 * stride, jnp.float64, batch=2, height=4, width=2)
+    expected = by_patches_of_single_pixels(x, kernel, stride)
+    np.testing.assert_allclose(karatsuba_form(x, kernel), expected, atol=1e-12)
+    np.testing.assert_allclose(conv_transpose(x, kernel, stride), expected, atol=1e-12)
+
+    def gradients(form):
+        def value(x, kernel):
+            return jnp.sin(form(x, kernel)).sum()
+
+        def slope(x, kernel):  # a second gradient, as of a penalty
+            return (jax.grad(value)(x, kernel) ** 2).sum()
+
+        return jax.grad(value, (0, 1))(x, kernel) + jax.grad(slope, (0, 1))(x, kernel)
+
+    patches = gradients(lambda x, kernel: patch_form(x, kernel, stride))
+    for ours, theirs in zip(gradients(karatsuba_form), patches, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_karatsuba_form_takes_nine_products_and_is_exact_to_rounding():
+    x, kernel = inputs(4, jnp.float32, batch=2, height=8, width=8, channels=64)
+    program = str(jax.make_jaxpr(karatsuba_form)(x, kernel))
+    assert program.count("dot_general") == 9
+    expected = by_patches_of_single_pixels(x, kernel, 2)
+    scale = np.sqrt(4 * 64)  # standard deviation of the sums
+    errors = {
+        form.__name__: np.abs(form(x, kernel, *rest) - expected).max() / scale
+        for form, *rest in ((karatsuba_form,), (native_form, 2))
+    }
+    assert errors["karatsuba_form"] < 5e-6, errors  # eps is 1.2e-7
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 4), (4, 5, 4), (4, 4, 5)])
+def test_odd_sizes_fall_back_on_patches(shape, x64):
+    size, height, width = shape
+    stride = 1 if size == 3 else 2
+    x, kernel = inputs(size, jnp.float64, batch=1, height=height, width=width)
+    program = str(
+        jax.jit(lambda x: conv_transpose(x, kernel, stride)).lower(x).as_text()
+    )
+    assert program.count("stablehlo.dot_general") == 1
+    expected = by_patches_of_single_pixels(x, kernel, stride)
+    np.testing.assert_allclose(conv_transpose(x, kernel, stride), expected, atol=1e-12)
+
+
+def test_a_chain_arranges_the_kernel_once_ahead_of_its_loop():
+    x, kernel = inputs(4, jnp.float32, batch=2, height=4, width=4, channels=8)
+
+    @jax.jit
+    def chain(x, kernel):
+        def step(x, _):
+            gradient = jax.grad(lambda x: (karatsuba_form(x, kernel) ** 2).sum())
+            return x - gradient(x), None
+
+        return jax.lax.scan(step, x, length=3)[0]
+
+    options = {"xla_backend_optimization_level": 3}
+    text = chain.lower(x, kernel).compile(compiler_options=options).as_text()
+    loop = next(line for line in text.splitlines() if " while(" in line)
+    assert loop.count("[8,16]") == loop.count("[16,8]") == 9  # both layouts
+
+
 @pytest.mark.parametrize(("platform", "native"), [("cpu", False), ("cuda", True)])
-def test_a_cpu_runs_patches_and_other_platforms_the_native_form(platform, native):
+def test_a_cpu_runs_products_and_other_platforms_the_native_form(platform, native):
     x, kernel = inputs(4, jnp.float32)
 
     def gradient(x, kernel):
