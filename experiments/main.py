@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from experiments import command_line, evaluate, figures, sample, score, train
 
-MODES = {
+MODES = {  # told in command_line.MODES
     "train": train.train,
     "eval": evaluate.evaluate,
     "sample": sample.sample,
