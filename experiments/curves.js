@@ -4,7 +4,7 @@
   const { panels, rescues } = JSON.parse(
     document.getElementById("curves-data").textContent);
   // The drawing and the frame in it, in the units of its view box.
-  const W = 380, H = 210, LEFT = 52, RIGHT = W - 8, TOP = 8, BOTTOM = H - 34;
+  const W = 380, H = 210, LEFT = 52, RIGHT = W - 18, TOP = 8, BOTTOM = H - 34;
   const FRAME = { x: LEFT, y: TOP, width: RIGHT - LEFT, height: BOTTOM - TOP };
   const steps = panels.flatMap(p => p.curves.flatMap(c => c.points.map(q => q[0])));
   const all = [Math.min(...steps), Math.max(Math.min(...steps) + 1, ...steps)];
@@ -31,13 +31,13 @@
   const drawn = panels.map((panel, i) => {
     const figure = document.getElementById("curves").appendChild(
       document.createElement("figure"));
+    const caption = figure.appendChild(document.createElement("figcaption"));
+    caption.appendChild(document.createElement("strong")).textContent = panel.title;
     const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img",
       "aria-label": `${panel.title}, over training steps` }, figure);
-    const caption = figure.appendChild(document.createElement("figcaption"));
-    caption.append(panel.title);
     const values = panel.curves.map(curve => {
       const key = caption.appendChild(document.createElement("span"));
-      if (panel.curves.length > 1) key.className = `key ${curve.colour}`;
+      key.className = `key ${curve.colour}`;
       const value = document.createElement("output");
       caption.append(curve.label, " ", value);
       return value;

@@ -36,8 +36,9 @@ figure {{ margin: 0; }}
 figcaption {{ opacity: .75; font-size: .9em; }}
 img {{ width: 100%; max-width: 62rem; border-radius: 4px; background: white; }}
 .samples img {{ image-rendering: pixelated; }}
+.grid > * {{ min-width: 0; overflow-x: auto; }}
 table {{ border-collapse: collapse; }}
-td, th {{ padding: .15rem 1rem .15rem 0; text-align: left;
+td, th {{ padding: .15rem .8rem .15rem 0; text-align: left;
          font-variant-numeric: tabular-nums; vertical-align: top; }}
 summary {{ cursor: pointer; font-weight: 600; }}
 .rescues {{ color: var(--alarm); }}

@@ -8,6 +8,7 @@ with random parameters, on three examples.
 import copy
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm.distributions import Normal
-from jebm.hierarchy import has_encoder, top_down, transport
+from jebm.hierarchy import (
+    has_encoder,
+    infer,
+    log_standard_normal,
+    top_down,
+    transport,
+)
 from jebm.langevin import normal_like
 from jebm.model import Model, init
 
@@ -48,7 +55,9 @@ def check_backbone(model: Model, *, seed: int = 0) -> None:
     """
     _check_declared(model.backbone)
     try:
-        _check_generator(model, jax.random.key(seed))
+        variables, eps = _check_generator(model, jax.random.key(seed))
+        if has_encoder(model.backbone):
+            _check_encoder(model, variables, eps)
     except _BrokenError as error:
         # Anew, without what the tracing between there and here has to say.
         raise ValueError(str(error)) from error.__cause__
@@ -138,6 +147,19 @@ class _Watched:
         _check_array("backbone.decode(state)", output, self._output_shape)
         return output
 
+    def encode(self, x):
+        return self._call("encode", "x", x)
+
+    def posterior(self, i, state, features, prior, noise):
+        said = f"{i}, state, features, prior, noise"
+        returned = self._call("posterior", said, i, state, features, prior, noise)
+        said = f"backbone.posterior({said})"
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise _BrokenError(f"{said} must return (z, log q), got {returned!r}")
+        _check_array(f"z of {said}", returned[0], self.latent_shapes[i])
+        _check_array(f"log q of {said}", returned[1], ())
+        return returned
+
     def _call(self, verb, said, *arguments):
         try:
             return getattr(self._backbone, verb)(*arguments)
@@ -179,7 +201,10 @@ def _check_generator(model, key):
         shapes = backbone.latent_shapes
         zeros = tuple(jnp.zeros((_BATCH, *shape)) for shape in shapes)
         eps = normal_like(key_noise, zeros)
-        nn.init_with_output(watched(eps), backbone)(key_init)
+        nn.init(watched(eps), backbone)(key_init)
+        if has_encoder(backbone):
+            x = jnp.zeros((_BATCH, *model.image_shape))
+            nn.init(lambda b: infer(_Watched(b, ()), x, eps), backbone)(key_init)
         return _moved(init(key_init, model).backbone, key_move), eps
 
     # Here nothing may be written and there is no key: a verb that does either fails by
@@ -227,6 +252,83 @@ def _check_generator(model, key):
                 f"z_{i + 1} reaches neither a prior below it nor the output: "
                 f"does backbone.merge({i}, state, z) drop it?"
             )
+    return variables, eps
+
+
+def _check_encoder(model, variables, noise):
+    backbone = model.backbone
+    _check_modules(backbone, variables, noise)
+    x = jax.random.uniform(jax.random.key(0), (_BATCH, *model.image_shape))
+
+    def inferred(variables, x, noise, wrap=lambda backbone: backbone):
+        def draw(backbone):
+            return infer(wrap(backbone), x, noise)[:2]
+
+        return nn.apply(draw, backbone)(variables)
+
+    def together(variables, x, noise):
+        return inferred(variables, x, noise, lambda b: _Watched(b, ()))
+
+    small = [
+        i for i, shape in enumerate(backbone.latent_shapes) if math.prod(shape) <= 1024
+    ]
+
+    @_jit
+    def alone_and_volumes(variables, x, noise):
+        second = tuple(n[1:2] for n in noise)
+        alone = inferred(variables, x[1:2], second)
+
+        def log_volume(i):
+            """log |det dz_i / dnoise_i|, of the second example."""
+
+            def moved(flat):
+                moved = flat.reshape(second[i].shape)
+                changed = (*second[:i], moved, *second[i + 1 :])
+                return inferred(variables, x[1:2], changed)[0][i].ravel()
+
+            return jnp.linalg.slogdet(jax.jacfwd(moved)(second[i].ravel()))[1]
+
+        return together(variables, x, noise), alone, [log_volume(i) for i in small]
+
+    found = _jit(together)(variables, x, noise)
+    for i, (z, log_q) in _top_first(zip(*found, strict=True)):
+        if not (np.isfinite(z).all() and np.isfinite(log_q).all()):
+            raise _BrokenError(f"backbone.posterior({i}, ...) must be finite")
+    again, alone, volumes = alone_and_volumes(variables, x, noise)
+    _check_equal(
+        "two calls with the same arguments differ: a verb must be pure", found, again
+    )
+    _check_equal(
+        "what is inferred of an example depends on the others of its batch",
+        jax.tree.map(lambda a: a[1:2], found),
+        alone,
+    )
+    for i, volume in zip(small, volumes, strict=True):
+        expected = log_standard_normal((noise[i][1:2],))[0] - volume
+        difference = float(alone[1][i][0] - expected)
+        if not abs(difference) < 1e-3 * noise[i][0].size + 1e-3:
+            raise _BrokenError(
+                f"log q of backbone.posterior({i}, ...) is not the log-density, in "
+                f"nats, that its map of standard normal noise gives to z_{i + 1}: off "
+                f"by {difference:.3g}, for example"
+            )
+
+
+def _check_modules(backbone, variables, eps):
+    """What inference alone uses is what remains without the generator."""
+
+    def generate(backbone):
+        _, _, state = top_down(backbone, _BATCH, transport(eps))
+        return backbone.decode(state)
+
+    generator = jax.eval_shape(nn.init(generate, backbone), jax.random.key(0))
+    alone = sorted(variables["params"].keys() - generator.get("params", {}).keys())
+    named = getattr(backbone, "encoder_modules", None)
+    if not isinstance(named, tuple) or sorted(named) != alone:
+        raise _BrokenError(
+            "backbone.encoder_modules must name the modules that encode and posterior "
+            f"alone use, {tuple(alone)}, got {named!r}"
+        )
 
 
 def _top_first(layers):

@@ -4,11 +4,14 @@ A block with a title is a program of its own, of that name: it is written to the
 directory and run where jebm and flax cannot be imported.
 """
 
+import contextlib
 import pathlib
 import re
 import subprocess
 import sys
 from typing import Any, NamedTuple
+
+import jax
 
 _BLOCK = re.compile(
     r"^```python(?: title=\"(.+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
@@ -52,5 +55,13 @@ def run(page: pathlib.Path) -> dict[str, Any]:
         else:
             # At its lines of the page, for tracebacks to point there.
             code = "\n" * (block.line - 1) + block.code
-            exec(compile(code, page, "exec"), names)
+            with _as_for_a_user():
+                exec(compile(code, page, "exec"), names)
     return names
+
+
+@contextlib.contextmanager
+def _as_for_a_user():
+    """Without the strictness of our own tests, which other libraries do not stand."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -44,8 +44,18 @@ def check(backbone):
 @pytest.mark.parametrize(
     "spec",
     [
-        {"latent_dims": (3, 2, 2), "prior_widths": (4,), "decoder_widths": (4,)},
-        {"name": "ladder", "latent_shapes": ((2, 2, 2), (3,)), "width": 4},
+        {
+            "latent_dims": (3, 2),
+            "prior_widths": (4,),
+            "decoder_widths": (4,),
+            "encoder_widths": (4,),
+        },
+        {
+            "name": "ladder",
+            "latent_shapes": ((2, 2, 2), (3,)),
+            "width": 4,
+            "encoder_widths": (4, 3),
+        },
     ],
     ids=["vector", "ladder"],
 )
@@ -53,8 +63,9 @@ def test_backbones_of_the_package_keep_the_contract(spec):
     jebm.check_backbone(jebm.build({"image_shape": (4, 4, 1), "backbone": spec}))
 
 
-def test_a_sound_backbone_of_a_user_passes():
-    check(Sound())
+@pytest.mark.parametrize("name", ["Sound", "Infers"])
+def test_a_sound_backbone_of_a_user_passes(name):
+    check(globals()[name]())
 
 
 class Scale(Sound):
@@ -143,6 +154,75 @@ class Undeclared(Sound):
         return noise, jnp.zeros(len(noise))
 
 
+class Infers(Sound):
+    has_encoder = True
+    encoder_modules = ("features", "heads_0", "heads_1")
+
+    def setup(self):
+        super().setup()
+        self.features = nn.Dense(5)
+        self.heads = [nn.Dense(6), nn.Dense(4)]
+
+    def encode(self, x):
+        return jnp.tanh(self.features(x.reshape(len(x), -1)))
+
+    def normal(self, i, state, features):
+        output = self.heads[i](jnp.concatenate([state, features], axis=-1))
+        loc, log_scale = jnp.split(output, 2, axis=-1)
+        return Normal(loc, jnp.exp(jnp.tanh(log_scale)))
+
+    def posterior(self, i, state, features, prior, noise):
+        q = self.normal(i, state, features)
+        z = q.loc + q.scale * noise
+        return z, q.log_prob(z)
+
+
+class OfTheNoise(Infers):
+    def posterior(self, i, state, features, prior, noise):
+        q = self.normal(i, state, features)
+        return q.loc + q.scale * noise, q.log_prob(noise)
+
+
+class Means(Infers):
+    def posterior(self, i, state, features, prior, noise):
+        z, log_q = super().posterior(i, state, features, prior, noise)
+        return z, log_q / self.latent_shapes[i][0]
+
+
+class Mode(Infers):
+    def posterior(self, i, state, features, prior, noise):
+        q = self.normal(i, state, features)
+        return q.loc, q.log_prob(q.loc)
+
+
+class PerUnit(Infers):
+    def posterior(self, i, state, features, prior, noise):
+        z, _ = super().posterior(i, state, features, prior, noise)
+        return z, -(noise**2)
+
+
+class OnlyZ(Infers):
+    def posterior(self, i, state, features, prior, noise):
+        return super().posterior(i, state, features, prior, noise)[0]
+
+
+class Names(Infers):
+    encoder_modules = ("features",)
+
+
+class MixesImages(Infers):
+    def encode(self, x):
+        return super().encode(x - x.mean(axis=0, keepdims=True))
+
+
+class OldKeys(Infers):
+    def posterior(self, i, state, features, prior, keys):
+        q = self.normal(i, state, features)
+        draw = jax.vmap(lambda key: jax.random.normal(key, q.loc.shape[1:]))
+        z = q.loc + q.scale * draw(keys)
+        return z, q.log_prob(z)
+
+
 class Promises(Sound):
     has_encoder = True
 
@@ -190,6 +270,14 @@ class NoMerge(nn.Module):
         (Whole, r"decode\(state\) must be floating-point, got int32"),
         (Mixes, "depends on the others of its batch"),
         (Drops, r"z_2 reaches neither .* does backbone.merge\(1, state, z\) drop it"),
+        (OfTheNoise, r"log q of backbone.posterior\(0, ...\) is not the log-density"),
+        (Means, r"log q of backbone.posterior\(0, ...\) is not the log-density"),
+        (Mode, r"log q of backbone.posterior\(0, ...\) is not the log-density"),
+        (PerUnit, r"log q of .*posterior\(1, .*\) must return \[3\], got \[3, 2\]"),
+        (OnlyZ, r"posterior\(1, .*\) must return \(z, log q\), got "),
+        (Names, r"encoder_modules .*\('features', 'heads_0', 'heads_1'\), got \('fea"),
+        (MixesImages, "inferred of an example depends on the others of its batch"),
+        (OldKeys, r"posterior\(1, .*\) failed with .*Error"),
         (Kinks, "the generator's gradient at z_2 is not finite"),
     ],
 )
