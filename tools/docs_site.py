@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,6 +33,16 @@ _MODULES = (
     "objectives",
     "metrics",
 )
+
+
+class ExampleSections(griffe.Extension):
+    """Lets the site show an "Example:" of a docstring as what it is, code."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
+        """Calls it by the name that the site's parser knows."""
+        if obj.docstring is not None:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
+            obj.docstring.value = text
 
 
 def on_config(config):
