@@ -32,7 +32,7 @@ PANELS = (
         "probability",
     ),
     Panel(
-        "stiffness  s\u00b2/4 \u03bb_max (warned of from .5, unstable from 1)",
+        "stiffness (unstable from 1 on)",
         ("posterior_stiffness", "prior_stiffness"),
         "s\u00b2/4 \u03bb_max",
         limit=0.5,

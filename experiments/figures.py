@@ -76,7 +76,7 @@ def training_curves(lines: list[dict], folder: pathlib.Path) -> pathlib.Path:
     panels = curves.panels(lines)
     rows, columns = -(-len(panels) // 3), min(3, len(panels))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False,
+        rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(panels) :]:
@@ -331,7 +331,7 @@ def latent_planes(
     times = _spaced(model.chains.prior.num_steps, 6)
     layers = len(posterior)
     figure, axes = plt.subplots(
-        layers + 1, len(times), figsize=(2.1 * len(times), 2.2 * (layers + 1)),
+        layers + 1, len(times), figsize=(1.6 * len(times), 1.7 * (layers + 1) + 0.5),
         layout="constrained",
     )  # fmt: skip
     for row, i in enumerate(reversed(range(layers))):
@@ -353,8 +353,8 @@ def latent_planes(
     figure.suptitle(
         "Langevin transition of the prior (blue) over the aggregate posterior "
         "(orange)\ncontours: energy of a 2-D layer; other layers are drawn on the "
-        "posterior's principal axes.  D: energy distance to the posterior",
-        fontsize=11,
+        "posterior's principal axes\nD: energy distance to the posterior",
+        fontsize=10,
     )
     return _save(figure, folder / "latent_planes.png")
 

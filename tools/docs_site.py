@@ -92,7 +92,8 @@ def as_page(text: str) -> str:
 
 def config_rows(readme: str) -> dict[str, tuple[str, str, str]]:
     """Data, time and outcome of each config, from the README's table."""
-    found = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", readme, re.MULTILINE)
+    table = readme.partition("\n| config | data | time ")[2].partition("\n\n")[0]
+    found = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)
     return {name: cells for name, *cells in found}
 
 
@@ -119,8 +120,9 @@ def config_page(name: str, row) -> str:
     """What one config is, how it is run, what it takes and gives, what it sets."""
     file = ROOT / "experiments" / "configs" / f"{name}.py"
     headline, _, about = ast.get_docstring(ast.parse(file.read_text())).partition("\n")
-    # The command is told below, in one form for all.
-    about = re.sub(r"^python -m .*(?:\n    .*)*\n?", "", about.strip(), flags=re.M)
+    command = f"python -m experiments.main --config=experiments/configs/{name}.py"
+    if found := re.search(r"^python -m .*(?:\n    .*)*", about, flags=re.M):
+        command, about = found[0], about.replace(found[0], "")
     data, time, outcome = row
     set_here = "\n".join(
         f"| `{field}` | `{json.dumps(value)}` |" for field, value in departures(name)
@@ -130,7 +132,9 @@ def config_page(name: str, row) -> str:
 
 {headline}
 
-    python -m experiments.main --config=experiments/configs/{name}.py
+```bash
+{command.replace(chr(10), " " + chr(92) + chr(10))}
+```
 
 {about.strip()}
 
