@@ -4,6 +4,7 @@ import ast
 import pathlib
 import runpy
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
@@ -70,14 +71,26 @@ class Diverged(RuntimeError):
 USER_ERRORS = (ConfigError, Diverged, CorruptCheckpointError, OSError)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the command line, as `absl.app.run` expects of a `flags_parser`."""
+def tool_help(path: str | None) -> str:
+    """What `--help` of a program of tools/ prints: its docstring, and its flags."""
+    del path
+    about = sys.modules["__main__"].__doc__ or ""
+    return f"{about}\n{flags.FLAGS.main_module_help()}"
+
+
+def parse(
+    argv: list[str], describe: Callable[[str | None], str] = tool_help
+) -> list[str]:
+    """Parses the command line, as `absl.app.run` expects of a `flags_parser`.
+
+    `describe` makes what `--help` prints, of the config's file if one is given.
+    """
     path = _config_file(argv)
     if path is not None and not pathlib.Path(path).is_file():
         near = nearest(pathlib.Path(path).name, _known_configs())
         sys.exit(f"error: no file {path}; {_there_are()}{near}")
     if any(a.lstrip("-") in ("help", "h", "helpfull", "helpshort") for a in argv[1:]):
-        print(help_text(path))
+        print(describe(path))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)  # absl's own parser ends errors with usage
@@ -91,7 +104,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def help_text(path: str | None) -> str:
-    """What `--help` prints; with a config, all of its fields."""
+    """What `--help` of `experiments.main` prints; with a config, all of its fields."""
     configs = {name.removesuffix(".py"): _headline(name) for name in _known_configs()}
     fields = (
         "All fields of a config, with their values: --config=FILE --help.\n"

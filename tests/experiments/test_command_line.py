@@ -1,12 +1,14 @@
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from experiments import command_line, datasets, main, workdir
 from experiments.configs import default
 from jebm import model
-from tests.experiments.runs import CONFIG, run_main, start_main
+from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
 CONFIG_NAMES = (
     "celeba64.py, celeba_hq256.py, celeba_hq256_paper.py, cifar10.py, "
@@ -104,6 +106,19 @@ def test_help_with_a_config_lists_its_fields(capsys):
     fields = dict(workdir.flat(json.loads(default.get_config().to_json())))
     assert all(f"--config.{field} " in text for field in fields)
     assert re.search(r"--config\.learning\.batch_size +20\n", text)
+
+
+def test_help_of_a_tool_is_its_own():
+    process = subprocess.run(
+        [sys.executable, "-m", "tools.anomaly", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("Holds out one digit after the other")
+    assert "--digits" in process.stdout
+    assert "--mode" not in process.stdout
 
 
 def test_help_names_modes_and_settings_that_exist():
