@@ -18,7 +18,6 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
-_OPTIONAL = {"Faults": "faults.md", "Benchmark": "benchmark.md"}
 _MODULES = (
     "langevin",
     "mala",
@@ -46,13 +45,13 @@ class ExampleSections(griffe.Extension):
 
 
 def on_config(config):
-    """Adds the pages of docs/ that need not be there."""
-    for title, file in _OPTIONAL.items():
-        if (ROOT / "docs" / file).is_file():
-            experiments = next(
-                n["Experiments"] for n in config.nav if "Experiments" in n
-            )
-            experiments.append({title: file})
+    """Adds the pages of docs/ that the menu does not name, by their headings."""
+    named = str(config.nav)
+    experiments = next(n["Experiments"] for n in config.nav if "Experiments" in n)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        if f"'{page.name}'" not in named:
+            heading = re.search(r"^# (.*)$", page.read_text(), re.MULTILINE)[1]
+            experiments.append({heading: page.name})
     return config
 
 
