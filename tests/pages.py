@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 _BLOCK = re.compile(
-    r"^```python(?: title=\"(.+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^```python(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
 )
 _WITHOUT_JEBM = """
 import runpy, sys
