@@ -1,14 +1,62 @@
-"""Reads flags so that each mistake ends in one sentence."""
+"""Reads flags so that each mistake ends in one sentence, and says what there is."""
 
+import ast
 import pathlib
 import runpy
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
 from jebm.checkpoints import CorruptCheckpointError
+from jebm.names import nearest
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+_HELP = """\
+python -m experiments.main --config=FILE [--mode=MODE] [--workdir=DIR]
+                           [--config.FIELD=VALUE ...]
+
+Trains, measures and draws one experiment. A first one, two minutes on two cores:
+python -m experiments.main --config=experiments/configs/digits.py
+
+modes (--mode)
+{modes}
+
+configs (--config), in experiments/configs
+{configs}
+
+other flags
+  --workdir=DIR     where the run is kept; by default runs/NAME_OF_THE_CONFIG
+  --images=FOLDER   what --mode=score scores
+
+settings that are changed most
+{settings}
+
+{fields}
+"""
+MODES = {
+    "train": "trains, or goes on from the newest checkpoint; then draws and measures",
+    "eval": "measures a trained run again: eval.json",
+    "sample": "draws new grids of samples: samples/*.png",
+    "figures": "draws all figures: figures/*.png",
+    "score": "scores a folder of images, the most anomalous first: scores/*.csv, *.png",
+}
+SETTINGS = {
+    "seed": "of parameters, order of the data, and all noise",
+    "prior": "ebm, or gaussian for the same generator without energies",
+    "data.data_dir": "where TFDS has prepared the data",
+    "learning.num_steps": "of training; a larger one trains a finished run further",
+    "learning.batch_size": "over all devices",
+    "learning.energy_lr": "a smaller one where training diverges",
+    "learning.gradient_penalty": "a larger one where training diverges",
+    "learning.method": "mle, variational or two_stage",
+    "chains.prior.num_steps": "of the chain that draws samples",
+    "chains.prior.step_size": "of the chain that draws samples",
+    "eval.protocol": "classifier, anomaly, ood or likelihood",
+    "eval.num_samples": "that the distances are taken of",
+    "log.every": "steps between lines of metrics.jsonl",
+}
 
 
 class ConfigError(ValueError):
@@ -27,20 +75,70 @@ class ProcessFailed(RuntimeError):
 USER_ERRORS = (ConfigError, Diverged, ProcessFailed, CorruptCheckpointError, OSError)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the command line, as `absl.app.run` expects of a `flags_parser`."""
+def tool_help(path: str | None) -> str:
+    """What `--help` of a program of tools/ prints: its docstring, and its flags."""
+    del path
+    about = sys.modules["__main__"].__doc__ or ""
+    return f"{about}\n{flags.FLAGS.main_module_help()}"
+
+
+def parse(
+    argv: list[str], describe: Callable[[str | None], str] = tool_help
+) -> list[str]:
+    """Parses the command line, as `absl.app.run` expects of a `flags_parser`.
+
+    `describe` makes what `--help` prints, of the config's file if one is given.
+    """
     path = _config_file(argv)
-    if path is None:
-        if not any("help" in a for a in argv):
-            sys.exit(f"error: --config=FILE is needed; there are {_known_configs()}")
-    elif not pathlib.Path(path).is_file():
-        sys.exit(f"error: no file {path}; there are {_known_configs()}")
+    if path is not None and not pathlib.Path(path).is_file():
+        near = nearest(pathlib.Path(path).name, _known_configs())
+        sys.exit(f"error: no file {path}; {_there_are()}{near}")
+    if any(a.lstrip("-") in ("help", "h", "helpfull", "helpshort") for a in argv[1:]):
+        print(describe(path))
+        sys.exit(0)
     try:
-        return flags.FLAGS(argv)  # absl's own parser ends errors with usage
+        rest = flags.FLAGS(argv)  # absl's own parser ends errors with usage
     except (AttributeError, KeyError, TypeError):  # how config_flags refuses a field
         sys.exit(f"error: {_unknown_field(path, argv)}")
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    if path is None:
+        sys.exit(f"error: --config=FILE is needed; {_there_are()}")
+    return rest
+
+
+def help_text(path: str | None) -> str:
+    """What `--help` of `experiments.main` prints; with a config, all of its fields."""
+    configs = {name.removesuffix(".py"): _headline(name) for name in _known_configs()}
+    fields = (
+        "All fields of a config, with their values: --config=FILE --help.\n"
+        "experiments/configs/default.py explains every one."
+    )
+    if path is not None:
+        values = {f"--config.{k}": v for k, v in _flat(_config(path))}
+        fields = f"all fields of {path}\n{_lines(values)}"
+    return _HELP.format(
+        modes=_lines(MODES),
+        configs=_lines(configs),
+        settings=_lines({f"--config.{k}": v for k, v in SETTINGS.items()}),
+        fields=fields,
+    ).rstrip()
+
+
+def _lines(table):
+    width = max(map(len, table))
+    return "\n".join(f"  {k:<{width}}  {v}".rstrip() for k, v in table.items())
+
+
+def _headline(name):
+    docstring = ast.get_docstring(ast.parse((CONFIGS / name).read_text()))
+    return docstring.splitlines()[0]
+
+
+def _flat(config):
+    from experiments import workdir  # which takes its errors from here
+
+    return workdir.flat(config.to_dict())
 
 
 def _config_file(argv):
@@ -52,13 +150,22 @@ def _config_file(argv):
     return None
 
 
-def _known_configs() -> str:
-    names = sorted(p.name for p in CONFIGS.glob("*.py") if p.stem != "__init__")
-    return f"{', '.join(names)} in experiments/configs"
+def _config(path):
+    return runpy.run_path(path)["get_config"]()
+
+
+def _known_configs() -> list[str]:
+    return sorted(p.name for p in CONFIGS.glob("*.py") if p.stem != "__init__")
+
+
+def _there_are() -> str:
+    return f"there are {', '.join(_known_configs())} in experiments/configs"
 
 
 def _unknown_field(path, argv):
-    config = runpy.run_path(path)["get_config"]()
+    if path is None:
+        return f"--config=FILE is needed; {_there_are()}"
+    config = _config(path)
     for argument in argv:
         if not argument.startswith("--config."):
             continue
@@ -69,6 +176,20 @@ def _unknown_field(path, argv):
                 return f"{'.'.join(['config', *fields[:depth]])} has no fields"
             if field not in node:
                 where = ".".join(["config", *fields[:depth]])
-                return f"{where} has no field {field!r}; known: {sorted(node.keys())}"
+                return (
+                    f"{where} has no field {field!r}; known: {sorted(node.keys())}"
+                    f"{nearest_field(config, node, field)}"
+                )
             node = node[field]
     return f"cannot apply the overrides to {path}: {argv[1:]}"
+
+
+def nearest_field(config, node, field) -> str:
+    """Which field was meant: one near in name here, or of that name elsewhere."""
+    if near := nearest(field, node.keys()):
+        return near
+    full = [name for name, _ in _flat(config)]
+    elsewhere = [name for name in full if name.split(".")[-1] == field]
+    if elsewhere:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return nearest(field, full)

@@ -52,6 +52,7 @@ from experiments.sample import in_batches, open_run
 from jebm import tempering
 from jebm.diagnostics import chain_diagnostics
 from jebm.metrics import feature_statistics, frechet_distance
+from jebm.names import unknown
 from jebm.sampling import decode, example_keys, run_chains
 
 _LONG_CHAIN = 4
@@ -108,10 +109,7 @@ def evaluate(config, path: pathlib.Path) -> None:
 def check_eval(config) -> None:
     """Refuses settings of eval that cannot work, naming the field."""
     if config.eval.protocol not in PROTOCOLS:
-        raise ConfigError(
-            f"unknown eval.protocol {config.eval.protocol!r}; known: "
-            f"{sorted(PROTOCOLS)}"
-        )
+        raise ConfigError(unknown("eval.protocol", config.eval.protocol, PROTOCOLS))
     if config.eval.protocol == "anomaly" and config.data.heldout_digit is None:
         raise ConfigError(
             "eval.protocol 'anomaly' needs a data.heldout_digit, got None"

@@ -10,7 +10,16 @@ import matplotlib
 import numpy as np
 
 import jebm
-from experiments import classifier, datasets, pictures, probes, report, workdir
+from experiments import (
+    classifier,
+    curves,
+    datasets,
+    pictures,
+    probes,
+    report,
+    workdir,
+)
+from experiments.curves import POSTERIOR, PRIOR
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
 from jebm.metrics import energy_distance
@@ -20,7 +29,6 @@ from jebm.sampling import decode, example_keys, trace_chains
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PRIOR, POSTERIOR = "#0072B2", "#E69F00"  # colour-blind-safe
 _NUM_POINTS = 4000  # of prior and of posterior in a latent plane
 _NUM_CHAINS = 8  # rows of the transition
 _LONG_RUN = 2500  # steps
@@ -65,54 +73,29 @@ def figures(config, path: pathlib.Path) -> None:
 
 def training_curves(lines: list[dict], folder: pathlib.Path) -> pathlib.Path:
     """Draws the metrics over training steps."""
-    panels = [
-        ("log-likelihood of posterior samples", ["log_likelihood_nats"], "nats"),
-        ("energies", ["energy_positive_nats", "energy_negative_nats"], "nats"),
-        ("gap  E- minus E+", ["energy_gap_nats"], "nats"),
-        ("chain gradients", ["posterior_grad_norm", "prior_grad_norm"], "norm"),
-        ("acceptance under MALA", ["posterior_acceptance", "prior_acceptance"], ""),
-        (_STIFFNESS, ["posterior_stiffness", "prior_stiffness"], ""),
-    ]
-    panels = [p for p in panels if any(name in line for line in lines for name in p[1])]
+    panels = curves.panels(lines)
     rows, columns = -(-len(panels) // 3), min(3, len(panels))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False,
+        rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    rescues = [line["step"] for line in lines if "rescue" in line]
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, (title, names, unit) in zip(axes.flat, panels, strict=False):
-        for step in rescues:
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for step in curves.rescues(lines):
             axis.axvline(step, color="crimson", linewidth=1, linestyle=":")
-        if title == _STIFFNESS:
-            axis.axhline(0.5, color="crimson", linewidth=1, linestyle="--")
-        for name, colour in zip(names, (POSTERIOR, PRIOR), strict=False):
-            points = [
-                (line["step"], line[name])
-                for line in lines
-                if line.get(name) is not None  # null where it was not finite
-            ]
-            if points:
-                axis.plot(*np.transpose(points), color=colour, label=_LABELS.get(name))
-        axis.set(title=title, xlabel="training step", ylabel=unit)
+        if panel.limit is not None:
+            axis.axhline(panel.limit, color="crimson", linewidth=1, linestyle="--")
+        for name, colour in zip(panel.names, (POSTERIOR, PRIOR), strict=False):
+            if points := curves.points(lines, name):
+                label = curves.LABELS.get(name)
+                axis.plot(*np.transpose(points), color=colour, label=label)
+        axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.3)
-        if len(names) > 1 and axis.lines:
+        if len(panel.names) > 1 and axis.lines:
             axis.legend(fontsize=8)
     return _save(figure, folder / "training.png")
-
-
-_STIFFNESS = "stiffness  s\u00b2/4 \u03bb_max (warned of from .5, unstable from 1)"
-_LABELS = {
-    "energy_positive_nats": "E+  posterior samples",
-    "energy_negative_nats": "E-  prior samples",
-    **{f"prior_{x}": "prior chain" for x in ("grad_norm", "acceptance", "stiffness")},
-    **{
-        f"posterior_{x}": "posterior chain"
-        for x in ("grad_norm", "acceptance", "stiffness")
-    },
-}
 
 
 def transition(key, model, params, folder: pathlib.Path) -> pathlib.Path:
@@ -348,7 +331,7 @@ def latent_planes(
     times = _spaced(model.chains.prior.num_steps, 6)
     layers = len(posterior)
     figure, axes = plt.subplots(
-        layers + 1, len(times), figsize=(2.1 * len(times), 2.2 * (layers + 1)),
+        layers + 1, len(times), figsize=(1.6 * len(times), 1.7 * (layers + 1) + 0.5),
         layout="constrained",
     )  # fmt: skip
     for row, i in enumerate(reversed(range(layers))):
@@ -370,8 +353,8 @@ def latent_planes(
     figure.suptitle(
         "Langevin transition of the prior (blue) over the aggregate posterior "
         "(orange)\ncontours: energy of a 2-D layer; other layers are drawn on the "
-        "posterior's principal axes.  D: energy distance to the posterior",
-        fontsize=11,
+        "posterior's principal axes\nD: energy distance to the posterior",
+        fontsize=10,
     )
     return _save(figure, folder / "latent_planes.png")
 

@@ -31,6 +31,7 @@ from experiments import datasets
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 from jebm import partition, scores
+from jebm.names import unknown
 
 ESTIMATORS = ("importance", "annealed", "bridged")
 
@@ -39,10 +40,8 @@ def check(config) -> None:
     """Refuses settings that cannot work, naming the field."""
     options = config.eval
     if options.likelihood_estimator not in ESTIMATORS:
-        raise ConfigError(
-            f"unknown eval.likelihood_estimator {options.likelihood_estimator!r}; "
-            f"known: {list(ESTIMATORS)}"
-        )
+        name = options.likelihood_estimator
+        raise ConfigError(unknown("eval.likelihood_estimator", name, ESTIMATORS))
     if config.likelihood.name == "bernoulli" and not config.data.binarize:
         raise ConfigError(
             "eval.protocol 'likelihood' with the likelihood 'bernoulli', which is no "

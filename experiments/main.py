@@ -5,6 +5,7 @@
 All the work is in the module that the mode names; this one reads the command line.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -23,7 +24,7 @@ from experiments import (
     train,
 )
 
-MODES = {
+MODES = {  # told in command_line.MODES
     "train": train.train,
     "eval": evaluate.evaluate,
     "sample": sample.sample,
@@ -67,5 +68,7 @@ def main(argv: list[str]) -> None:
         print(stopped)
 
 
+parse = functools.partial(command_line.parse, describe=command_line.help_text)
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    app.run(main, flags_parser=parse)

@@ -18,6 +18,7 @@ import jebm
 from experiments import datasets, loaders
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
+from jebm.names import unknown
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -72,7 +73,7 @@ def check(options) -> None:
     known = sorted((MADE | loaders.LOADERS).keys() - {"folder", "fake"})
     for name in (options.ood_chosen_on, *options.ood_outliers):
         if name not in known:
-            raise ConfigError(f"unknown outliers {name!r} in eval; known: {known}")
+            raise ConfigError(unknown("outliers in eval", name, known))
     if not options.ood_outliers or options.ood_chosen_on in options.ood_outliers:
         raise ConfigError(
             "eval.ood_outliers must name sets other than eval.ood_chosen_on, got "

@@ -4,7 +4,7 @@ import base64
 import html
 import pathlib
 
-from experiments import datasets, workdir
+from experiments import curves, datasets, workdir
 
 _CAPTIONS = {
     "ebm": "Samples of the tilted prior (short-run Langevin)",
@@ -35,20 +35,22 @@ figure {{ margin: 0; }}
 figcaption {{ opacity: .75; font-size: .9em; }}
 img {{ width: 100%; max-width: 62rem; border-radius: 4px; background: white; }}
 .samples img {{ image-rendering: pixelated; }}
+.grid > * {{ min-width: 0; overflow-x: auto; }}
 table {{ border-collapse: collapse; }}
-td, th {{ padding: .15rem 1rem .15rem 0; text-align: left;
+td, th {{ padding: .15rem .8rem .15rem 0; text-align: left;
          font-variant-numeric: tabular-nums; vertical-align: top; }}
 summary {{ cursor: pointer; font-weight: 600; }}
-.rescues {{ color: crimson; }}
+.rescues {{ color: var(--alarm); }}
 .strip {{ display: flex; gap: .5rem; overflow-x: auto; }}
 .strip figure {{ flex: 0 0 11rem; }}
-</style></head><body>
+{style}</style></head><body>
 <h1>{title}</h1>
 <p>{subtitle}</p>
 {verdict}
 <section class="grid samples">{samples}</section>
 <h2>Over training</h2>
 <section class="strip samples">{history}</section>
+{curves}
 <h2>Figures</h2>
 {figures}
 {distances}
@@ -87,8 +89,10 @@ def write(path: pathlib.Path) -> None:
             _figure(file, f"step {int(file.stem.rsplit('_', 1)[1])}")
             for file in _thin(history.get("ebm") or history.get("gaussian") or [], 8)
         ),
+        style=curves.STYLE,
+        curves=curves.section(lines),
         figures="".join(
-            _figure(file, caption)
+            _training(file, caption) if name == "training" else _figure(file, caption)
             for name, caption in _CAPTIONS.items()
             if (file := path / "figures" / f"{name}.png").is_file()
         )
@@ -368,6 +372,11 @@ def _figure(file, caption):
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def _training(file, caption):
+    """The picture of the curves, where the page cannot draw them itself."""
+    return f"<noscript>{_figure(file, caption)}</noscript>"
 
 
 def _table(rows, head=()):

@@ -37,6 +37,7 @@ from experiments.sample import (
     write_samples,
 )
 from jebm import checkpoints
+from jebm.names import unknown
 
 _NUM_DIAGNOSED = 16  # images whose chains are examined
 _STIFF = 0.5
@@ -47,13 +48,10 @@ def check_learning(config) -> None:
     fields = config.learning
     methods = ("mle", "variational", "two_stage")
     if fields.method not in methods:
-        raise ConfigError(
-            f"unknown learning.method {fields.method!r}; known: {methods}"
-        )
+        raise ConfigError(unknown("learning.method", fields.method, methods))
     if fields.optimizer not in learning.OPTIMIZERS:
         raise ConfigError(
-            f"unknown learning.optimizer {fields.optimizer!r}; known: "
-            f"{sorted(learning.OPTIMIZERS)}"
+            unknown("learning.optimizer", fields.optimizer, learning.OPTIMIZERS)
         )
     chain = config.chains.posterior
     variational = fields.method == "variational"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm import model as model_lib
+from jebm.names import unknown
 
 
 def key(value) -> None:
@@ -34,7 +35,7 @@ def positive_int(name: str, value) -> None:
 def one_of(name: str, value, known) -> None:
     """Demands one of the known values."""
     if value not in known:
-        raise ValueError(f"unknown {name} {value!r}; known: {sorted(known)}")
+        raise ValueError(unknown(name, value, known))
 
 
 def step_size(value) -> None:

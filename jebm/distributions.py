@@ -193,7 +193,7 @@ class LogisticMixture:
         """Means of mixture and chain in [0, 1], each colour's kept in range."""
         logits, means, _, coefficients = self._split(output)
         weights = jax.nn.softmax(logits, axis=-1)
-        colours = []
+        colours: list[jax.Array] = []
         for j, mean in enumerate(means):
             colour = (weights * mean).sum(-1)
             for i, before in enumerate(colours):

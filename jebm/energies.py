@@ -6,10 +6,14 @@
     joint_conv   joint, with convolutions from the finest map to the coarsest
     state        E(z) = - f(h(z)), h the state that the decoder reads
 
-An energy is any Linen module that maps latents (a tuple, bottom to top, each
-[B, *shape_i]) to [B], in nats; low energy is likely. One whose attribute `reads_state`
-is true maps (latents, state), the second what `jebm.hierarchy.top_down` returns last.
+and any function of yours, in whatever library, as a `FunctionEnergy`. An energy is any
+Linen module that maps latents (a tuple, bottom to top, each [B, *shape_i]) to [B], in
+nats; low energy is likely. One whose attribute `reads_state` is true maps (latents,
+state), the second what `jebm.hierarchy.top_down` returns last.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -255,6 +259,48 @@ def _halved(energy, x, name):
         x = ACTIVATIONS[energy.activation](conv(x))
         halvings += 1
     return x
+
+
+class FunctionEnergy(nn.Module):
+    """An energy that is a pair of functions, of any library or none.
+
+    The parameters that `init_fn` makes, a pytree of arrays, are `params.energy` of
+    the model, under "params" and "function". Functions compare by identity: define
+    them once, in a module, so that equal models share one trace.
+
+    Attributes:
+      init_fn: (key, latents) -> parameters.
+      apply_fn: (parameters, latents) -> E(z) in nats, [B].
+
+    Raises:
+      ValueError: where `apply_fn` returns another shape.
+
+    Example:
+      >>> def init_fn(key, latents):
+      ...     return [jnp.ones(z.shape[1:]) for z in latents]
+      >>> def apply_fn(weights, latents):
+      ...     return sum(z**2 @ w for w, z in zip(weights, latents))
+      >>> energy, latents = FunctionEnergy(init_fn, apply_fn), (jnp.ones((5, 3)),)
+      >>> params = energy.init(jax.random.key(0), latents)
+      >>> energy.apply(params, latents)
+      Array([3., 3., 3., 3., 3.], dtype=float32)
+    """
+
+    init_fn: Callable[[jax.Array, Latents], Any]
+    apply_fn: Callable[[Any, Latents], jax.Array]
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> jax.Array:
+        """Returns E(z), [B]."""
+        params = self.param("function", self.init_fn, latents)
+        energy = self.apply_fn(params, latents)
+        expected = latents[0].shape[:1]
+        if jnp.shape(energy) != expected:
+            raise ValueError(
+                f"apply_fn must return one energy per example, {expected}, "
+                f"got {jnp.shape(energy)}"
+            )
+        return energy
 
 
 def _halving(channels, name):

@@ -31,6 +31,7 @@ from jebm.energies import (
 )
 from jebm.hierarchy import Latents, given, has_encoder, infer, top_down, transport
 from jebm.langevin import check_num_steps
+from jebm.names import nearest, unknown
 
 BACKBONES = {"vector": VectorBackbone, "ladder": LadderBackbone, "nvae": NVAEBackbone}
 ENERGIES = {
@@ -78,9 +79,9 @@ class Chain:
         ):
             raise ValueError(f"step_size must be positive, got {self.step_size!r}")
         if self.space not in SPACES:
-            raise ValueError(f"unknown space {self.space!r}; known: {SPACES}")
+            raise ValueError(unknown("space", self.space, SPACES))
         if self.start not in STARTS:
-            raise ValueError(f"unknown start {self.start!r}; known: {STARTS}")
+            raise ValueError(unknown("start", self.start, STARTS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _make(kind, registry, options, **fixed):
     options = dict(options)
     name = options.pop("name", next(iter(registry)))
     if not isinstance(name, str) or name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}; known: {sorted(registry)}")
+        raise ValueError(unknown(kind, name, registry))
     cls = registry[name]
     known = [f.name for f in dataclasses.fields(cls) if f.name not in _LINEN_FIELDS]
     _check_known(f"field of {kind} {name!r}", options, set(known) - set(fixed))
@@ -324,9 +325,12 @@ def _replace(kind, default, options):
 def _check_known(what, options, known):
     if not isinstance(options, Mapping):
         raise ValueError(f"{what}: expected a mapping, got {options!r}")
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"unknown {what}: {unknown}; known: {sorted(known)}")
+    strange = sorted(set(options) - set(known))
+    if strange:
+        raise ValueError(
+            f"unknown {what}: {strange}; known: {sorted(known)}"
+            f"{nearest(strange[0], known)}"
+        )
 
 
 def _freeze(value):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm.convolution import ConvTranspose
+from jebm.names import unknown
 
 ACTIVATIONS = {
     "gelu": nn.gelu,
@@ -18,7 +19,7 @@ ACTIVATIONS = {
 def check_activation(name: str) -> None:
     """Raises a ValueError naming the known activations, unless `name` is one."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; known: {sorted(ACTIVATIONS)}")
+        raise ValueError(unknown("activation", name, ACTIVATIONS))
 
 
 def soft_clamp(x: jax.Array, bound: float) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import command_line, learning, main, train, workdir
+from experiments import learning, main, train, workdir
 from jebm import checkpoints
 
 ROOT = pathlib.Path(main.__file__).parents[1]
@@ -32,7 +32,7 @@ def run_main(*arguments):
         patch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
         _leave_out_figures(patch)
         try:
-            main.main(command_line.parse(argv))
+            main.main(main.parse(argv))
         finally:
             flags.FLAGS.unparse_flags()
 

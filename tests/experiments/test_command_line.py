@@ -1,10 +1,14 @@
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 
-from experiments import datasets
+from experiments import command_line, datasets, main, workdir
+from experiments.configs import default
 from jebm import model
-from tests.experiments.runs import CONFIG, run_main, start_main
+from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
 CONFIG_NAMES = (
     "celeba64.py, celeba_hq256.py, celeba_hq256_paper.py, cifar10.py, "
@@ -46,6 +50,81 @@ def absent(tmp_path):
 def test_unknown_field_is_named_with_the_known_ones(absent, override, words):
     message = error_of(CONFIG, f"--workdir={absent}", f"--config.{override}")
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ([CONFIG, "--config.sed=1"], "'seed'"),
+        ([CONFIG, "--config.learning.energy_ls=1"], "'energy_lr'"),
+        ([CONFIG, "--config.step_size=1"], "'chains.prior.step_size'"),
+        ([CONFIG, "--config.batch_size=1"], "'learning.batch_size'"),
+        ([CONFIG, "--config.data.name=digit"], "'digits'"),
+        ([CONFIG, "--config.backbone.name=laddr"], "'ladder'"),
+        ([CONFIG, "--config.backbone.activation=gleu"], "'gelu'"),
+        ([CONFIG, "--config.energy.name=layer_wise"], "'layerwise'"),
+        ([CONFIG, "--config.prior=gausian"], "'gaussian'"),
+        ([CONFIG, "--config.learning.method=variationl"], "'variational'"),
+        ([CONFIG, "--config.learning.optimizer=adamx"], "'adamax'"),
+        ([CONFIG, "--config.eval.protocol=anomally"], "'anomaly'"),
+        (["--config=experiments/configs/minst.py"], "'mnist.py'"),
+        ([CONFIG, "--workdr=x"], "workdir"),
+        (["--confg=x"], "config"),
+    ],
+)
+def test_what_is_misspelt_is_answered_with_what_was_meant(absent, arguments, meant):
+    message = error_of(f"--workdir={absent}", *arguments)
+    assert meant in re.split("did you mean", message, flags=re.IGNORECASE)[1]
+
+
+def test_what_is_like_nothing_known_is_answered_without_a_guess(absent):
+    message = error_of(CONFIG, f"--workdir={absent}", "--config.data.name=qqqq")
+    assert "did you mean" not in message
+
+
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run_main(*arguments)
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_lists_modes_configs_and_common_settings(capsys, flag):
+    text = help_of(capsys, flag)
+    for name in (
+        *main.MODES,
+        *(n.removesuffix(".py") for n in CONFIG_NAMES.split(", ")),
+    ):
+        assert re.search(rf"^  {name} +\S", text, re.MULTILINE), name
+    assert "--config.learning.num_steps " in text
+    assert "--images=FOLDER" in text
+
+
+def test_help_with_a_config_lists_its_fields(capsys):
+    text = help_of(capsys, CONFIG, "--help")
+    fields = dict(workdir.flat(json.loads(default.get_config().to_json())))
+    assert all(f"--config.{field} " in text for field in fields)
+    assert re.search(r"--config\.learning\.batch_size +20\n", text)
+
+
+def test_help_of_a_tool_is_its_own():
+    process = subprocess.run(
+        [sys.executable, "-m", "tools.anomaly", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("Holds out one digit after the other")
+    assert "--digits" in process.stdout
+    assert "--mode" not in process.stdout
+
+
+def test_help_names_modes_and_settings_that_exist():
+    assert command_line.MODES.keys() == main.MODES.keys()
+    fields = dict(workdir.flat(json.loads(default.get_config().to_json())))
+    assert command_line.SETTINGS.keys() <= fields.keys()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_to_unit_divides_by_255_in_float32():
         ("digits", {"image_shape": (4, 4, 1)}, "data.image_shape is of .* 'folder'"),
         ("digits", {"on_corrupt": "hide"}, "unknown data.on_corrupt 'hide'.*'skip'"),
         ("digits", {"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
-        ("digits", {"augment": ("turn",)}, r"unknown data.augment \['turn'\].*'flip'"),
+        ("digits", {"augment": ("turn",)}, "unknown data.augment 'turn'.*'flip'"),
         ("digits", {"augment": ("crop",)}, "'crop' is of images of many sizes"),
         ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' is of images"),
         ("fake", {}, "data.fake_like must be one of"),

@@ -1,0 +1,129 @@
+"""Training curves: what is drawn of metrics.jsonl, and the part of a page that zooms.
+
+`figures.training_curves` draws the same panels as a picture. The page must stand alone,
+so its part is one inline script, without a library.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+PRIOR, POSTERIOR = "#0072B2", "#E69F00"  # colour-blind-safe
+_COLOURS = ("posterior", "prior")  # classes of the curves of a panel
+
+
+class Panel(NamedTuple):
+    """One pair of axes: that of the posterior first, where there are two."""
+
+    title: str
+    names: tuple[str, ...]  # of metrics.jsonl
+    unit: str
+    limit: float | None = None  # a line not to be crossed
+
+
+PANELS = (
+    Panel("log-likelihood of posterior samples", ("log_likelihood_nats",), "nats"),
+    Panel("energies", ("energy_positive_nats", "energy_negative_nats"), "nats"),
+    Panel("gap  E- minus E+", ("energy_gap_nats",), "nats"),
+    Panel("chain gradients", ("posterior_grad_norm", "prior_grad_norm"), "norm"),
+    Panel(
+        "acceptance under MALA",
+        ("posterior_acceptance", "prior_acceptance"),
+        "probability",
+    ),
+    Panel(
+        "stiffness (unstable from 1 on)",
+        ("posterior_stiffness", "prior_stiffness"),
+        "s\u00b2/4 \u03bb_max",
+        limit=0.5,
+    ),
+)
+LABELS = {
+    "energy_positive_nats": "E+  posterior samples",
+    "energy_negative_nats": "E-  prior samples",
+    **{f"prior_{x}": "prior chain" for x in ("grad_norm", "acceptance", "stiffness")},
+    **{
+        f"posterior_{x}": "posterior chain"
+        for x in ("grad_norm", "acceptance", "stiffness")
+    },
+}
+
+
+def panels(lines: list[dict]) -> list[Panel]:
+    """The panels of which there is something to draw."""
+    return [p for p in PANELS if any(n in line for line in lines for n in p.names)]
+
+
+def points(lines: list[dict], name: str) -> list[tuple[int, float]]:
+    """Steps and values of one metric, without those that were not finite (null).
+
+    Example:
+      >>> points([{"step": 1, "a": 2.0}, {"step": 2, "a": None}, {"step": 3}], "a")
+      [(1, 2.0)]
+    """
+    return [(x["step"], x[name]) for x in lines if x.get(name) is not None]
+
+
+def rescues(lines: list[dict]) -> list[int]:
+    """The steps that the guard went back to."""
+    return [line["step"] for line in lines if "rescue" in line]
+
+
+def section(lines: list[dict]) -> str:
+    """The curves as a part of a page; empty where there is nothing to draw."""
+    shown = [
+        {
+            "title": panel.title,
+            "unit": panel.unit,
+            "limit": panel.limit,
+            "curves": [
+                {
+                    "label": LABELS.get(name, ""),
+                    "colour": colour,
+                    "points": [(step, float(f"{v:.5g}")) for step, v in found],
+                }
+                for name, colour in zip(panel.names, _COLOURS, strict=False)
+                if (found := points(lines, name))
+            ],
+        }
+        for panel in panels(lines)
+    ]
+    if not shown:
+        return ""
+    data = json.dumps({"panels": shown, "rescues": rescues(lines)})
+    data = data.replace("<", "\\u003c")  # the only way out of a script element
+    script = pathlib.Path(__file__).with_suffix(".js").read_text()
+    return _SECTION.replace("SCRIPT", script).replace("DATA", data)
+
+
+STYLE = f"""
+:root {{ --prior: {PRIOR}; --posterior: #B36B00; --alarm: #B00020; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --prior: #56B4E9; --posterior: {POSTERIOR}; --alarm: #FF7A8A; }}
+}}
+.curves svg {{ width: 100%; touch-action: pan-y; cursor: crosshair; }}
+.curves text {{ fill: currentColor; font-size: 11px; }}
+.curves .frame, .curves .grid-line {{ stroke: currentColor; fill: none; }}
+.curves .frame {{ stroke-opacity: .5; }}
+.curves .grid-line {{ stroke-opacity: .12; }}
+.curves .curve {{ fill: none; stroke-width: 1.5; }}
+.curves .prior {{ stroke: var(--prior); }}
+.curves .posterior {{ stroke: var(--posterior); stroke-dasharray: 5 2; }}
+.curves .alarm {{ stroke: var(--alarm); stroke-dasharray: 2 3; }}
+.curves .chosen {{ fill: currentColor; fill-opacity: .12; }}
+.curves .pointer {{ stroke: currentColor; stroke-opacity: .5; }}
+.curves figcaption {{ opacity: 1; min-height: 3em; }}
+.curves .key {{ display: inline-block; width: 1.4em; height: 0; border-top: 2px solid;
+               vertical-align: middle; margin: 0 .3em 0 .8em; }}
+.curves .key.prior {{ border-color: var(--prior); }}
+.curves .key.posterior {{ border-color: var(--posterior); border-top-style: dashed; }}
+"""
+
+_SECTION = """
+<p>Drag over a panel to zoom into its steps, double click to see all.
+<button id="all-steps" hidden>all steps</button></p>
+<section class="grid curves" id="curves"></section>
+<script type="application/json" id="curves-data">DATA</script>
+<script>
+SCRIPT</script>
+"""
