@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
     programs.keep()
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
+        programs.set_precision(_CONFIG.value.matmul_precision)
         parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with parallel.ending_together():
             if _MODE.value == "train" or parallel.is_first():

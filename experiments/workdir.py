@@ -11,6 +11,7 @@ from typing import Any
 
 import jebm
 from experiments.command_line import ConfigError
+from experiments.configs import default
 from jebm import checkpoints
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
@@ -21,7 +22,8 @@ _FREE = {
         "data.num_workers",
     )
 }  # fmt: skip
-_OTHER_SAMPLES = ("chains.", "seed")  # may also differ when a trained run is read
+# May also differ when a trained run is read.
+_OTHER_SAMPLES = ("chains.", "seed", "matmul_precision")
 _FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 
 
@@ -112,6 +114,9 @@ def variant(workdir: pathlib.Path, config) -> str:
 def _changes(path, config):
     old = dict(flat(read_json(path)))
     new = dict(flat(plain(config)))
+    # What a run of an older version does not know of was then as it is by default.
+    defaults = dict(flat(plain(default.get_config())))
+    old |= {k: defaults[k] for k in new.keys() & defaults.keys() - old.keys()}
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             yield field, old.get(field), new.get(field)

@@ -26,7 +26,7 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 import jebm
-from experiments import command_line, learning, parallel
+from experiments import command_line, learning, parallel, programs
 from experiments.command_line import ConfigError
 from experiments.sample import build_model
 
@@ -127,6 +127,7 @@ def main(argv: list[str]) -> None:
         if len(shape) != 3 or min(shape) < 1:
             raise ConfigError("--image_shape must be HEIGHT,WIDTH,CHANNELS")
         config = flags.FLAGS.config
+        programs.set_precision(config.matmul_precision)
         model = build_model(config, shape)
         devices = devices_of(flags.FLAGS.topology)
         lowered = {

@@ -6,6 +6,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import programs
+from experiments.command_line import ConfigError
 
 FIELDS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -51,3 +52,21 @@ def test_settings_of_jax_come_first(unset, tmp_path):
 def test_short_programs_are_kept_too(unset):
     programs.keep()
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1
+
+
+@pytest.mark.parametrize("precision", programs.PRECISIONS)
+def test_matrix_products_have_the_precision_that_is_asked_for(precision):
+    before = jax.config.jax_default_matmul_precision
+    try:
+        programs.set_precision(precision)
+        text = jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()
+        expected = {"default": "DEFAULT", "high": "HIGH", "highest": "HIGHEST"}
+        told = f"precision = [{expected[precision]}, {expected[precision]}]"
+        assert told in text
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="unknown matmul_precision 'exact'; known: "):
+        programs.set_precision("exact")

@@ -212,6 +212,18 @@ def test_chains_and_seed_may_change_for_reading(trained_run, test_config, field,
         workdir.check_settings(trained_run, test_config, "train")
 
 
+def test_fields_that_an_older_run_does_not_know_are_as_by_default(
+    tmp_path, test_config
+):
+    settings = json.loads(test_config.to_json())
+    del settings["learning"]["nce_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    workdir.check_settings(tmp_path, test_config, "train")
+    test_config.learning.nce_steps = 3
+    with pytest.raises(ConfigError, match=r"learning\.nce_steps is 0 there, 3 here"):
+        workdir.check_settings(tmp_path, test_config, "train")
+
+
 def test_model_may_not_change_for_reading(trained_run, test_config):
     test_config.backbone.latent_dims = (4, 3)
     with pytest.raises(ConfigError, match=re.escape("backbone.latent_dims")):
