@@ -3,7 +3,8 @@
 python -m experiments.main --config=experiments/configs/nvae_mnist_ebm.py
 
 The first stage is `nvae_mnist` on grey images, whose Bernoulli likelihood is then a
-cross-entropy. To use a run that is there, --config.backbone.checkpoint=RUN.
+cross-entropy. To use a run that is there, --config.backbone.checkpoint=RUN. The second
+tells posterior from prior samples first, then learns with the chains.
 """
 
 from ml_collections import config_dict
@@ -22,9 +23,16 @@ def get_config():
     config.energy.widths = (256, 256)
     config.energy.activation = "silu"
     config.chains.prior.num_steps = 100
-    config.learning.num_steps = 1500
+    # Of batches of 100 the chains alone learn next to nothing in as many steps.
+    config.learning.nce_steps = 1000
+    config.learning.num_steps = 1600
     config.learning.persistent_chains = 1000
     config.learning.persistent_steps = 10
-    config.log.checkpoint_every = 250
-    config.log.sample_every = 500
+    config.learning.energy_penalty = 1e-3
+    config.learning.gradient_penalty = 3e-3
+    config.eval.num_samples = 1000
+    config.log.every = 20
+    config.log.checkpoint_every = 200
+    config.log.sample_every = 800
+    config.log.diagnose_every = 400
     return config
