@@ -236,7 +236,8 @@ def compare_metrics(seed: int):
     mine = metrics.kernel_distance(x.numpy(), y.numpy())
     yield "KID", mine.value, found["kernel_inception_distance_mean"]
     x, y = x[:, :8], y[:, :8]
-    found = metric_prc.prc_features_to_metric(x, y, verbose=False)
+    # Release 0.4.0 takes the generated features first.
+    found = metric_prc.prc_features_to_metric(y, x, verbose=False)
     mine = metrics.precision_recall(x.numpy(), y.numpy())
     yield "precision", mine.precision, found["precision"]
     yield "recall", mine.recall, found["recall"]
