@@ -163,12 +163,12 @@ def unshard(tree: Any) -> Any:
 
 
 def hardware() -> str:
-    """The devices of this process in words, with the release of JAX."""
-    devices = jax.local_devices()
-    kind = devices[0].device_kind
-    if devices[0].platform == "cpu":
+    """The devices of all processes in words, with the release of JAX."""
+    device = jax.local_devices()[0]
+    kind = device.device_kind
+    if device.platform == "cpu":
         kind = f"CPU device of {_processor()}, {_cores()} cores"
-    return f"{len(devices)} x {kind}, jax {jax.__version__}"
+    return f"{jax.device_count()} x {kind}, jax {jax.__version__}"
 
 
 def _cores():

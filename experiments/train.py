@@ -187,8 +187,9 @@ def train(config, path: pathlib.Path) -> None:
                     "E+, E-: energy of posterior and prior samples; sound runs keep "
                     "them within a few nats of each other."
                 )
-            if first_process:
-                workdir.add_hardware(path, parallel.hardware())
+            with parallel.together():
+                if first_process:
+                    workdir.add_hardware(path, parallel.hardware())
             run_steps(config, path, model, state, splits, backbone, asked)
         if not first_process:
             return

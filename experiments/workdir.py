@@ -139,8 +139,8 @@ def write_model(
     write_json(workdir / "model.json", spec)  # last: now it can be loaded
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads what `write_json` has written of a dict.
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """Reads what `write_json` has written, a dict or a list as `kind` says.
 
     Raises:
       ConfigError: if the file is damaged, or another's.
@@ -149,8 +149,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} cannot be read: it holds no JSON object")
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path} cannot be read: it holds no {kind.__name__}")
     return value
 
 
@@ -247,14 +247,14 @@ def training(workdir: pathlib.Path, config) -> dict[str, Any]:
     found = {"training_images": images, "training_seconds": seconds}
     file = workdir / "hardware.json"
     if file.is_file():
-        found["training_hardware"] = "; ".join(json.loads(file.read_text()))
+        found["training_hardware"] = "; ".join(map(str, read_json(file, list)))
     return found
 
 
 def add_hardware(workdir: pathlib.Path, hardware: str) -> None:
     """Writes down what a run trains on: hardware.json, a list, for it may move."""
     file = workdir / "hardware.json"
-    known = json.loads(file.read_text()) if file.is_file() else []
+    known = read_json(file, list) if file.is_file() else []
     if hardware not in known:
         write_json(file, [*known, hardware])
 
