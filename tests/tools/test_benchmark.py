@@ -69,7 +69,7 @@ def test_table_picture_and_file_tell_what_was_measured(small, tmp_path, capsys):
     assert picture.stat().st_size > 5000
     lines = page.read_text().splitlines()
     assert lines[0] == "# Speed" and lines[-1] == "The end."
-    assert [line for line in table.splitlines()[-13:] if line] == [
+    assert table.rstrip().rpartition("\n\n")[2].splitlines() == [
         line for line in lines if line.startswith("|")
     ]
     page.write_text("# No marks")
@@ -130,7 +130,7 @@ def test_mala_is_held_against_blackjax(small):
     assert found["peer"].startswith("BlackJAX")
 
 
-def test_what_is_not_installed_is_told_in_one_sentence(monkeypatch):
+def test_what_is_not_installed_is_told_in_one_sentence(small, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
