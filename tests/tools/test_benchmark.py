@@ -31,6 +31,7 @@ def small(monkeypatch):
     params = jebm.init(jax.random.key(0), model)
     monkeypatch.setattr(benchmark, "cifar10_model", lambda: (model, params, spec))
     monkeypatch.setattr(benchmark, "CIFAR10", shape)
+    monkeypatch.setattr(benchmark, "SIDE", 64)
     for name in ("PRIOR_STEPS", "POSTERIOR_STEPS"):
         monkeypatch.setattr(benchmark, name, {1: 2, 16: 3})
     return model
