@@ -54,6 +54,7 @@ CIFAR10, MNIST = (32, 32, 3), (28, 28, 1)
 # Steps that are timed at once, by batch size: about a second of either side.
 PRIOR_STEPS = {1: 60, 16: 60, 100: 60, 1000: 20}
 POSTERIOR_STEPS = {1: 40, 16: 10, 100: 2, 1000: 1}
+SIDE = 2048  # of the matrices of the large product
 ROOT = pathlib.Path(__file__).parents[1]
 MARKS = "<!-- table -->", "<!-- end of table -->"
 
@@ -231,7 +232,7 @@ def mala_chain(repeats: int) -> dict:
 
 def matrix_product(repeats: int) -> dict:
     """How near the posterior chain comes to the machine's speed at products."""
-    batch, num_steps, side = 16, POSTERIOR_STEPS[16], 2048
+    batch, num_steps, side = 16, POSTERIOR_STEPS[16], SIDE
     model, params, _ = cifar10_model()
     chain = our_chain(model, params, "posterior", batch, num_steps, noise(16, CIFAR10))
     a = jnp.ones((side, side))

@@ -8,6 +8,7 @@ from experiments.configs import cifar10, mnist
 from experiments.learning import objective
 from experiments.sample import build_model, model_spec
 from jebm.densities import logdensity
+from jebm.sampling import draw_noise
 
 torch = pytest.importorskip("torch", reason="the peer is PyTorch (pip install torch)")
 
@@ -86,15 +87,7 @@ def test_the_gradient_of_the_loss_is_ours(sides):
     if config.learning.method == "mle":
         theirs = peer.chain_loss(images, tensors(positive), tensors(negative))
     else:
-        # The encoder's noise, as ours draws it for each example and layer.
-        noise = [
-            jax.vmap(
-                lambda k, i=i, zi=zi: jax.random.normal(
-                    jax.random.fold_in(k, i), zi.shape[1:], zi.dtype
-                )
-            )(keys)
-            for i, zi in enumerate(z)
-        ]
+        noise = draw_noise(keys, model, params)
         positive = None
         theirs = peer.encoder_loss(
             images, tensors(noise), tensors(negative), config.learning.gradient_penalty
