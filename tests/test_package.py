@@ -75,7 +75,7 @@ def test_wheel_says_what_it_needs(wheel):
     assert about["Requires-Python"] == ">=3.11"
     assert "Apache" in (about["License-Expression"] or about["License"])
     extras = set(about.get_all("Provides-Extra"))
-    assert extras == {"experiments", "convert", "tpu-aot", "docs", "test"} | extras
+    assert {"experiments", "convert", "tpu-aot", "docs", "test"} <= extras
     needed = {
         re.match(r"[\w-]+", r)[0]
         for r in about.get_all("Requires-Dist")

@@ -62,6 +62,18 @@ def on_files(files: Files, config) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """Links out of docs/, to the code, become the code's name."""
+    folder = (ROOT / "docs" / page.file.src_uri).parent
+
+    def link(match):
+        target = (folder / match[2]).resolve()
+        inside = "://" in match[2] or target.is_relative_to(ROOT / "docs")
+        return match[0] if inside else match[1]
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)#]+)\)", link, markdown)
+
+
 def pages() -> dict[str, str]:
     """All pages that are made, by their path in the site."""
     readme = (ROOT / "README.md").read_text()
