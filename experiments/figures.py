@@ -21,7 +21,7 @@ from experiments import (
 )
 from experiments.curves import POSTERIOR, PRIOR
 from experiments.learning import Role
-from experiments.sample import in_batches, open_run
+from experiments.sample import energies_along, in_batches, open_run
 from jebm.metrics import energy_distance
 from jebm.objectives import positive_terms
 from jebm.sampling import decode, example_keys, trace_chains
@@ -177,14 +177,16 @@ def _trace_prior(key, model, params, chain, every):
     traced = jax.jit(
         lambda keys, params: trace_chains(keys, model, params, chain, every=every)
     )(keys, params)
-    energies = jax.vmap(lambda z: jebm.energy(model, params, z))(traced)  # [T, B]
+    energies = energies_along(model, params, traced)
     return traced, np.asarray(energies)
 
 
 def _trace_posterior(keys, model, params, x):
     traced = trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)
-    log_p = jax.vmap(lambda z: positive_terms(model, params, x, z).log_likelihood)
-    return traced, log_p(traced)
+    log_p = jax.lax.map(
+        lambda z: positive_terms(model, params, x, z).log_likelihood, traced
+    )
+    return traced, log_p
 
 
 def _draw_chains(file, title, shown, values, *, every, label="E (nats)", trained=None):

@@ -19,6 +19,7 @@ from arviz_stats.base import array_stats
 
 import jebm
 from experiments import datasets
+from experiments.sample import energies_along
 from jebm import langevin, tempering
 from jebm.objectives import positive_terms
 from jebm.sampling import decode, example_keys, trace_chains
@@ -62,7 +63,7 @@ def mixing(
             watched["tempered"] = (tempering.in_eps_space(model.chains.prior), kernel)
         for name, (chain, kernel) in watched.items():
             latents = _trace(key, model, params, chain, kernel=kernel)
-            energies = jax.vmap(lambda z: jebm.energy(model, params, z))(latents)
+            energies = energies_along(model, params, latents)
             found |= _statistics(name, energies, model, params, latents, features, 1)
     if model.chains.posterior.num_steps:
         images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]

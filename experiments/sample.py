@@ -74,6 +74,12 @@ def in_batches(key, draw, indices: np.ndarray, batch_size: int):
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(indices)], *drawn)
 
 
+@jax.jit
+def energies_along(model: jebm.Model, params: jebm.Params, traced) -> jax.Array:
+    """E(z), [T, B], of latents [T, B, *shape_i]: one time after the other."""
+    return jax.lax.map(lambda z: jebm.energy(model, params, z), traced)
+
+
 def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """What `jebm.build` takes, from a configuration and the data's image shape."""
     plain = workdir.plain(config)

@@ -151,7 +151,8 @@ def trace_chains(
     def latents(position):
         return to_latents(model, params, position, chain.space, temperature, above)
 
-    return jax.vmap(latents)(jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
+    # One time after the other: together they are more than a deep hierarchy's memory.
+    return jax.lax.map(latents, jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
 
 
 def vmap_chains(
