@@ -286,7 +286,7 @@ def _check_encoder(model, variables, noise):
                 changed = (*second[:i], moved, *second[i + 1 :])
                 return inferred(variables, x[1:2], changed)[0][i].ravel()
 
-            return jnp.linalg.slogdet(jax.jacfwd(moved)(second[i].ravel()))[1]
+            return jnp.linalg.slogdet(jax.jacrev(moved)(second[i].ravel()))[1]
 
         return together(variables, x, noise), alone, [log_volume(i) for i in small]
 
