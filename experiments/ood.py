@@ -71,9 +71,11 @@ def check(options) -> None:
       ConfigError: naming the field.
     """
     known = sorted((MADE | loaders.LOADERS).keys() - {"folder", "fake"})
-    for name in (options.ood_chosen_on, *options.ood_outliers):
+    asked = [("ood_chosen_on", options.ood_chosen_on)]
+    asked += [("ood_outliers", name) for name in options.ood_outliers]
+    for field, name in asked:
         if name not in known:
-            raise ConfigError(unknown("outliers in eval", name, known))
+            raise ConfigError(unknown(f"eval.{field}", name, known))
     if not options.ood_outliers or options.ood_chosen_on in options.ood_outliers:
         raise ConfigError(
             "eval.ood_outliers must name sets other than eval.ood_chosen_on, got "

@@ -157,7 +157,6 @@ def train(config, path: pathlib.Path) -> None:
             model = build_model(config, image_shape)
             if first_process:
                 workdir.check_settings(path, config, "train")
-                held.enter_context(workdir.lock(path))
 
         backbone = None
         if config.learning.method == "two_stage":
@@ -166,6 +165,7 @@ def train(config, path: pathlib.Path) -> None:
             state = create_state(config, model, backbone)
             _print_overview(model, state.params)
             if first_process:
+                held.enter_context(workdir.lock(path))
                 state = restore(path, state)
         state = parallel.share(state)
         if state.step:

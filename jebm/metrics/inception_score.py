@@ -17,7 +17,7 @@ class InceptionScore(NamedTuple):
 class ScoreSums(NamedTuple):
     """Sums over samples that a score is made of; those of two sets add up."""
 
-    count: int
+    num: int
     probabilities: np.ndarray  # [C]
     negative_entropy: float  # of sum_c p_c log p_c, nats
 
@@ -41,8 +41,8 @@ class ScoreSums(NamedTuple):
 
     def score(self) -> float:
         """exp of the mean divergence of p(c | x) from the mean p(c)."""
-        mean = self.probabilities / self.count
-        divergence = self.negative_entropy / self.count + special.entr(mean).sum()
+        mean = self.probabilities / self.num
+        divergence = self.negative_entropy / self.num + special.entr(mean).sum()
         return float(np.exp(divergence))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import classifier, datasets
 from experiments.command_line import ConfigError
-from tests.experiments.test_datasets import load_or_skip
+from tests.experiments.test_loaders import load_or_skip
 from tools import train_classifier
 
 NAMES = ["digits", "mnist"]

@@ -166,9 +166,9 @@ def test_report_shows_the_table_and_the_histograms(told):
     [
         (
             {"ood_outliers": ("clouds",)},
-            r"unknown outliers 'clouds' in eval; known: \[",
+            r"unknown eval\.ood_outliers 'clouds'; known: \[",
         ),
-        ({"ood_chosen_on": "clouds"}, r"unknown outliers 'clouds'"),
+        ({"ood_chosen_on": "clouds"}, r"unknown eval\.ood_chosen_on 'clouds'"),
         ({"ood_outliers": ()}, r"eval\.ood_outliers must name sets"),
         ({"ood_chosen_on": "noise"}, r"other than eval\.ood_chosen_on"),
     ],

@@ -11,7 +11,7 @@ from tools import pipeline_speed
 def nowhere(tmp_path, monkeypatch):
     """No data is prepared."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(pipeline_speed, "_NUM_FILES", 8)
+    monkeypatch.setattr(pipeline_speed, "_NUM_FILES", 16)
 
 
 def test_prepared_images_are_told_from_made_ones():
