@@ -40,7 +40,8 @@ def test_statistics_are_those_of_the_images_and_are_made_once(cache, tmp_path, c
     mean, covariance = metrics.feature_statistics(pool)
     with np.load(file) as found:
         np.testing.assert_allclose(found["mu"], mean, rtol=1e-4, atol=1e-6)
-        # An untrained network: features of 1 differ by 1e-4, of which float32 keeps 1e-3.
+        # Of an untrained network: features of 1 differ by 1e-4, and float32 keeps
+        # a thousandth of that.
         scale = np.abs(covariance).max()
         np.testing.assert_allclose(found["sigma"], covariance, atol=1e-2 * scale)
         order = np.random.default_rng(0).permutation(7)
