@@ -226,7 +226,7 @@ def _elsewhere(found):
     return about, _table(rows, ("", *found["statistics"]))
 
 
-_INCEPTION = {
+INCEPTION = {  # names of what is measured by Inception's features
     "fid": "FID",
     "inception_score": "Inception score",
     "kid": "KID",
@@ -252,11 +252,11 @@ def _inception(found):
         num = found["num_compared"]
         about += f" KID, precision and recall are of {num} samples."
     rows = [
-        (text, *(found.get(f"{name}{suffix}", "-") for name in _INCEPTION))
+        (text, *(found.get(f"{name}{suffix}", "-") for name in INCEPTION))
         for suffix, text in _SETS.items()
-        if any(f"{name}{suffix}" in found for name in _INCEPTION)
+        if any(f"{name}{suffix}" in found for name in INCEPTION)
     ]
-    return about, _table(rows, ("", *_INCEPTION.values()))
+    return about, _table(rows, ("", *INCEPTION.values()))
 
 
 _LIKELIHOOD = {

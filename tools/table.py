@@ -20,16 +20,10 @@ from typing import Any, NamedTuple
 
 from experiments import fid
 from experiments.command_line import USER_ERRORS, ConfigError
+from experiments.report import INCEPTION
 from experiments.workdir import write_text
 
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
-_METRICS = {
-    "fid": "FID",
-    "inception_score": "Inception score",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
 _SETS = {
     "": "{prior}, {chain}",
     "_long_chain": "{prior}, the chain 4 times as long",
@@ -112,10 +106,10 @@ def tables(runs: list[pathlib.Path]) -> list[Table]:
 
 
 def _inception_table(title, quoted, ours):
-    head = ["", *_METRICS.values(), "taken with", "hardware and budget"]
+    head = ["", *INCEPTION.values(), "taken with", "hardware and budget"]
     rows, strong = [], []
     for row in quoted:
-        cells = [row.get(name, "-") for name in _METRICS]  # as printed there
+        cells = [row.get(name, "-") for name in INCEPTION]  # as printed there
         rows.append([row["model"], *cells, "quoted", ""])
         strong.append(row.get("this_method", False))
     for evaluation in ours:
@@ -128,7 +122,7 @@ def _inception_table(title, quoted, ours):
 def _our_rows(evaluation) -> Iterator[list[str]]:
     found = evaluation.found
     for suffix, text in _SETS.items():
-        cells = [found.get(f"{name}{suffix}") for name in _METRICS]
+        cells = [found.get(f"{name}{suffix}") for name in INCEPTION]
         if all(cell is None for cell in cells):
             continue
         prior = text.format(prior=_PRIORS[found["prior"]], chain=found["chain"])

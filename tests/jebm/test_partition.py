@@ -104,16 +104,22 @@ def test_log_z_of_the_lower_layer_is_that_of_quadrature(x64):
     np.testing.assert_allclose(found.value, expected, atol=0.05)
 
 
-@pytest.mark.parametrize("with_energy", [False, True])
-def test_log_likelihood_is_exact_within_its_error(with_energy, x64):
-    """In a linear Gaussian hierarchy, whose evidence is known."""
-    tilt = TILT if with_energy else np.zeros(2)
-    model, params = linear_model(exact_posterior(tilt), tilted=with_energy)
+def evidence(tilt):
+    """log Z and log p(x) of the linear Gaussian hierarchy.
+
+    Z is a ratio of normalisers of Gaussians; x is Gaussian under the tilted prior.
+    """
     prior, untilted = precision(tilt), precision(np.zeros(2))
-    # Z is a ratio of normalisers of Gaussians; x is Gaussian under the tilted prior.
     log_z = 0.5 * np.log(np.linalg.det(untilted) / np.linalg.det(prior))
     variance = PIXEL @ np.linalg.inv(prior) @ PIXEL + NOISE**2
-    expected = -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
+    return log_z, -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
+
+
+@pytest.mark.parametrize("with_energy", [False, True])
+def test_log_likelihood_is_exact_within_its_error(with_energy, x64):
+    tilt = TILT if with_energy else np.zeros(2)
+    model, params = linear_model(exact_posterior(tilt), tilted=with_energy)
+    log_z, expected = evidence(tilt)
     found = partition.log_likelihood(
         KEY, model, params, images(4), log_z=log_z, num_particles=200,
         num_temperatures=80,
@@ -127,10 +133,7 @@ def test_log_likelihood_is_exact_within_its_error(with_energy, x64):
 
 def test_annealing_from_the_exact_posterior_has_nothing_to_do(x64):
     model, params = linear_model(exact_posterior(TILT), tilted=True)
-    prior, untilted = precision(TILT), precision(np.zeros(2))
-    log_z = 0.5 * np.log(np.linalg.det(untilted) / np.linalg.det(prior))
-    variance = PIXEL @ np.linalg.inv(prior) @ PIXEL + NOISE**2
-    expected = -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
+    log_z, expected = evidence(TILT)
     found = partition.log_likelihood(
         KEY, model, params, images(2), log_z=log_z, start="encoder", num_particles=4,
         num_temperatures=3,
@@ -143,11 +146,7 @@ def test_annealing_from_an_encoder_corrects_it(x64):
     q = exact_posterior(TILT)
     wrong = type(q)(0.8 * q.top, 1.3 * q.top_scale, q.low, q.pull, 1.2 * q.low_scale)
     model, params = linear_model(wrong, tilted=True)
-    variance = PIXEL @ np.linalg.inv(precision(TILT)) @ PIXEL + NOISE**2
-    expected = -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
-    log_z = 0.5 * np.log(
-        np.linalg.det(precision(np.zeros(2))) / np.linalg.det(precision(TILT))
-    )
+    log_z, expected = evidence(TILT)
 
     def run(num_temperatures):
         return partition.log_likelihood(
