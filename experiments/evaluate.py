@@ -98,7 +98,7 @@ def evaluate(config, path: pathlib.Path) -> None:
             finite[name] = value
         else:
             told = "not finite, left out"
-        print(f"  {name:24}{told}")
+        print(f"  {name:30}{told}")
     workdir.write_json(file, finite | about)
     if named:
         fid.forget(path, named)

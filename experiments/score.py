@@ -71,6 +71,8 @@ def read_folder(
             with Image.open(file) as opened:
                 image = sources.as_mode(opened, channels)
         except UnidentifiedImageError:
+            if Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN:
+                raise ConfigError(f"images: {file} cannot be read: no image") from None
             continue
         except (OSError, ValueError) as error:
             raise ConfigError(f"images: {file} cannot be read: {error}") from error

@@ -97,7 +97,7 @@ def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_othe
     assert f"Evaluating {copied_run} at step 8." in printed
     assert f"wrote {copied_run / 'eval.json'}" in printed
     for name in DISTANCES:
-        assert f"{name:24}{first[name]:.4g}" in printed
+        assert f"{name:30}{first[name]:.4g}" in printed
 
     before = contents(copied_run)
     run_main(*mode, "--config.seed=1", "--config.chains.prior.num_steps=5")
@@ -138,7 +138,7 @@ def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys)
     run_main(*mode, "--config.chains.prior.step_size=1000.0")
     found = numbers(copied_run / "eval_chains.prior.step_size=1000.0.json")
     assert "frechet_long_chain" not in found
-    line = f"  {'frechet_long_chain':24}not finite, left out"
+    line = f"  {'frechet_long_chain':30}not finite, left out"
     assert line in capsys.readouterr().out.splitlines()
     values = [value for value in found.values() if type(value) is float]
     assert len(values) > 5

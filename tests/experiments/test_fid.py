@@ -250,7 +250,7 @@ def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
     found = json.loads(file.read_text())
     assert "fid" not in found
     assert found["fid_untilted"] > 0
-    assert f"  {'fid':24}not finite, left out" in capsys.readouterr().out.splitlines()
+    assert f"  {'fid':30}not finite, left out" in capsys.readouterr().out.splitlines()
 
 
 @pytest.fixture(scope="module")
