@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from experiments.command_line import USER_ERRORS, ConfigError
 from jebm.metrics import inception
+from tools import tensors
 
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -96,18 +97,11 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       ConfigError: if it is no such file, or PyTorch is not installed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ConfigError(
-            "reading a checkpoint needs PyTorch: pip install 'jebm[convert]'"
-        ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+
+    def arrays(state):
         return {name: tensor.numpy() for name, tensor in state.items()}
-    except Exception as error:  # bytes that are no pickle fail in ways without end
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"{path} is not a file of tensors: {reason}") from None
+
+    return tensors.load(path, "a file of tensors", arrays)
 
 
 def download(url: str, path: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from flax import traverse_util
 import jebm
 from experiments.command_line import USER_ERRORS, ConfigError
 from experiments.workdir import write_json, write_model
+from tools import tensors
 
 _MOST = 10_000  # of anything that is counted
 _SIZES = {"mnist": 28, "omniglot": 28, "cifar10": 32, "ffhq": 256}
@@ -318,20 +319,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
       ConfigError: if it is no such file, or PyTorch is not installed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ConfigError(
-            "reading a checkpoint needs PyTorch: pip install 'jebm[convert]'"
-        ) from None
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle fail in ways without end
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"{path} is not a checkpoint of tensors: {reason}") from None
+    content = tensors.load(
+        path, "a checkpoint of tensors", lambda content: content, (argparse.Namespace,)
+    )
+    import torch
+
     args = content.get("args") if isinstance(content, dict) else None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not (isinstance(args, argparse.Namespace) and isinstance(state, dict)):
