@@ -12,6 +12,8 @@ and is unstable from step_size = 2 on; in general it is stable only while
 step_size^2 / 4 times the largest curvature of -logdensity stays below 1.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,54 +40,79 @@ class LangevinInfo(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A Markov chain as a pair of pure functions.
+    """A Markov chain as three pure functions.
 
-    `init(position, logdensity_fn) -> state`, where `state.position` exists, and
-    `step(key, state, logdensity_fn, step_size, temperature) -> (state, LangevinInfo)`.
+    `init(position, logdensity_fn) -> state`, where `state.position` exists;
+    `draw(key, position) -> noise`, all that is random in one step, of the shapes of
+    `position` and not of its values; and
+    `move(noise, state, logdensity_fn, step_size, temperature) -> (state, info)`.
     """
 
     init: Callable
-    step: Callable
+    draw: Callable
+    move: Callable
+
+    def step(
+        self,
+        key: jax.Array,
+        state: Any,
+        logdensity_fn: LogDensity,
+        step_size: jax.typing.ArrayLike,
+        temperature: jax.typing.ArrayLike = 1.0,
+    ) -> tuple[Any, Any]:
+        """One step.
+
+        Args:
+          key: typed key, [].
+          state: the chain's state; `state.position` is any pytree of float arrays.
+          logdensity_fn: position -> [], in nats, up to a constant.
+          step_size: [].
+          temperature: [], the T of the equation above. 0 is plain gradient ascent.
+
+        Returns:
+          The new state, and the info of the point the step started from.
+
+        Example:
+          >>> state = LANGEVIN.init(jnp.ones(2), None)
+          >>> state, _ = LANGEVIN.step(jax.random.key(0), state,
+          ...     lambda z: -0.5 * jnp.sum(z**2), step_size=1.0, temperature=0.0)
+          >>> state.position
+          Array([0.5, 0.5], dtype=float32)
+        """
+        noise = self.draw(key, state.position)
+        return self.move(noise, state, logdensity_fn, step_size, temperature)
 
 
 def init(position: PyTree, logdensity_fn: LogDensity) -> LangevinState:
     """Starts a chain at `position`."""
-    del logdensity_fn  # evaluated by `step`, so that K steps cost K gradients
+    del logdensity_fn  # evaluated by `move`, so that K steps cost K gradients
     return LangevinState(position)
 
 
-def step(
-    key: jax.Array,
+def normal_like(key: jax.Array, tree: PyTree) -> PyTree:
+    """Standard normal draws of the shapes and dtypes of `tree`."""
+    # In one draw for all leaves: on a CPU each call of the generator costs more than
+    # its numbers.
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+
+
+def move(
+    noise: PyTree,
     state: LangevinState,
     logdensity_fn: LogDensity,
     step_size: jax.typing.ArrayLike,
     temperature: jax.typing.ArrayLike = 1.0,
 ) -> tuple[LangevinState, LangevinInfo]:
-    """One uncorrected Langevin step; costs one gradient.
-
-    Args:
-      key: typed key, [].
-      state: the chain's state; `state.position` is any pytree of float arrays.
-      logdensity_fn: position -> [], in nats, up to a constant.
-      step_size: [].
-      temperature: [], the T of the equation above. 0 is plain gradient ascent.
-
-    Returns:
-      The new state, and the info of the point the step started from.
-    """
+    """One uncorrected Langevin step; costs one gradient."""
     logdensity, grad = jax.value_and_grad(logdensity_fn)(state.position)
-    position = diffuse(key, state.position, grad, step_size, temperature)
+    position = update(noise, state.position, grad, step_size, temperature)
     info = LangevinInfo(logdensity, global_norm(grad), jnp.ones_like(logdensity))
     return LangevinState(position), info
 
 
-def diffuse(key, position, grad, step_size, temperature):
-    """The update of the equation above, given the gradient."""
-    return move(normal_like(key, position), position, grad, step_size, temperature)
-
-
-def move(noise, position, grad, step_size, temperature):
-    """The same, given the noise as well."""
+def update(noise, position, grad, step_size, temperature):
+    """The equation above."""
     return jax.tree.map(
         lambda z, g, noise: (
             z + 0.5 * step_size**2 * g + step_size * jnp.sqrt(temperature) * noise
@@ -96,20 +123,12 @@ def move(noise, position, grad, step_size, temperature):
     )
 
 
-def normal_like(key: jax.Array, tree: PyTree) -> PyTree:
-    """Standard normal draws of the shapes and dtypes of `tree`."""
-    # In one draw for all leaves: on a CPU each call of the generator costs more than
-    # its numbers, and a chain makes one at every step.
-    flat, unravel = ravel_pytree(tree)
-    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
-
-
 def global_norm(tree: PyTree) -> jax.Array:
     """Euclidean norm over all leaves, []."""
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
-LANGEVIN = Kernel(init, step)
+LANGEVIN = Kernel(init, normal_like, move)
 
 
 def run(
@@ -151,9 +170,10 @@ def run(
       ((8, 2), (8,))
     """
     check_num_steps(num_steps)
-    step = _of_state(kernel, logdensity_fn, step_size, temperature)
-    carry = _start(key, kernel.init(position, logdensity_fn), step)
-    state, total, _ = _advance(key, carry, step, num_steps)
+    carry, advance = _chain(
+        key, position, logdensity_fn, step_size, temperature, kernel
+    )
+    state, total, _ = advance(carry, num_steps)
     return state, _mean(total, num_steps)
 
 
@@ -194,13 +214,14 @@ def trajectory(
             f"num_steps={num_steps}"
         )
 
-    step = _of_state(kernel, logdensity_fn, step_size, temperature)
+    carry, advance = _chain(
+        key, position, logdensity_fn, step_size, temperature, kernel
+    )
 
     def body(carry, _):
-        carry = _advance(key, carry, step, every)
+        carry = advance(carry, every)
         return carry, carry[0].position
 
-    carry = _start(key, kernel.init(position, logdensity_fn), step)
     (state, total, _), path = jax.lax.scan(body, carry, length=num_steps // every)
     path = jax.tree.map(lambda z, zs: jnp.concatenate([z[None], zs]), position, path)
     return state, _mean(total, num_steps), path
@@ -212,30 +233,50 @@ def check_num_steps(num_steps: int) -> None:
         raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}")
 
 
-def _of_state(kernel, logdensity_fn, step_size, temperature):
-    """`kernel.step` of (key, state); traced once, though `_start` asks for shapes."""
-
-    def step(key, state):
-        return kernel.step(key, state, logdensity_fn, step_size, temperature)
-
-    return jax.jit(step, inline=True)
+# Numbers that a chain draws at once, at most.
+_AT_ONCE = 1024
 
 
-def _start(key, state, step):
-    _, info = jax.eval_shape(step, key, state)
-    zeros = jax.tree.map(lambda i: jnp.zeros(i.shape, i.dtype), info)
-    return state, zeros, jnp.zeros((), jnp.int32)
+def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
+    """Where a chain starts, and what advances it by a number of steps.
 
+    What is carried is the state, the sum of the infos, and the number of the step, of
+    which the key of a step is made: keys split ahead would be memory that grows with
+    the number of steps.
+    """
 
-def _advance(key, carry, step, num_steps):
-    # The step's number is carried and its key derived from it, rather than scanning
-    # over split keys: those would be memory that grows with num_steps.
-    def body(carry, _):
+    def draw(t):
+        return kernel.draw(jax.random.fold_in(key, t), position)
+
+    # Traced once, though the shapes of its info are asked for.
+    @functools.partial(jax.jit, inline=True)
+    def move(noise, state):
+        return kernel.move(noise, state, logdensity_fn, step_size, temperature)
+
+    def one(carry, noise):
         state, total, t = carry
-        state, info = step(jax.random.fold_in(key, t), state)
+        state, info = move(noise, state)
         return (state, jax.tree.map(jnp.add, total, info), t + 1), None
 
-    return jax.lax.scan(body, carry, length=num_steps)[0]
+    def advance(carry, num_steps):
+        # On a CPU a call of the generator costs more than its numbers: where these are
+        # few, those of several steps are drawn together.
+        limit = max(1, _AT_ONCE // size)
+        at_once = next(n for n in range(limit, 0, -1) if num_steps % n == 0)
+
+        def steps(carry, _):
+            return jax.lax.scan(
+                one, carry, jax.vmap(draw)(carry[2] + jnp.arange(at_once))
+            )
+
+        return jax.lax.scan(steps, carry, length=num_steps // at_once)[0]
+
+    state, t = kernel.init(position, logdensity_fn), jnp.zeros((), jnp.int32)
+    noise = jax.eval_shape(draw, t)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(noise))
+    _, info = jax.eval_shape(move, noise, state)
+    total = jax.tree.map(lambda i: jnp.zeros(i.shape, i.dtype), info)
+    return (state, total, t), advance
 
 
 def _mean(total, num_steps):

@@ -20,8 +20,8 @@ from jebm.langevin import (
     LogDensity,
     PyTree,
     global_norm,
-    move,
     normal_like,
+    update,
 )
 
 
@@ -38,14 +38,27 @@ def init(position: PyTree, logdensity_fn: LogDensity) -> MalaState:
     return MalaState(position, *jax.value_and_grad(logdensity_fn)(position))
 
 
-def step(
-    key: jax.Array,
+class MalaNoise(NamedTuple):
+    """What is random in a step, of one draw: see `langevin.normal_like`."""
+
+    proposal: PyTree  # standard normal, like position
+    acceptance: jax.Array  # [], standard normal; it decides by its distribution
+
+
+def draw(key: jax.Array, position: PyTree) -> MalaNoise:
+    """The noise of one step."""
+    dtype = jax.tree.leaves(position)[0].dtype
+    return normal_like(key, MalaNoise(position, jnp.zeros((), dtype)))
+
+
+def move(
+    noise: MalaNoise,
     state: MalaState,
     logdensity_fn: LogDensity,
     step_size: jax.typing.ArrayLike,
     temperature: jax.typing.ArrayLike = 1.0,
 ) -> tuple[MalaState, LangevinInfo]:
-    """One adjusted step; costs one gradient. Arguments as of `langevin.step`.
+    """One adjusted step; costs one gradient.
 
     A proposal whose log-density is not finite is rejected. `temperature` must be
     positive: a noiseless proposal has no density.
@@ -57,17 +70,13 @@ def step(
       >>> bool(0.5 < info.acceptance < 1.0)
       True
     """
-    # The normal that decides on acceptance is of the same draw, see `normal_like`.
-    dtype = jax.tree.leaves(state.position)[0].dtype
-    noise, normal = normal_like(key, (state.position, jnp.zeros((), dtype)))
-    proposal = init(
-        move(noise, state.position, state.grad, step_size, temperature), logdensity_fn
+    position = update(
+        noise.proposal, state.position, state.grad, step_size, temperature
     )
+    proposal = init(position, logdensity_fn)
     acceptance = acceptance_probability(state, proposal, step_size, temperature)
     info = LangevinInfo(state.logdensity, global_norm(state.grad), acceptance)
-    uniform = 0.5 * jax.lax.erfc(-math.sqrt(0.5) * normal)  # its distribution function
-    accepted = uniform.astype(acceptance.dtype) <= acceptance
-    return _choose(accepted, proposal, state), info
+    return accept(noise.acceptance, acceptance, proposal, state), info
 
 
 def acceptance_probability(
@@ -78,34 +87,34 @@ def acceptance_probability(
 ) -> jax.Array:
     """The probability above, []; 0 where the proposal's log-density is not finite."""
 
-    def log_transition(start, end):
-        squares = jax.tree.map(
-            lambda a, g, b: jnp.sum((b - a - 0.5 * step_size**2 * g) ** 2),
-            start.position,
-            start.grad,
-            end.position,
-        )
-        return -sum(jax.tree.leaves(squares)) / (2 * step_size**2 * temperature)
-
-    log_ratio = (
-        (proposal.logdensity - state.logdensity) / temperature
-        + log_transition(proposal, state)
-        - log_transition(state, proposal)
+    # The two g are Gaussians of one variance: their squares, multiplied out.
+    corrections = jax.tree.map(
+        lambda z, grad, new_z, new_grad: jnp.sum(
+            (grad + new_grad) * (new_z - z + 0.25 * step_size**2 * (new_grad - grad))
+        ),
+        state.position,
+        state.grad,
+        proposal.position,
+        proposal.grad,
     )
+    difference = proposal.logdensity - state.logdensity
+    log_ratio = (difference - 0.5 * sum(jax.tree.leaves(corrections))) / temperature
     sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
     return jnp.where(sound, jnp.exp(jnp.minimum(log_ratio, 0)), 0.0)
 
 
 def accept(
-    key: jax.Array, probability: jax.Array, proposal: MalaState, state: MalaState
+    normal: jax.Array, probability: jax.Array, proposal: MalaState, state: MalaState
 ) -> MalaState:
     """`proposal` with that probability, [], else `state`."""
-    accepted = jax.random.uniform(key, (), probability.dtype) < probability
-    return _choose(accepted, proposal, state)
-
-
-def _choose(accepted, proposal, state):
+    accepted = happens(normal, probability)
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
 
 
-MALA = Kernel(init, step)
+def happens(normal: jax.Array, probability: jax.Array) -> jax.Array:
+    """True with that probability, decided by a standard normal of the same shape."""
+    uniform = 0.5 * jax.lax.erfc(-math.sqrt(0.5) * normal)  # its distribution function
+    return uniform.astype(probability.dtype) <= probability
+
+
+MALA = Kernel(init, draw, move)

@@ -355,7 +355,7 @@ def _moving(model, above):
 def _move(key, t, eps, g, b, step_size):
     """A MALA step at b, the t-th of a particle, and its acceptance."""
     fn = _tempered(g, b)
-    state, info = mala.step(
+    state, info = mala.MALA.step(
         jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size
     )
     return state.position, info.acceptance

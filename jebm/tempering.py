@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from jebm import mala
 from jebm.hierarchy import Latents, log_standard_normal
-from jebm.langevin import Kernel, LogDensity, diffuse, global_norm, normal_like
-from jebm.mala import MalaState
+from jebm.langevin import Kernel, LogDensity, global_norm, normal_like, update
+from jebm.mala import MalaNoise, MalaState
 from jebm.model import Chain
 
 
@@ -56,6 +56,14 @@ class TemperedState(NamedTuple):
 
     position: Latents  # of the replica at b = 1
     replicas: MalaState  # on pi_1, leaves [R, ...], from b = 0 to b = 1
+
+
+class TemperedNoise(NamedTuple):
+    """What is random in a step, all standard normal and of one draw."""
+
+    moves: MalaNoise  # leaves [R, ...]
+    exchange: jax.Array  # [R - 1], of neighbours
+    parity: jax.Array  # [], its sign says which of the pairs may exchange
 
 
 class TemperedInfo(NamedTuple):
@@ -112,19 +120,27 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
             jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num, *leaf.shape)), one),
         )
 
-    def step(key, state, logdensity_fn, step_size, temperature=1.0):
+    def draw(key: jax.Array, position: Latents) -> TemperedNoise:
+        dtype = position[0].dtype
+
+        def zeros(*shape):
+            return jnp.zeros(shape, dtype)
+
+        moves = MalaNoise(
+            jax.tree.map(lambda eps: zeros(num, *eps.shape), position), zeros(num)
+        )
+        return normal_like(key, TemperedNoise(moves, zeros(num - 1), zeros()))
+
+    def move(noise, state, logdensity_fn, step_size, temperature=1.0):
         if temperature != 1:
             raise ValueError(
                 "parallel tempering has its own temperatures: temperature must be 1, "
                 f"got {temperature}"
             )
-        key_move, key_exchange = jax.random.split(key)
 
-        def move(key, b, replica):
-            key_fresh, key_propose, key_accept = jax.random.split(key, 3)
-            current = at(b, replica)
-            anew = normal_like(key_fresh, replica.position)
-            moved = diffuse(key_propose, current.position, current.grad, step_size, 1.0)
+        def move_one(noise, b, replica):
+            current, anew = at(b, replica), noise.proposal
+            moved = update(anew, current.position, current.grad, step_size, 1.0)
             position = jax.tree.map(lambda a, m: jnp.where(b == 0, a, m), anew, moved)
             proposal = mala.init(position, logdensity_fn)
             # Where g is not finite, no other replica must see it.
@@ -135,11 +151,11 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
                     current, at(b, proposal), step_size
                 )
                 acceptance = jnp.where(b == 0, acceptance, adjustment)
-            return mala.accept(key_accept, acceptance, proposal, replica), acceptance
+            accepted = mala.accept(noise.acceptance, acceptance, proposal, replica)
+            return accepted, acceptance
 
-        keys = jax.random.split(key_move, num)
-        replicas, acceptance = jax.vmap(move)(keys, b, state.replicas)
-        replicas, exchange = _exchange(key_exchange, b, replicas)
+        replicas, acceptance = jax.vmap(move_one)(noise.moves, b, state.replicas)
+        replicas, exchange = _exchange(noise, b, replicas)
         info = TemperedInfo(
             state.replicas.logdensity[-1],
             global_norm(jax.tree.map(lambda grad: grad[-1], state.replicas.grad)),
@@ -149,7 +165,7 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
         position = jax.tree.map(lambda leaf: leaf[-1], replicas.position)
         return TemperedState(position, replicas), info
 
-    return Kernel(init, step)
+    return Kernel(init, draw, move)
 
 
 def log_reference(eps: Latents) -> jax.Array:
@@ -162,15 +178,13 @@ def log_reference(eps: Latents) -> jax.Array:
     return log_standard_normal(jax.tree.map(lambda e: e[None], eps))[0]
 
 
-def _exchange(key, b, replicas):
+def _exchange(noise, b, replicas):
     """Exchanges neighbours: the pairs that start at an even index, or at an odd one."""
-    key_parity, key_accept = jax.random.split(key)
     lower = jnp.arange(b.shape[0] - 1)
     g = replicas.logdensity - jax.vmap(log_reference)(replicas.position)
     probability = jnp.exp(jnp.minimum(jnp.diff(b) * -jnp.diff(g), 0))
-    uniform = jax.random.uniform(key_accept, probability.shape, probability.dtype)
-    parity = jax.random.randint(key_parity, (), 0, 2)
-    swapped = (uniform < probability) & (lower % 2 == parity)
+    proposed = lower % 2 == (noise.parity > 0)
+    swapped = proposed & mala.happens(noise.exchange, probability)
     none = jnp.zeros((1,), bool)
     up = jnp.concatenate([swapped, none]).astype(lower.dtype)
     down = jnp.concatenate([none, swapped]).astype(lower.dtype)

@@ -43,7 +43,7 @@ def our_step(args: dict, batch: int):
             return logdensity(model, params, eps, space="eps").sum()
 
         state = langevin.LangevinState(eps)
-        return langevin.step(key, state, total, _STEP_SIZE)[0].position
+        return langevin.LANGEVIN.step(key, state, total, _STEP_SIZE)[0].position
 
     keys = iter(jax.random.split(jax.random.key(1), 10_000))
     return lambda eps: jax.block_until_ready(step(next(keys), params, eps)), eps

@@ -29,7 +29,9 @@ def run_many(logdensity_fn, num_chains, *, seed=0, dim=1, **kwargs):
 def test_step_is_the_stated_equation():
     key, z = jax.random.key(0), jnp.array([1.0, -2.0, 0.5])
     state = langevin.init(z, standard_normal)
-    (new,), info = langevin.step(key, state, standard_normal, 0.3, temperature=4.0)
+    (new,), info = langevin.LANGEVIN.step(
+        key, state, standard_normal, 0.3, temperature=4.0
+    )
     noise = langevin.normal_like(key, z)
     np.testing.assert_allclose(new, z - 0.045 * z + 0.6 * noise, rtol=1e-6)
     np.testing.assert_allclose(info.logdensity, -0.5 * np.sum(np.square(z)), rtol=1e-6)
