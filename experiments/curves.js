@@ -36,8 +36,10 @@
     const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img",
       "aria-label": `${panel.title}, over training steps` }, figure);
     const values = panel.curves.map(curve => {
-      const key = caption.appendChild(document.createElement("span"));
-      key.className = `key ${curve.colour}`;
+      if (curve.label) {
+        const key = caption.appendChild(document.createElement("span"));
+        key.className = `key ${curve.colour}`;
+      }
       const value = document.createElement("output");
       caption.append(curve.label, " ", value);
       return value;

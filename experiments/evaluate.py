@@ -16,10 +16,11 @@ samples and the held-out split. Images are the decoder's means.
 With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics`) and
 how well they mix (`experiments.mixing`).
 
-The protocols "paper" and "clean": `experiments.fid`, in a file of their own name,
-eval_paper.json or eval_clean.json. The protocol "anomaly": `experiments.anomaly` on
-data with a `data.heldout_digit`. The protocol "ood": `experiments.ood`. The protocol
-"likelihood": `experiments.likelihood`.
+The protocols "paper" and "clean": `experiments.fid`. The protocol "anomaly":
+`experiments.anomaly` on data with a `data.heldout_digit`. The protocol "ood":
+`experiments.ood`. The protocol "likelihood": `experiments.likelihood`. Those by
+Inception, and any other than the run's own, go into a file of their name, like
+eval_paper.json.
 """
 
 import functools
@@ -59,7 +60,7 @@ _LONG_CHAIN = 4
 
 
 def evaluate(config, path: pathlib.Path) -> None:
-    """Writes eval.json of the run in `path`; chains and seed may be overridden."""
+    """Measures the run in `path`; chains and seed may be overridden."""
     check_eval(config)
     measure = PROTOCOLS[config.eval.protocol](config)
     model, params, step, splits = open_run(config, path)
@@ -74,9 +75,7 @@ def evaluate(config, path: pathlib.Path) -> None:
         features, _ = classifier.load(config.data.name)
     images, rungs = splits["test"].images, config.eval.num_temperatures
     found |= mixing.mixing(key, model, params, images, features, rungs)
-    named = config.eval.protocol if config.eval.protocol in fid.PROTOCOLS else ""
-    parts = [part for part in (named, workdir.variant(path, config)) if part]
-    file = path / f"{'_'.join(['eval', *parts])}.json"
+    file = _file(path, config)
     about = {
         "step": step,
         "seed": config.seed,
@@ -100,10 +99,20 @@ def evaluate(config, path: pathlib.Path) -> None:
             told = "not finite, left out"
         print(f"  {name:30}{told}")
     workdir.write_json(file, finite | about)
-    if named:
-        fid.forget(path, named)
+    if config.eval.protocol in fid.PROTOCOLS:
+        fid.forget(path, config.eval.protocol)
     print(f"wrote {file}")
     report.write(path)
+
+
+def _file(path, config):
+    """eval.json, or a name that tells what is measured otherwise than in the run."""
+    named = config.eval.protocol
+    own = workdir.read_json(path / "config.json")["eval"]["protocol"]
+    if named == own and named not in fid.PROTOCOLS:
+        named = ""
+    parts = [part for part in (named, workdir.variant(path, config)) if part]
+    return path / f"{'_'.join(['eval', *parts])}.json"
 
 
 def check_eval(config) -> None:

@@ -52,8 +52,8 @@ def check(config) -> None:
     if options.likelihood_estimator != "annealed" and not alone:
         raise ConfigError(
             f"eval.likelihood_estimator {options.likelihood_estimator!r} needs "
-            "posterior samples of an encoder alone; this run's are of a chain: use "
-            "'annealed'"
+            "posterior samples of an encoder alone; this run's are of a chain: set "
+            "config.eval.likelihood_estimator to 'annealed'"
         )
 
 

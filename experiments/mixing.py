@@ -111,6 +111,9 @@ def _statistics(name, values, model, params, latents, features, groups):
         with np.errstate(all="ignore"):  # values that never change
             rhat = array_stats.rhat(array, chain_axis=2, draw_axis=0)
             ess = array_stats.ess(array, chain_axis=2, draw_axis=0)
+        # Chains too short for their autocorrelation have ArviZ's ceiling as ESS.
+        num = draws * _CHAINS // groups
+        ess = np.where(ess < 0.999 * num * np.log10(num), ess, np.nan)
         found[f"{name}_rhat{suffix}"] = float(np.max(_varying(rhat, array)))
         found[f"{name}_ess{suffix}"] = float(np.min(_varying(ess, array)))
     return found

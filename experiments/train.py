@@ -430,9 +430,14 @@ _SHOWN = {
 }
 
 
+def _short(value):
+    """Three digits of it, and all those before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _show(progress, step, values):
     shown = {label: values[name] for name, label in _SHOWN.items() if name in values}
-    text = ", ".join(f"{label} {value:.1f}" for label, value in shown.items())
+    text = ", ".join(f"{label} {_short(value)}" for label, value in shown.items())
     progress.set_postfix_str(text)
     if progress.disable:  # not a terminal
         print(f"step {step}/{progress.total}: {text}", flush=True)

@@ -233,8 +233,8 @@ def check_num_steps(num_steps: int) -> None:
         raise ValueError(f"num_steps must be an integer >= 0, got {num_steps!r}")
 
 
-# Numbers that a chain draws at once, at most.
-_AT_ONCE = 1024
+# For so many steps, or of so many numbers, a chain draws its noise at once, at most.
+_STEPS, _NUMBERS = 5, 2048
 
 
 def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
@@ -261,12 +261,14 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
     def advance(carry, num_steps):
         # On a CPU a call of the generator costs more than its numbers: where these are
         # few, those of several steps are drawn together.
-        limit = max(1, _AT_ONCE // size)
+        limit = max(1, min(_STEPS, _NUMBERS // size))
         at_once = next(n for n in range(limit, 0, -1) if num_steps % n == 0)
 
         def steps(carry, _):
             return jax.lax.scan(
-                one, carry, jax.vmap(draw)(carry[2] + jnp.arange(at_once))
+                one,
+                carry,
+                jax.vmap(draw)(carry[2] + jnp.arange(at_once, dtype=carry[2].dtype)),
             )
 
         return jax.lax.scan(steps, carry, length=num_steps // at_once)[0]

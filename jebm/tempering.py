@@ -183,7 +183,7 @@ def _exchange(noise, b, replicas):
     lower = jnp.arange(b.shape[0] - 1)
     g = replicas.logdensity - jax.vmap(log_reference)(replicas.position)
     probability = jnp.exp(jnp.minimum(jnp.diff(b) * -jnp.diff(g), 0))
-    proposed = lower % 2 == (noise.parity > 0)
+    proposed = (lower % 2 == 1) == (noise.parity > 0)
     swapped = proposed & mala.happens(noise.exchange, probability)
     none = jnp.zeros((1,), bool)
     up = jnp.concatenate([swapped, none]).astype(lower.dtype)

@@ -274,8 +274,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=pathlib.Path, nargs="+")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("table"))
+    parser.add_argument(
+        "runs", type=pathlib.Path, nargs="+", metavar="RUN", help="of a run"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("table"),
+        help="where to write, without .html and .md (default: %(default)s)",
+    )
     given = parser.parse_args(argv)
     try:
         made = tables(given.runs)

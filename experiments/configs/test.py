@@ -1,4 +1,4 @@
-"""A few steps of a tiny model: seconds of training, half a minute with compiling."""
+"""A few steps of a tiny model: half a minute with compiling; its samples are noise."""
 
 from experiments.configs import digits
 

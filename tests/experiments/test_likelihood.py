@@ -119,6 +119,20 @@ def small():
     return config
 
 
+def test_another_protocol_has_a_file_of_its_own(variational_run, tmp_path):
+    path = shutil.copytree(variational_run, tmp_path / "run")
+    own = (path / "eval.json").read_bytes()
+    config = small()
+    config.eval.protocol = "classifier"
+    evaluate.evaluate(config, path)
+    assert (path / "eval.json").read_bytes() == own
+    found = json.loads((path / "eval_classifier.json").read_text())
+    assert found["protocol"] == "classifier"
+    page = (path / "report.html").read_text()
+    assert "Frechet distance to 360" in page
+    assert "Log-likelihood of 30" in page
+
+
 def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp_path):
     path = shutil.copytree(variational_run, tmp_path / "run")
     found = json.loads((path / "eval.json").read_text())

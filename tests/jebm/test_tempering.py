@@ -89,9 +89,12 @@ def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
     position = (jnp.linspace(-1.0, 3.0, num)[:, None],)
     replicas = MalaState(position, jax.vmap(two_wells)(position), position)
     keys = jax.random.split(KEY, trials)
-    found, probability = jax.vmap(lambda key: tempering._exchange(key, b, replicas))(
-        keys
-    )
+    kernel, position_of_one = tempering.tempered(b), (jnp.zeros(1),)
+
+    def exchange(key):
+        return tempering._exchange(kernel.draw(key, position_of_one), b, replicas)
+
+    found, probability = jax.vmap(exchange)(keys)
     for leaf, old in zip(
         jax.tree.leaves(found), jax.tree.leaves(replicas), strict=True
     ):
