@@ -83,7 +83,9 @@ def energies_along(model: jebm.Model, params: jebm.Params, traced) -> jax.Array:
 def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """What `jebm.build` takes, from a configuration and the data's image shape."""
     plain = workdir.plain(config)
-    spec = {k: plain[k] for k in ("backbone", "energy", "likelihood", "chains")}
+    spec = {
+        k: plain[k] for k in ("backbone", "energy", "likelihood", "chains", "remat")
+    }
     if config.learning.method == "two_stage":
         spec |= two_stage.model_spec(config, lambda c: model_spec(c, image_shape))
     if config.prior == "gaussian":

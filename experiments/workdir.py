@@ -19,7 +19,7 @@ from jebm import checkpoints
 _FREE = {
     "train": (
         "log.", "eval.", "guard.", "learning.num_steps", "data.data_dir",
-        "data.num_workers",
+        "data.num_workers", "remat",
     )
 }  # fmt: skip
 # May also differ when a trained run is read.

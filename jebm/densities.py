@@ -62,7 +62,9 @@ def logdensity(
     pick = keep_above(above, len(position), pick)
 
     def backbone_terms(backbone):
-        latents, priors, state = top_down(backbone, batch, pick, temperature)
+        latents, priors, state = top_down(
+            backbone, batch, pick, temperature, model.remat
+        )
         output = None if x is None else backbone.decode(state)
         return latents, priors, state, output
 

@@ -26,6 +26,7 @@ of this module take a bound backbone, as inside `nn.apply`.
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +37,11 @@ Pick = Callable[[int, Any, Normal], jax.Array]
 
 
 def top_down(
-    backbone: Any, batch: int, pick: Pick, temperature: jax.typing.ArrayLike = 1.0
+    backbone: Any,
+    batch: int,
+    pick: Pick,
+    temperature: jax.typing.ArrayLike = 1.0,
+    remat: bool = False,
 ) -> tuple[Latents, tuple[Normal, ...], Any]:
     """Goes from the top layer to the bottom, letting `pick` choose each z_i.
 
@@ -46,17 +51,25 @@ def top_down(
       pick: (i, state, prior_i) -> z_i [B, *latent_shapes[i]]: `transport`, `given`,
         or a caller's own.
       temperature: scales every sigma_i (NVAE's sampling temperature).
+      remat: where a gradient is taken, computes what is inside a layer once more on the
+        way back, instead of keeping it; `pick` must then be a pure function.
 
     Returns:
       latents and priors, tuples ordered bottom to top, and the state to decode from.
     """
-    state = backbone.start(batch)
-    latents, priors = [], []
-    for i in reversed(range(len(backbone.latent_shapes))):
+
+    def layer(backbone, i, state):
         prior = backbone.prior(i, state)
         prior = Normal(prior.loc, temperature * prior.scale)
         z = pick(i, state, prior)
-        state = backbone.merge(i, state, z)
+        return z, prior, backbone.merge(i, state, z)
+
+    if remat:
+        layer = nn.remat(layer, static_argnums=(1,))
+    state = backbone.start(batch)
+    latents, priors = [], []
+    for i in reversed(range(len(backbone.latent_shapes))):
+        z, prior, state = layer(backbone, i, state)
         latents.append(z)
         priors.append(prior)
     return tuple(latents[::-1]), tuple(priors[::-1]), state

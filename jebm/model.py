@@ -106,6 +106,9 @@ class Model:
       energy: a Linen module of `jebm.energies`; None for the Gaussian hierarchy itself.
       likelihood: p(x | z), see `jebm.distributions`.
       chains: how prior and posterior are sampled unless the caller says otherwise.
+      remat: chains compute what is inside a layer once more on the way back of their
+        gradient, instead of keeping it. Deep hierarchies then need the memory of one
+        layer and of the states between, for one more pass forward.
     """
 
     image_shape: tuple[int, int, int]
@@ -113,8 +116,11 @@ class Model:
     energy: nn.Module | None
     likelihood: Any = dataclasses.field(default_factory=Gaussian)
     chains: Chains = Chains()
+    remat: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.remat, bool):
+            raise ValueError(f"remat must be True or False, got {self.remat!r}")
         check_chains(self.backbone, self.chains)
         sides = {"backbone": self.backbone, "likelihood": self.likelihood}
         bits = {name: getattr(side, "bits", None) for name, side in sides.items()}
@@ -148,7 +154,8 @@ def build(spec: Mapping[str, Any]) -> Model:
     Args:
       spec: a mapping with `image_shape` and, all optional, `backbone`, `energy` and
         `likelihood`, each a mapping of `name` and that class's attributes, and
-        `chains`, a mapping of `prior` and `posterior` to attributes of `Chain`.
+        `chains`, a mapping of `prior` and `posterior` to attributes of `Chain`, and
+        `remat`.
         `energy=None` makes the Gaussian twin. Lists are read as tuples.
 
     Returns:
@@ -202,6 +209,7 @@ def build(spec: Mapping[str, Any]) -> Model:
                 if name in chains
             }
         ),
+        spec.get("remat", False),
     )
 
 

@@ -262,7 +262,9 @@ def energy_gradient_penalty(
 
     def total_energy(eps):
         def transported(backbone):
-            return top_down(backbone, eps[0].shape[0], transport(eps))
+            return top_down(
+                backbone, eps[0].shape[0], transport(eps), remat=model.remat
+            )
 
         latents, _, state = nn.apply(transported, model.backbone)(params.backbone)
         energies = energy(model, params, latents, state)

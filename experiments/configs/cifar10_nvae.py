@@ -33,6 +33,7 @@ def get_config():
     config.energy.channels = 64
     config.energy.widths = (200, 200)
     config.energy.activation = "silu"
+    config.remat = True
     config.chains.prior.num_steps = 100
     config.chains.prior.step_size = 0.2
     config.chains.posterior.start = "encoder"

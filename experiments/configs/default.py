@@ -9,6 +9,7 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0  # of parameters, order of the data, and all noise
     config.prior = "ebm"  # "gaussian" trains the same generator without energy
     config.matmul_precision = "default"  # or "high", "highest": slower, on a TPU
+    config.remat = False  # gradient checkpointing: chains keep no layer's insides
 
     config.data = config_dict.ConfigDict()
     # See docs/data.md. "fake" makes up images in the shape and classes of fake_like,

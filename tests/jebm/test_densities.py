@@ -10,6 +10,7 @@ from scipy import stats
 import jebm
 from jebm.densities import logdensity
 from jebm.hierarchy import given, log_standard_normal, top_down
+from jebm.objectives import energy_gradient_penalty
 from jebm.sampling import decode, to_latents
 from tests.models import random_latents, random_params, small_model
 
@@ -179,3 +180,47 @@ def test_energy_refuses_another_number_of_layers():
     model = small_model((3, 2))
     with pytest.raises(ValueError, match="latents must have 2 layers, got 1"):
         jebm.energy(model, random_params(model), (jnp.ones((4, 3)),))
+
+
+NVAE = {
+    "image_shape": (16, 16, 1),
+    "backbone": {
+        "name": "nvae", "groups": (4, 2), "latent_channels": 2, "width": 8,
+        "encoder_width": 4, "preprocess_cells": 1, "postprocess_cells": 1,
+        "encoder_cells": 1, "decoder_cells": 1, "num_flows": 1,
+    },
+    "energy": {"name": "conv", "channels": 4, "widths": (8,)},
+    "likelihood": {"name": "bernoulli"},
+    "chains": {"posterior": {"start": "encoder", "num_steps": 0}},
+}  # fmt: skip
+
+
+def test_rematerialised_layers_give_the_same_gradients_and_keep_less():
+    model = jebm.build(NVAE)
+    params = random_params(model, scale=0.1)
+    eps = random_latents(model, 8)
+    found, held = [], []
+    for remat in (False, True):
+        same = jebm.build(NVAE | {"remat": remat})
+
+        def total(eps, params, same=same):
+            penalty = energy_gradient_penalty(same, params, eps).sum()
+            return logdensity(same, params, eps, space="eps").sum() + penalty
+
+        found.append(jax.jit(jax.grad(total, argnums=(0, 1)))(eps, params))
+        residuals = jax.eval_shape(
+            lambda eps, same=same: jax.vjp(
+                lambda eps: logdensity(same, params, eps, space="eps"), eps
+            )[1],
+            eps,
+        )
+        held.append(sum(leaf.size for leaf in jax.tree.leaves(residuals)))
+    for kept, again in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(again, kept, rtol=1e-3, atol=1e-3)
+    assert any(np.abs(leaf).max() > 1 for leaf in jax.tree.leaves(found))
+    assert held[1] < held[0] / 2
+
+
+def test_remat_is_true_or_false():
+    with pytest.raises(ValueError, match="remat must be True or False, got 'yes'"):
+        jebm.build({"image_shape": (8, 8, 1), "remat": "yes"})
