@@ -93,7 +93,7 @@ def test_train_step_reduces_the_statistics_of_its_batches(monkeypatch):
 def test_sampler_needs_no_other_device_and_its_memory_not_more_steps():
     config, model = config_and_model()
     held = []
-    for num_steps in (3, 300):
+    for num_steps in (10, 300):
         config.chains.prior.num_steps = num_steps
         model = sample.build_model(config, (8, 8, 1))
         compiled = tpu_memory.lower_sampler(config, model, jax.devices()[0]).compile()
