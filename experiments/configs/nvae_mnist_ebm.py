@@ -24,13 +24,14 @@ def get_config():
     config.energy.activation = "silu"
     config.chains.prior.num_steps = 100
     # Of batches of 100 the chains alone learn next to nothing in as many steps.
-    config.learning.nce_steps = 1000
-    config.learning.num_steps = 1600
+    config.learning.nce_steps = 3000
+    config.learning.num_steps = 3400
     config.learning.persistent_chains = 1000
     config.learning.persistent_steps = 10
     config.learning.energy_penalty = 1e-3
     config.learning.gradient_penalty = 3e-3
     config.eval.num_samples = 1000
+    config.eval.batch_size = 100  # a chain through NVAE holds 25 MB an image
     config.log.every = 20
     config.log.checkpoint_every = 200
     config.log.sample_every = 800
