@@ -143,7 +143,7 @@ def run(
 ) -> tuple[Any, LangevinInfo]:
     """Runs one chain; equals `num_steps` calls of `kernel.step` in a loop.
 
-    Step t draws from `fold_in(key, t)`. Memory does not depend on `num_steps`.
+    Step t draws from `fold_in(key, t)`. Memory does not grow with `num_steps`.
 
     Args:
       key: typed key, [].
@@ -265,11 +265,8 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
         at_once = next(n for n in range(limit, 0, -1) if num_steps % n == 0)
 
         def steps(carry, _):
-            return jax.lax.scan(
-                one,
-                carry,
-                jax.vmap(draw)(carry[2] + jnp.arange(at_once, dtype=carry[2].dtype)),
-            )
+            t = carry[2] + jnp.arange(at_once, dtype=jnp.int32)
+            return jax.lax.scan(one, carry, jax.vmap(draw)(t))
 
         return jax.lax.scan(steps, carry, length=num_steps // at_once)[0]
 
