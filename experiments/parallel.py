@@ -122,11 +122,8 @@ def example_index(local_batch: int) -> jax.Array:
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Copies a pytree to every device, with a leading axis over those of here."""
-    here = _here(devices)
-    sharding = _sharding([devices[i] for i in here])
-    return jax.tree.map(
-        lambda x: jax.device_put(np.stack([np.asarray(x)] * len(here)), sharding), tree
-    )
+    num = num_here(devices)
+    return place(jax.tree.map(lambda x: np.stack([np.asarray(x)] * num), tree), devices)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -141,8 +138,8 @@ def split(batch: np.ndarray, num_devices: int) -> np.ndarray:
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Puts what `split` has split, for the devices of here, where it is worked on."""
-    sharding = _sharding([devices[i] for i in _here(devices)])
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+    here = [devices[i] for i in _here(devices)]
+    return jax.tree.map(lambda x: jax.device_put(x, _sharding(x, here)), tree)
 
 
 def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -280,7 +277,9 @@ def _here(devices):
     return [i for i, device in enumerate(devices) if device.process_index == own]
 
 
-def _sharding(devices):
+def _sharding(x, devices):
     # That which `pmap` returns: any other would make its second call compile.
+    if not getattr(jax.config, "jax_pmap_shmap_merge", True):  # of older JAX
+        return jax.sharding.PmapSharding.default(x.shape, devices=devices)
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
