@@ -4,7 +4,8 @@ python -m experiments.main --config=experiments/configs/nvae_mnist_ebm.py
 
 The first stage is `nvae_mnist` on grey images, whose Bernoulli likelihood is then a
 cross-entropy. To use a run that is there, --config.backbone.checkpoint=RUN. The second
-tells posterior from prior samples first, then learns with the chains.
+tells posterior from prior samples first, then learns with the chains. Compiled for a
+TPU v5e: .05 GiB a chip for a train step over four, .07 GiB for 500 samples on one.
 """
 
 from ml_collections import config_dict
