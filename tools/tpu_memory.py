@@ -18,6 +18,7 @@ import time
 # Before jax looks for devices: there are none.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 import jax
 import numpy as np
