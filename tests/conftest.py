@@ -19,6 +19,8 @@ import jax
 import pytest
 from ml_collections import config_dict
 
+from tests.precision import enable_x64
+
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,10 +41,7 @@ def forget_programs():
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""
-    enable = getattr(jax, "enable_x64", None)
-    if enable is None:  # before jax 0.8
-        from jax.experimental import enable_x64 as enable
-    with enable(True):
+    with enable_x64(True):
         yield
 
 

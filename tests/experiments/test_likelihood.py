@@ -157,7 +157,7 @@ def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp
         ({"eval.likelihood_num_samples": 1}, "num_samples must be at least 2, got 1"),
         ({"eval.likelihood_num_images": 0}, "num_images must be at least 2, got 0"),
         ({"eval.likelihood_batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"chains.posterior.num_steps": 3}, "an encoder alone; .* use 'annealed'"),
+        ({"chains.posterior.num_steps": 3}, "an encoder alone; .* to 'annealed'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(changes, words, tmp_path):

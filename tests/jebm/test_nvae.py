@@ -20,6 +20,7 @@ from jebm.hierarchy import (
 )
 from jebm.sampling import draw_noise
 from tests.models import random_latents
+from tests.precision import enable_x64
 
 BACKBONE = {
     "name": "nvae", "groups": (2, 1), "latent_channels": 1, "width": 2,
@@ -38,7 +39,7 @@ SPEC = {
 @pytest.fixture(scope="module")
 def small():
     """A model, and parameters that are all random, in float64."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         model = jebm.build(SPEC)
         params = jebm.init(jax.random.key(0), model)
         rng = np.random.default_rng(0)
