@@ -97,7 +97,8 @@ def _trace(key, model, params, chain, x=None, kernel=langevin.LANGEVIN):
 def _statistics(name, values, model, params, latents, features, groups):
     """Of values [draws, chains], the chains in `groups` of equal laws."""
     draws = len(values)
-    found = {f"{name}_draws": draws * _CHAINS // groups}
+    num = draws * _CHAINS // groups
+    found = {f"{name}_draws": num}
     watched = {"": np.asarray(values)[..., None]}
     if features is not None:
         drawn = [
@@ -112,7 +113,6 @@ def _statistics(name, values, model, params, latents, features, groups):
             rhat = array_stats.rhat(array, chain_axis=2, draw_axis=0)
             ess = array_stats.ess(array, chain_axis=2, draw_axis=0)
         # Chains too short for their autocorrelation have ArviZ's ceiling as ESS.
-        num = draws * _CHAINS // groups
         ess = np.where(ess < 0.999 * num * np.log10(num), ess, np.nan)
         found[f"{name}_rhat{suffix}"] = float(np.max(_varying(rhat, array)))
         found[f"{name}_ess{suffix}"] = float(np.min(_varying(ess, array)))
