@@ -1,3 +1,4 @@
+import copy
 import functools
 
 import numpy as np
@@ -218,13 +219,6 @@ def test_an_epoch_of_streamed_images_is_never_all_decoded(streamed, monkeypatch)
 
 @pytest.mark.parametrize("kind", ["decoded", "streamed"])
 def test_processes_share_the_batch_of_one(kind, streamed, monkeypatch):
-    read = []
-    original = sources.Streamed.read
-
-    def noted(self, i, place):
-        read.append(i)
-        return original(self, i, place)
-
     images = streamed if kind == "streamed" else np.asarray(streamed)
     options = {"binarize": True, "augment": ("flip", "crop")}
     alone = datasets.Batches(images, 6, 0, **options)
@@ -237,10 +231,17 @@ def test_processes_share_the_batch_of_one(kind, streamed, monkeypatch):
         assert [share.shape for share in shares] == [(2, 6, 6, 3)] * 3
         np.testing.assert_array_equal(np.concatenate(shares), alone(step))
     if kind == "streamed":
+        read, watched = [], copy.copy(streamed)  # threads above still read ahead
+        original = sources.Streamed.read
+
+        def noted(self, i, place):
+            if self is watched:
+                read.append(i)
+            return original(self, i, place)
+
         monkeypatch.setattr(sources.Streamed, "read", noted)
         monkeypatch.setattr(datasets, "_THREADS", 1)
-        mine = datasets.Batches(images, 6, 0, process_index=1, process_count=3)
-        mine(0)
+        datasets.Batches(watched, 6, 0, process_index=1, process_count=3)(0)
         order = datasets.Batches(np.arange(20), 6, 0)
         assert set(read[:2]) == set(order(0)[2:4].tolist())
 
