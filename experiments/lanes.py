@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import types
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Lane(NamedTuple):
     images: np.ndarray  # uint8 [N, H, W, C]
     seed: int
     setting: dict[str, float]  # fields among TRACED
+    backbone: Any = None  # variables of one that is frozen: "two_stage"
 
 
 def train_lanes(config, path: pathlib.Path, model, lanes: list[Lane], names: list):
@@ -70,17 +71,20 @@ def _train_lanes(config, path, model, lanes, names):
     devices = jax.local_devices()[:1]
     fields = dict(config.learning)
     traced = {
-        name: jnp.asarray([setting.get(name, fields[name]) for _, _, setting in lanes])
+        name: jnp.asarray([lane.setting.get(name, fields[name]) for lane in lanes])
         for name in TRACED
     }
-    keys = jax.vmap(jax.random.key)(jnp.asarray([seed for _, seed, _ in lanes]))
+    keys = jax.vmap(jax.random.key)(jnp.asarray([lane.seed for lane in lanes]))
+    backbones = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(lane.backbone for lane in lanes)
+    )
     optimizer = learning.create_optimizer(config.learning)  # of the state's structure
 
     def lane_learning(values):
         return types.SimpleNamespace(**(fields | values))
 
-    def create(key, values):
-        state = learning.create_state(key, lane_learning(values), model)
+    def create(key, values, backbone):
+        state = learning.create_state(key, lane_learning(values), model, backbone)
         return state.replace(tx=optimizer)
 
     def lane_step(lane, state, images):
@@ -94,11 +98,11 @@ def _train_lanes(config, path, model, lanes, names):
     def lane_diagnose(lane, state, images):
         return learning.make_diagnose(model)(lane[0], state, images)
 
-    state = train.restore(path, jax.vmap(create)(keys, traced))
+    state = train.restore(path, jax.vmap(create)(keys, traced, backbones))
     step = int(state.step[0])
     history = History(path, step, len(lanes))
     batches = [
-        datasets.training_batches(config, images, seed) for images, seed, _ in lanes
+        datasets.training_batches(config, lane.images, lane.seed) for lane in lanes
     ]
     step_fn = parallel.pmap(jax.vmap(lane_step), devices)
     diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)

@@ -3,8 +3,9 @@
     python -m tools.anomaly --config=experiments/configs/mnist_anomaly.py --workdir=DIR
         [--digits=1,4,5,7,9] [--seeds=5] [--config.FIELD=VALUE ...]
 
-All seeds of a digit are trained in one vmapped program, in DIR/DIGIT; a killed run goes
-on from its last checkpoint, and digits that are done are not done again. Of each seed's
+All seeds of a digit are trained in one vmapped program, in DIR/DIGIT, and before it, of
+two stages, their backbones in DIR/DIGIT/backbone; a killed run goes on from its last
+checkpoint, and digits that are done are not done again. Of each seed's
 averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
 `experiments.anomaly`, those of the Gaussian prior of the same generator too. The table
 of all digits is printed and written to DIR/anomaly.md: mean and standard deviation over
@@ -29,6 +30,7 @@ from experiments import (
     learning,
     sample,
     train,
+    two_stage,
     workdir,
 )
 from experiments.command_line import ConfigError
@@ -69,21 +71,45 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
     config = config.copy_and_resolve_references()
     config.data.heldout_digit = digit
     config.eval.protocol = "anomaly"
-    train.check_learning(config)
-    sample.check_log(config)
-    evaluate.check_eval(config)
+    _check(config)
     splits = datasets.load(**config.data)
-    model = sample.build_model(config, splits["train"].images.shape[1:])
-    lanes = [Lane(splits["train"].images, seed, {}) for seed in range(seeds)]
+    images = splits["train"].images
+    lanes = [Lane(images, seed, {}) for seed in range(seeds)]
+    model = sample.build_model(config, images.shape[1:])
+    if config.learning.method == "two_stage":
+        first = two_stage.stage_one(config)
+        _check(first)
+        generator = sample.build_model(first, images.shape[1:])
+        backbone = path / "backbone"
+        state, _ = train_lanes(first, backbone, generator, lanes, list(range(seeds)))
+        lanes = [
+            lane._replace(backbone=_of_lane(state.ema.backbone, lane.seed))
+            for lane in lanes
+        ]
     state, history = train_lanes(config, path, model, lanes, list(range(seeds)))
     results = []
     for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
-        ema = jax.tree.map(lambda leaf, i=seed: jnp.asarray(leaf[i]), state.ema)
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
+        ema = _of_lane(state.ema, seed)
         found = areas(key, config, model, ema, splits["test"], digit)
         results.append({"digit": digit, "seed": seed} | history.lane(seed) | found)
     workdir.write_json(path / "anomaly.json", results)
     return results
+
+
+def _check(config):
+    train.check_learning(config)
+    sample.check_log(config)
+    evaluate.check_eval(config)
+    if config.backbone.get("checkpoint") is not None:
+        raise ConfigError(
+            "backbone.checkpoint must be None, as every seed of every digit has its "
+            f"own, got {config.backbone.checkpoint!r}"
+        )
+
+
+def _of_lane(tree, i):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
 
 
 def areas(key, config, model, params, split, digit: int) -> dict[str, float]:

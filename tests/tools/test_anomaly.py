@@ -3,13 +3,16 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from ml_collections import config_dict
 
 import jebm
 from experiments import anomaly as areas_of
-from experiments import datasets, lanes, learning, sample
+from experiments import datasets, lanes, learning, sample, two_stage
 from experiments.command_line import ConfigError
 from experiments.configs import test
+from tests.experiments.test_train import variational_config
 from tools import anomaly
 
 
@@ -87,6 +90,39 @@ def test_a_second_call_trains_no_further(found, monkeypatch):
     )
     again = anomaly.run(small(), path / "4", 4, seeds=2)
     assert [r["auprc"] for r in again] == [r["auprc"] for r in results[4]]
+
+
+def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch):
+    states = {}
+
+    def noted(config, path, *rest):
+        states[path.name], history = lanes.train_lanes(config, path, *rest)
+        return states[path.name], history
+
+    monkeypatch.setattr(anomaly, "train_lanes", noted)
+    first = variational_config("gaussian")
+    monkeypatch.setattr(two_stage, "stage_one", lambda config: first)
+    config = variational_config("ebm")
+    config.backbone = config_dict.ConfigDict({"stage_one": "first"})
+    config.backbone.checkpoint = config_dict.placeholder(str)
+    config.learning.method = "two_stage"
+    config.learning.energy_lr = 0.1
+    config.eval.num_posterior_samples = 1
+    results = anomaly.run(config, tmp_path / "4", 4, seeds=2)
+    assert results[0]["auprc"] != results[0]["auprc_gaussian"]
+    generators, tilted = states["backbone"].ema.backbone, states["4"].ema.backbone
+    jax.tree.map(np.testing.assert_array_equal, generators, tilted)
+    kernels = [k for k in jax.tree.leaves(generators) if k.ndim == 3]
+    assert kernels and all((k[0] != k[1]).any() for k in kernels)
+
+
+def test_a_checkpoint_for_every_seed_is_refused(tmp_path):
+    config = variational_config("ebm")
+    config.backbone = config_dict.ConfigDict({"stage_one": "test"})
+    config.backbone.checkpoint = str(tmp_path)
+    config.learning.method = "two_stage"
+    with pytest.raises(ConfigError, match=r"backbone\.checkpoint must be None"):
+        anomaly.run(config, tmp_path / "4", 4, seeds=1)
 
 
 def test_other_seeds_are_refused_where_there_are_some(found):
