@@ -32,7 +32,7 @@ PANELS = (
         "probability",
     ),
     Panel(
-        "stiffness (unstable from 1, keep below .5)",
+        "stiffness (keep below .5)",
         ("posterior_stiffness", "prior_stiffness"),
         "s\u00b2/4 \u03bb_max",
         limit=0.5,

@@ -89,6 +89,19 @@ def load_backbone(config, path: pathlib.Path, model: jebm.Model, train: Callable
     return parallel.share(params.backbone)
 
 
+def _check_held_out(config, source):
+    """Refuses a run that has learned what is to be held out."""
+    file, wanted = pathlib.Path(source) / "config.json", config.data.heldout_digit
+    if wanted is None or not file.is_file():  # a converted checkpoint has none
+        return
+    held_out = read_json(file).get("data", {}).get("heldout_digit")
+    if held_out != wanted:
+        raise ConfigError(
+            f"the backbone in {source} was trained with data.heldout_digit {held_out}, "
+            f"and data.heldout_digit is {wanted} here"
+        )
+
+
 def _read_backbone(config, source, model):
     if not parallel.is_first():  # which shares what it has read
         return jebm.init(jax.random.key(0), model)
@@ -98,6 +111,7 @@ def _read_backbone(config, source, model):
             f"the backbone in {source} is of images {found.image_shape}, and "
             f"data.name {config.data.name!r} has {model.image_shape}"
         )
+    _check_held_out(config, source)
     if found.backbone != model.backbone:
         raise ConfigError(
             f"{source} holds another backbone than backbone.stage_one "

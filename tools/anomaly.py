@@ -5,11 +5,11 @@
 
 All seeds of a digit are trained in one vmapped program, in DIR/DIGIT, and before it, of
 two stages, their backbones in DIR/DIGIT/backbone; a killed run goes on from its last
-checkpoint, and digits that are done are not done again. Of each seed's
+checkpoint, and digits that are trained are not trained again. Of each seed's
 averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
 `experiments.anomaly`, those of the Gaussian prior of the same generator too. The table
-of all digits is printed and written to DIR/anomaly.md: mean and standard deviation over
-seeds.
+of the digits of this call is printed and written to DIR/anomaly.md: mean and standard
+deviation over seeds.
 """
 
 import pathlib
@@ -49,7 +49,8 @@ _ROWS = {
 
 def main(argv: list[str]) -> None:
     """Trains and scores every digit."""
-    del argv
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     path = pathlib.Path(given.workdir)

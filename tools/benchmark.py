@@ -508,7 +508,10 @@ def picture(results: dict, path: pathlib.Path) -> None:
             color = f"C{list(results).index(name)}"
             right.plot(batches, rates, style, marker="o", color=color, label=label)
     right.set(
-        xscale="log", yscale="log", xlabel="batch", title="chain steps per second"
+        xscale="log",
+        yscale="log",
+        xlabel="batch",
+        title="steps per second, all chains",
     )
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize="small")
@@ -553,14 +556,16 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {given.repeats}")
+    if given.page and given.only:
+        parser.error("--page holds the lines of all benchmarks: leave --only out")
     results = {}
     print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
     for name in given.only or BENCHMARKS:
         try:
             results[name] = BENCHMARKS[name](given.repeats)
         except Missing as missing:
-            message = f"{name} needs {missing}: pip install 'jebm[bench]'"
-            if given.only:
+            message = f"{name} needs {missing}: pip install -e '.[bench]'"
+            if given.only or given.page:
                 sys.exit(f"error: {message}")
             print(f"left out: {message}", flush=True)
             continue

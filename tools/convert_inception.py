@@ -4,7 +4,7 @@
 
 CHECKPOINT.pth is pt_inception-2015-12-05-6726825d.pth, the weights of the first FIDs as
 pytorch-fid publishes them; without it they are downloaded (96 MB). Reading them needs
-PyTorch (`pip install 'jebm[convert]'`), but nothing in the file is unpickled other than
+PyTorch (`pip install -e '.[convert]'`), but nothing in the file is unpickled other than
 tensors and containers. Its sha256 must be that of the published file, or the one given;
 every tensor must be known and none may be missing. FILE, by default in the cache where
 all commands look for it, holds arrays alone.

@@ -5,7 +5,7 @@
 CHECKPOINT.pt is one that the official code of NVAE (arXiv 2007.03898), or of VAEBM
 (arXiv 2010.00654), has written; its own `args` say what network it holds. It is read
 without unpickling anything but tensors, containers and the namespace of those args,
-which needs PyTorch (`pip install 'jebm[convert]'`). Every tensor must be known and
+which needs PyTorch (`pip install -e '.[convert]'`). Every tensor must be known and
 none may be missing. Where the decoder is a Gaussian, VAEBM's likelihood keeps log sigma
 above -2 and NVAE's does not: the checkpoint does not tell, --min_log_scale does.
 

@@ -28,7 +28,7 @@ def load(
         import torch
     except ImportError:
         raise ConfigError(
-            "reading a checkpoint needs PyTorch: pip install 'jebm[convert]'"
+            "reading a checkpoint needs PyTorch: pip install -e '.[convert]'"
         ) from None
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")

@@ -1,6 +1,6 @@
 """Compiles an experiment for a TPU that is not there: its memory, its collectives.
 
-    pip install 'jebm[tpu-aot]'
+    pip install -e '.[tpu-aot]'
     python -m tools.tpu_memory --config=experiments/configs/cifar10_nvae.py
         --image_shape=32,32,3 [--topology=v5e:2x4] [--config.FIELD=...]
 
@@ -45,7 +45,7 @@ def devices_of(topology: str) -> list[jax.Device]:
     except Exception as error:  # of the plugin, whatever it raises
         raise ConfigError(
             f"no topology {topology!r}: {str(error).splitlines()[0]} (the compiler "
-            "is that of pip install 'jebm[tpu-aot]')"
+            "is that of pip install -e '.[tpu-aot]')"
         ) from None
 
 

@@ -19,7 +19,6 @@ def get_config():
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "mnist_anomaly_vae"
-    config.eval.anomaly_likelihood_weight = 0.02
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)
     # Short steps, so that the energy may be steep: its density is what tells.

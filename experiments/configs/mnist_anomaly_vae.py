@@ -15,6 +15,7 @@ def get_config():
     config.prior = "gaussian"
     config.data.heldout_digit = 1
     config.eval.protocol = "anomaly"
+    config.eval.anomaly_likelihood_weight = 0.02
     config.backbone.latent_dims = (8, 24)
     config.backbone.conditioning = "above"
     config.backbone.decoder_widths = (384, 384)

@@ -1,4 +1,4 @@
-"""A few steps of a tiny model: half a minute with compiling; its samples are noise."""
+"""A few steps of a tiny model: a minute with compiling; its samples are noise."""
 
 from experiments.configs import digits
 

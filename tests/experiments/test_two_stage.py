@@ -204,6 +204,16 @@ def test_another_first_stage_in_the_way_is_refused(both, second_config, tmp_path
         two_stage.load_backbone(second_config, tmp_path, other, lambda *_: None)
 
 
+def test_backbone_that_has_seen_what_is_held_out_is_refused(both, second_config):
+    second_config.backbone.checkpoint = str(both / "backbone")
+    model = sample.build_model(second_config, (8, 8, 1))
+    second_config.data.heldout_digit = 4
+    with pytest.raises(
+        ConfigError, match=r"with data\.heldout_digit None, and .* is 4"
+    ):
+        two_stage.load_backbone(second_config, both, model, lambda *_: None)
+
+
 def test_unknown_first_stage_is_named():
     from experiments.configs import mnist_ladder_ebm
 

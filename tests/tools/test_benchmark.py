@@ -51,13 +51,16 @@ def test_speedup_is_the_ratio_of_medians():
     assert entry["quartiles"] == [1.5, 5.5]
 
 
-def test_table_picture_and_file_tell_what_was_measured(small, tmp_path, capsys):
+def test_table_picture_and_file_tell_what_was_measured(
+    small, tmp_path, capsys, monkeypatch
+):
+    two = {name: benchmark.BENCHMARKS[name] for name in ("matrix_product", "memory")}
+    monkeypatch.setattr(benchmark, "BENCHMARKS", two)
     file, picture = tmp_path / "found.json", tmp_path / "folder" / "picture.png"
     page = tmp_path / "page.md"
     page.write_text("\n\n".join(["# Speed", *benchmark.MARKS, "The end."]))
-    arguments = ["--only=matrix_product", "--only=memory", "--repeats=1"]
     files = [f"--json={file}", f"--picture={picture}", f"--page={page}"]
-    benchmark.main([*arguments, *files])
+    benchmark.main(["--repeats=1", *files])
     found = json.loads(file.read_text())
     assert found["machine"]["jax"] == jax.__version__
     assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
@@ -76,6 +79,25 @@ def test_table_picture_and_file_tell_what_was_measured(small, tmp_path, capsys):
     page.write_text("# No marks")
     with pytest.raises(ValueError, match=r"page.md must hold the lines <!-- table"):
         benchmark.write_page({}, page)
+
+
+def test_page_is_never_left_with_some_of_its_lines(
+    small, tmp_path, monkeypatch, capsys
+):
+    page = tmp_path / "page.md"
+    page.write_text("\n\n".join(["# Speed", *benchmark.MARKS]))
+    before = page.read_text()
+    with pytest.raises(SystemExit):
+        benchmark.main(["--only=memory", f"--page={page}"])
+    assert "--page holds the lines of all benchmarks" in capsys.readouterr().err
+
+    def missing(repeats):
+        raise benchmark.Missing("a peer")
+
+    monkeypatch.setattr(benchmark, "BENCHMARKS", {"memory": missing})
+    with pytest.raises(SystemExit, match="memory needs a peer"):
+        benchmark.main([f"--page={page}"])
+    assert page.read_text() == before
 
 
 def test_memory_of_a_chain_does_not_depend_on_its_length(small):
