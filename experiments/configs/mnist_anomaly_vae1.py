@@ -1,7 +1,9 @@
 """The generator of `mnist_anomaly` with all its latents in one layer, to compare.
 
-python -m tools.anomaly --config=experiments/configs/mnist_anomaly.py
-    --config.backbone.stage_one=mnist_anomaly_vae1 --workdir=DIR
+python -m experiments.main --config=experiments/configs/mnist_anomaly_vae1.py
+
+With --config.backbone.stage_one=mnist_anomaly_vae1 `mnist_anomaly` is the latent EBM of
+one layer.
 """
 
 from experiments.configs import mnist_anomaly_vae
