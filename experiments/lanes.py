@@ -139,6 +139,11 @@ def _train_lanes(config, path, model, lanes, names):
     return parallel.unreplicate(state), history
 
 
+def of_lane(tree, i: int):
+    """Lane i of a tree whose every leaf has a leading axis over lanes."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
+
+
 class History:
     """metrics.jsonl with a list over lanes for every metric."""
 

@@ -18,7 +18,7 @@ import jax
 import jebm
 from experiments import parallel
 from experiments.command_line import CONFIGS, ConfigError
-from experiments.workdir import read_json
+from experiments.workdir import flat, read_json
 
 
 def stage_one(config):
@@ -94,7 +94,7 @@ def _check_held_out(config, source):
     file, wanted = pathlib.Path(source) / "config.json", config.data.heldout_digit
     if wanted is None or not file.is_file():  # a converted checkpoint has none
         return
-    held_out = read_json(file).get("data", {}).get("heldout_digit")
+    held_out = dict(flat(read_json(file))).get("data.heldout_digit")
     if held_out != wanted:
         raise ConfigError(
             f"the backbone in {source} was trained with data.heldout_digit {held_out}, "

@@ -16,7 +16,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -34,7 +33,7 @@ from experiments import (
     workdir,
 )
 from experiments.command_line import ConfigError
-from experiments.lanes import Lane, train_lanes
+from experiments.lanes import Lane, of_lane, train_lanes
 
 # Rows of the table: the name of the row, and what its fields end with.
 _ROWS = {
@@ -84,14 +83,14 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
         backbone = path / "backbone"
         state, _ = train_lanes(first, backbone, generator, lanes, list(range(seeds)))
         lanes = [
-            lane._replace(backbone=_of_lane(state.ema.backbone, lane.seed))
+            lane._replace(backbone=of_lane(state.ema.backbone, lane.seed))
             for lane in lanes
         ]
     state, history = train_lanes(config, path, model, lanes, list(range(seeds)))
     results = []
     for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
-        ema = _of_lane(state.ema, seed)
+        ema = of_lane(state.ema, seed)
         found = areas(key, config, model, ema, splits["test"], digit)
         results.append({"digit": digit, "seed": seed} | history.lane(seed) | found)
     workdir.write_json(path / "anomaly.json", results)
@@ -107,10 +106,6 @@ def _check(config):
             "backbone.checkpoint must be None, as every seed of every digit has its "
             f"own, got {config.backbone.checkpoint!r}"
         )
-
-
-def _of_lane(tree, i):
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
 
 
 def areas(key, config, model, params, split, digit: int) -> dict[str, float]:

@@ -154,29 +154,33 @@ def chains(name, num_steps, repeats) -> dict:
     peer = load_peer(spec, params)
     compared = {}
     for batch, steps in num_steps.items():
-        images = noise(batch, CIFAR10) if name == "posterior" else None
-        run = our_chain(model, params, name, batch, steps, images)
-        x = None if images is None else to_torch(images)
+        run = our_chain(model, params, name, batch, steps)
+        x = to_torch(noise(batch, CIFAR10)) if name == "posterior" else None
         chain, start = spec["chains"][name], peer.start(batch)
         theirs = functools.partial(peer.run, start, chain, steps, x)
         compared[batch] = compare(run, theirs, title(peer), repeats)
     return by_batch(compared, num_steps)
 
 
-def our_chain(model, params, name, batch, num_steps, images=None) -> Callable:
+def our_chain(model, params, name, batch, num_steps) -> Callable:
     """A compiled chain of so many steps."""
-    compiled = lower_chain(model, params, name, batch, num_steps, images).compile()
-    keys = example_keys(jax.random.key(0), jnp.arange(batch))
-    x = None if images is None else datasets.to_unit(images)
+    compiled = lower_chain(model, params, name, batch, num_steps).compile()
+    keys, x = chain_inputs(name, batch)
     return lambda: jax.block_until_ready(compiled(keys, params, x))
 
 
-def lower_chain(model, params, name, batch, num_steps, images=None):
+def chain_inputs(name, batch):
+    """Keys, and the images of the posterior's chain: the prior's must have none."""
+    keys = example_keys(jax.random.key(0), jnp.arange(batch))
+    x = datasets.to_unit(noise(batch, CIFAR10)) if name == "posterior" else None
+    return keys, x
+
+
+def lower_chain(model, params, name, batch, num_steps):
     """The program of a chain, to be compiled."""
     chain = getattr(model.chains, name)
     chain = jebm.Chain(num_steps, chain.step_size, chain.space, chain.start)
-    keys = example_keys(jax.random.key(0), jnp.arange(batch))
-    x = None if images is None else datasets.to_unit(images)
+    keys, x = chain_inputs(name, batch)
 
     def run(keys, params, x):
         return run_chains(keys, model, params, chain, x=x)[0]
@@ -235,7 +239,7 @@ def matrix_product(repeats: int) -> dict:
     """How near the posterior chain comes to the machine's speed at products."""
     batch, num_steps, side = 16, POSTERIOR_STEPS[16], SIDE
     model, params, _ = cifar10_model()
-    chain = our_chain(model, params, "posterior", batch, num_steps, noise(16, CIFAR10))
+    chain = our_chain(model, params, "posterior", batch, num_steps)
     a = jnp.ones((side, side))
     product = jax.jit(jnp.matmul)
     seconds = alternate(
@@ -334,15 +338,8 @@ def pipeline(repeats: int) -> dict:
     batches = datasets.Batches(images, batch, seed=0)
     model, params, _ = cifar10_model()
     chains = [
-        our_chain(model, params, "prior", batch, model.chains.prior.num_steps),
-        our_chain(
-            model,
-            params,
-            "posterior",
-            batch,
-            model.chains.posterior.num_steps,
-            noise(batch, CIFAR10),
-        ),
+        our_chain(model, params, name, batch, getattr(model.chains, name).num_steps)
+        for name in ("prior", "posterior")
     ]
     indices = iter(range(10**9))
     sides = {

@@ -17,7 +17,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -34,7 +33,7 @@ from experiments import (
     workdir,
 )
 from experiments.command_line import ConfigError
-from experiments.lanes import TRACED, Lane, train_lanes
+from experiments.lanes import TRACED, Lane, of_lane, train_lanes
 
 
 def main(argv: list[str]) -> None:
@@ -64,10 +63,14 @@ def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: fl
     features, _ = classifier.load(config.data.name)
     results = []
     for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
-        ema = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), state.ema)
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
         found = evaluate.distances(
-            key, model, ema, splits["test"].images, features, config.eval
+            key,
+            model,
+            of_lane(state.ema, i),
+            splits["test"].images,
+            features,
+            config.eval,
         )
         found = {k: v for k, v in found.items() if math.isfinite(v)}
         results.append({"setting": setting, "seed": seed} | history.lane(i) | found)

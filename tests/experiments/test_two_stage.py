@@ -24,13 +24,19 @@ def first_config():
     return config
 
 
-@pytest.fixture
-def second_config(monkeypatch):
-    monkeypatch.setattr(two_stage, "stage_one", lambda config: first_config())
+def two_stage_config():
+    """Of energies alone; its first stage, "first", is not there."""
     config = variational_config("ebm")
     config.backbone = config_dict.ConfigDict({"stage_one": "first"})
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.learning.method = "two_stage"
+    return config
+
+
+@pytest.fixture
+def second_config(monkeypatch):
+    monkeypatch.setattr(two_stage, "stage_one", lambda config: first_config())
+    config = two_stage_config()
     config.learning.num_steps = 8
     config.learning.energy_spectral_bound = BOUND
     return config

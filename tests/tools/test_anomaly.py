@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import config_dict
 
 import jebm
 from experiments import anomaly as areas_of
@@ -13,6 +12,7 @@ from experiments import datasets, lanes, learning, sample, two_stage
 from experiments.command_line import ConfigError
 from experiments.configs import test
 from tests.experiments.test_train import variational_config
+from tests.experiments.test_two_stage import two_stage_config
 from tools import anomaly
 
 
@@ -102,10 +102,7 @@ def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch)
     monkeypatch.setattr(anomaly, "train_lanes", noted)
     first = variational_config("gaussian")
     monkeypatch.setattr(two_stage, "stage_one", lambda config: first)
-    config = variational_config("ebm")
-    config.backbone = config_dict.ConfigDict({"stage_one": "first"})
-    config.backbone.checkpoint = config_dict.placeholder(str)
-    config.learning.method = "two_stage"
+    config = two_stage_config()
     config.learning.energy_lr = 0.1
     config.eval.num_posterior_samples = 1
     results = anomaly.run(config, tmp_path / "4", 4, seeds=2)
@@ -117,10 +114,8 @@ def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch)
 
 
 def test_a_checkpoint_for_every_seed_is_refused(tmp_path):
-    config = variational_config("ebm")
-    config.backbone = config_dict.ConfigDict({"stage_one": "test"})
+    config = two_stage_config()
     config.backbone.checkpoint = str(tmp_path)
-    config.learning.method = "two_stage"
     with pytest.raises(ConfigError, match=r"backbone\.checkpoint must be None"):
         anomaly.run(config, tmp_path / "4", 4, seeds=1)
 
