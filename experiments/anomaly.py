@@ -1,16 +1,23 @@
 """Anomaly detection: how well a score tells a class that training has not seen.
 
-The score of an image is that of `jebm.scores` at k = 0 with the likelihood weighed,
+The score of an image is that of `jebm.scores` at k = 0 with its terms weighed,
 
-    w log p(x|z) + log p_beta(z) - E(z)        w = eval.anomaly_likelihood_weight
+    w log p(x|z) + v log p_beta(z) - E(z)
+
+    w = eval.anomaly_likelihood_weight    v = eval.anomaly_prior_weight
 
 and minus it is high for anomalies; the held-out class is the positive one. A generator
 is trained sharp, with a small sigma_x, so that its latents hold what tells one image
 from another; at the weight of training, w = 1, the error of the pixels then drowns what
 the prior says of them. A Gaussian likelihood of weight w is that of sigma_x / sqrt(w).
+At v = 0 the latents' part is a ratio: how much likelier z is under the tilted prior
+than under the Gaussian one, log p(z) - log p_beta(z) = -E(z) - log Z. What is plain is
+likely under both, whatever its class, and cancels.
 """
 
+import dataclasses
 import pathlib
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import matplotlib
@@ -26,8 +33,24 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+def scored(model, options):
+    """The model with the posterior chain of `options`, config.eval.
+
+    Raises:
+      ValueError: if it would start at an encoder that the model does not have.
+    """
+    if options.anomaly_posterior_start is None:
+        return model
+    posterior = dataclasses.replace(
+        model.chains.posterior, start=options.anomaly_posterior_start
+    )
+    chains = dataclasses.replace(model.chains, posterior=posterior)
+    return dataclasses.replace(model, chains=chains)
+
+
 def terms_of(key, model, params, images: np.ndarray, options) -> Positive:
     """The terms of score(0) of images, uint8 [N, H, W, C]; `options` is config.eval."""
+    model = scored(model, options)
 
     def draw(key, indices):
         x = datasets.to_unit(jnp.asarray(images[indices]))
@@ -37,40 +60,55 @@ def terms_of(key, model, params, images: np.ndarray, options) -> Positive:
     return in_batches(key, draw, np.arange(len(images)), options.batch_size)
 
 
-def weighed(terms: Positive, weight: float) -> np.ndarray:
+class Weights(NamedTuple):
+    """What the terms of the score are multiplied by."""
+
+    likelihood: float = 1.0
+    prior: float = 1.0
+
+
+def weights_of(options) -> Weights:
+    """Those of `options`, config.eval."""
+    return Weights(options.anomaly_likelihood_weight, options.anomaly_prior_weight)
+
+
+def weighed(terms: Positive, weights: Weights) -> np.ndarray:
     """Minus the score of the module's docstring, [N], nats: high is anomalous."""
-    likelihood = weight * terms.log_likelihood
-    return terms._replace(log_likelihood=likelihood).loss()
+    return terms._replace(
+        log_likelihood=weights.likelihood * terms.log_likelihood,
+        log_prior=weights.prior * terms.log_prior,
+    ).loss()
 
 
 def detection(
-    terms: Positive, anomalous: np.ndarray, weight: float
+    terms: Positive, anomalous: np.ndarray, weights: Weights
 ) -> dict[str, float]:
     """Areas under the precision-recall and the ROC curve, of the score and its parts.
 
     Args:
       terms: of `terms_of`, [N].
       anomalous: whether each image is of the held-out class, bool [N].
-      weight: of the likelihood.
+      weights: of the score.
 
     Returns:
       auprc (area under the curve by trapezoids, as in the literature on this split) and
-      auroc of the score; "_unweighed", of score(0) itself; "_likelihood" and "_prior",
-      of its parts alone, log p(x|z) and log p_beta(z) - E(z); and the prevalence of
-      anomalies, the auprc of chance.
+      auroc of the score; "_unweighed", of score(0) itself; "_likelihood", "_prior" and
+      "_energy", of log p(x|z), log p_beta(z) - E(z) and -E(z) alone; and the prevalence
+      of anomalies, the auprc of chance.
 
     Example:
       >>> nats = np.array([0.0, 1.0, 2.0, 3.0])
       >>> terms = Positive(nats, np.zeros(4), np.zeros(4), np.zeros(4))
-      >>> found = detection(terms, np.array([True, True, False, False]), weight=0.5)
+      >>> found = detection(terms, np.array([True, True, False, False]), Weights(0.5))
       >>> found["auprc"], found["auroc"], found["auroc_prior"], found["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
     """
     parts = {
-        "": weighed(terms, weight),
-        "_unweighed": weighed(terms, 1.0),
+        "": weighed(terms, weights),
+        "_unweighed": weighed(terms, Weights()),
         "_likelihood": -terms.log_likelihood,
-        "_prior": weighed(terms, 0.0),
+        "_prior": weighed(terms, Weights(likelihood=0.0)),
+        "_energy": terms.energy,
     }
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
@@ -81,15 +119,18 @@ def detection(
 
 
 def histogram(
-    terms: Positive, anomalous: np.ndarray, weight: float, file: pathlib.Path
+    terms: Positive, anomalous: np.ndarray, weights: Weights, file: pathlib.Path
 ) -> None:
     """Draws the scores of both kinds of images, and their parts."""
     panels = {
-        f"minus the score, likelihood weighed {weight:g}": weighed(terms, weight),
+        f"minus the score, w = {weights.likelihood:g}, v = {weights.prior:g}": weighed(
+            terms, weights
+        ),
         "minus log p(x|z)": -terms.log_likelihood,
-        "E(z) minus log p_beta(z)": weighed(terms, 0.0),
+        "minus log p_beta(z)": -terms.log_prior,
+        "E(z)": terms.energy,
     }
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(16, 3.2), layout="constrained")
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         bins = np.linspace(*np.percentile(values, [0.2, 99.8]), 60)
         for kind, colour, name in (

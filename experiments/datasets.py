@@ -15,7 +15,7 @@ from experiments.command_line import ConfigError
 from experiments.loaders import CROPPED, LOADERS, Options, Split
 from jebm.names import unknown
 
-AUGMENTATIONS = ("flip", "crop")
+AUGMENTATIONS = ("flip", "crop", "affine")
 _THREADS = min(16, os.cpu_count() or 1)  # that decode batches ahead
 
 
@@ -134,6 +134,58 @@ def _keep(split, index):
     return Split(images[index], split.labels[index])
 
 
+BENT, MOVED = 0.14, 0.04  # most of "affine": per entry of the matrix, per side
+
+
+def affine(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Turns, stretches, slants and moves images a little, by maps of their coordinates.
+
+    A map is A (c - middle) + middle + t, with |A - I| <= `BENT` in every entry and |t|
+    <= `MOVED` of the side; pixels are bilinear, and beyond the border as at the border.
+    It is computed on the host, by JAX's CPU backend.
+
+    Args:
+      images: uint8 [B, H, W, C].
+      drawn: the maps, in [0, 1), [B, 2, 3]: A, and in the last column t; 1/2 is I, 0.
+
+    Returns:
+      uint8 [B, H, W, C].
+
+    Example:
+      >>> images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+      >>> np.array_equal(affine(images, np.full((3, 2, 3), 0.5)), images)
+      True
+    """
+    off = 2 * drawn - 1
+    side = np.array(images.shape[1:3])
+    middle = (side - 1) / 2
+    matrices = np.eye(2) + BENT * off[..., :2]
+    offsets = middle - matrices @ middle + MOVED * side * off[..., 2]
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return np.asarray(_affine(images, np.float32(matrices), np.float32(offsets)))
+
+
+@jax.jit
+def _affine(images, matrices, offsets):
+    row, column = jnp.indices(images.shape[1:3], jnp.float32)
+
+    def one(arguments):
+        image, matrix, offset = arguments
+        places = [
+            a[0] * row + a[1] * column + b for a, b in zip(matrix, offset, strict=True)
+        ]
+
+        def moved(channel):
+            return jax.scipy.ndimage.map_coordinates(
+                channel, places, order=1, mode="nearest"
+            )
+
+        return jnp.round(jax.vmap(moved, 2, 2)(image.astype(jnp.float32)))
+
+    # One after the other: an image is then the same in a batch of any size.
+    return jax.lax.map(one, (images, matrices, offsets)).astype(jnp.uint8)
+
+
 def to_unit(images: jax.Array) -> jax.Array:
     """uint8 pixels to float32 in [0, 1], the one place where images are scaled."""
     return images.astype(jnp.float32) / 255
@@ -151,7 +203,8 @@ class Batches:
       seed: of the order and of what is drawn.
       binarize: draws each pixel black or white, anew at every step.
       augment: "flip" mirrors every image with probability 1/2; "crop" cuts streamed
-        images at a place drawn anew, not in the middle.
+        images at a place drawn anew, not in the middle; "affine" turns, stretches,
+        slants and moves every image a little, see `affine`.
       num_workers: processes that decode streamed images; 0: threads of this one.
       process_index: which of process_count equal shares of every batch this one reads;
         together they are the batch that one process alone would read.
@@ -199,6 +252,8 @@ class Batches:
         if "flip" in self._augment:
             flipped = self._draw(step, "flip") < 0.5
             images = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+        if "affine" in self._augment:
+            images = affine(images, self._draw(step, "affine", 2, 3))
         if not self._binarize:
             return images
         rng = np.random.default_rng((self._seed, step))
@@ -209,10 +264,11 @@ class Batches:
         start = step * self._batch_size + self._first
         return [self._order[start + i] for i in range(self._size)]
 
-    def _draw(self, step, what):
-        """A number in [0, 1) for each image, by (seed, step, index in the batch)."""
+    def _draw(self, step, what, *shape):
+        """Numbers in [0, 1) for each image, by (seed, step, index in the batch)."""
         role = 1 + AUGMENTATIONS.index(what)
-        drawn = np.random.default_rng((self._seed, step, role)).random(self._batch_size)
+        rng = np.random.default_rng((self._seed, step, role))
+        drawn = rng.random((self._batch_size, *shape))
         return drawn[self._first : self._first + self._size]
 
     def _streamed(self, step):

@@ -137,11 +137,11 @@ def check_eval(config) -> None:
             "eval.num_temperatures must be 0 or at least 2, got "
             f"{config.eval.num_temperatures}"
         )
-    if config.eval.anomaly_likelihood_weight < 0:
-        raise ConfigError(
-            "eval.anomaly_likelihood_weight must be at least 0, got "
-            f"{config.eval.anomaly_likelihood_weight}"
-        )
+    for name in ("anomaly_likelihood_weight", "anomaly_prior_weight"):
+        if config.eval[name] < 0:
+            raise ConfigError(
+                f"eval.{name} must be at least 0, got {config.eval[name]}"
+            )
     for name, least in (
         ("num_samples", 2),
         ("num_posterior_samples", 1),
@@ -183,13 +183,14 @@ def _by_anomaly(config):
         heldout = config.data.heldout_digit
         anomalous = split.labels == heldout
         folder = path / "figures" / workdir.variant(path, config)
-        weight = config.eval.anomaly_likelihood_weight
-        anomaly.histogram(terms, anomalous, weight, folder / "anomaly.png")
+        weights = anomaly.weights_of(config.eval)
+        anomaly.histogram(terms, anomalous, weights, folder / "anomaly.png")
         pictures.mark(config, [folder / "anomaly.png"])
         print(f"wrote {folder / 'anomaly.png'}")
-        return anomaly.detection(terms, anomalous, weight), {
+        return anomaly.detection(terms, anomalous, weights), {
             "heldout_digit": heldout,
-            "likelihood_weight": weight,
+            "likelihood_weight": weights.likelihood,
+            "prior_weight": weights.prior,
             "num_posterior_samples": config.eval.num_posterior_samples,
             "num_normal": int((~anomalous).sum()),
             "num_anomalous": int(anomalous.sum()),

@@ -56,8 +56,14 @@ def train_lanes(config, path: pathlib.Path, model, lanes: list[Lane], names: lis
 
     Raises:
       ConfigError: if `path` holds lanes of other names or settings, or another process
-        trains there.
+        trains there; or if learning is "two_stage" and a lane has no backbone.
     """
+    if config.learning.method == "two_stage" and any(
+        lane.backbone is None for lane in lanes
+    ):
+        raise ConfigError(
+            "learning.method 'two_stage' needs a trained backbone for every lane"
+        )
     workdir.check_settings(path, config, "train")
     with workdir.lock(path):
         return _train_lanes(config, path, model, lanes, names)
@@ -111,7 +117,9 @@ def _train_lanes(config, path, model, lanes, names):
     with (
         contextlib.closing(history),
         checkpoints.manager(path, config.log.keep) as manager,
-        tqdm(initial=step, total=last, unit="step", disable=None) as progress,
+        tqdm(
+            initial=step, total=last, unit="step", desc=str(path), disable=None
+        ) as progress,
     ):
         while step < last:
             batch = np.stack([lane(step) for lane in batches])[None]
@@ -131,7 +139,7 @@ def _train_lanes(config, path, model, lanes, names):
             said = f"{wrong}/{len(lanes)} beyond the limits"
             progress.set_postfix_str(said)
             if progress.disable:
-                print(f"step {step}/{last}: {said}", flush=True)
+                print(f"{path}: step {step}/{last}: {said}", flush=True)
             if step % config.log.checkpoint_every == 0 or step == last:
                 checkpoints.save(
                     manager, step, train.checkpoint_items(parallel.unreplicate(state))

@@ -204,10 +204,15 @@ def _detection(found):
     rows = [
         (text, found[f"auprc{part}"], found[f"auroc{part}"])
         for part, text in (
-            ("", f"minus the score, likelihood weighed {found['likelihood_weight']:g}"),
-            ("_unweighed", "minus score(0), where it weighs 1"),
-            ("_likelihood", "its part minus log p(x|z)"),
-            ("_prior", "its part E(z) minus log p_beta(z)"),
+            (
+                "",
+                f"minus the score, log p(x|z) weighed {found['likelihood_weight']:g}, "
+                f"log p_beta(z) {found['prior_weight']:g}",
+            ),
+            ("_unweighed", "minus score(0), where both weigh 1"),
+            ("_likelihood", "minus log p(x|z)"),
+            ("_prior", "E(z) minus log p_beta(z)"),
+            ("_energy", "E(z)"),
         )
     ]
     return about, _table(rows, ("", "AUPRC", "AUROC"))

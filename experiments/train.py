@@ -37,6 +37,7 @@ from experiments.sample import (
     write_samples,
 )
 from jebm import checkpoints
+from jebm.model import ENCODED
 from jebm.names import unknown
 
 _NUM_DIAGNOSED = 16  # images whose chains are examined
@@ -56,7 +57,7 @@ def check_learning(config) -> None:
     chain = config.chains.posterior
     variational = fields.method == "variational"
     encoded = fields.method != "mle"
-    if (chain.start == "encoder") != encoded:
+    if (chain.start != "encoder") if encoded else (chain.start in ENCODED):
         raise ConfigError(
             f"learning.method {fields.method!r} needs "
             f"{'' if encoded else 'another '}chains.posterior.start "

@@ -48,7 +48,8 @@ LIKELIHOODS = {
     "logistic_mixture": LogisticMixture,
 }
 SPACES = ("eps", "z", "eps_released")
-STARTS = ("normal", "prior", "encoder")
+ENCODED = ("encoder", "mode")  # starts of a chain that an encoder knows
+STARTS = ("normal", "prior", *ENCODED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Chain:
         "eps_released" moves eps by the density of z, see `jebm.densities`: for
         comparison with the paper's code.
       start: "normal" starts at N(0, I) in every layer of that space, "prior" at a
-        sample of p_beta(z); in eps-space the two are one. "encoder", for posterior
-        chains, starts at a sample of q(z | x): with num_steps=0 that is the draw.
+        sample of p_beta(z); in eps-space the two are one. For posterior chains,
+        "encoder" starts at a sample of q(z | x), with num_steps=0 that is the draw,
+        and "mode" where its noise is 0: at the mode of each q(z_i | z_{>i}, x).
     """
 
     num_steps: int = 40
@@ -133,9 +135,9 @@ class Model:
 
 def check_chains(backbone: nn.Module, chains: Chains) -> None:
     """Raises a ValueError where a chain starts at an encoder that is not there."""
-    if chains.prior.start == "encoder":
+    if chains.prior.start in ENCODED:
         raise ValueError("the prior chain has no image to start at an encoder with")
-    if chains.posterior.start == "encoder" and not has_encoder(backbone):
+    if chains.posterior.start in ENCODED and not has_encoder(backbone):
         raise ValueError(
             "the posterior chain cannot start at the encoder: the backbone has none"
         )

@@ -31,6 +31,7 @@ from jebm.hierarchy import (
 )
 from jebm.langevin import Kernel, LangevinInfo
 from jebm.model import (
+    ENCODED,
     STARTS,
     Chain,
     Chains,
@@ -194,10 +195,13 @@ def start_positions(
     """Where `chain` starts, in its own space, one position per key [B]."""
     moving = len(model.backbone.latent_shapes) - len(above)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
-    if chain.start == "encoder":
+    if chain.start in ENCODED:
+        noise = draw_noise(keys, model, params)
+        if chain.start == "mode":
+            noise = jax.tree.map(jnp.zeros_like, noise)
 
         def draw(backbone):
-            return infer(backbone, x, draw_noise(keys, model, params))[0]
+            return infer(backbone, x, noise)[0]
 
         latents = nn.apply(draw, model.backbone)(params.backbone)
         return to_positions(model, params, latents, chain.space)[:moving]
@@ -366,8 +370,8 @@ def posterior_sample(
       x: images [N, H, W, C], floating-point in [0, 1].
       num_steps: of the chain; None for the model's own. Each new value compiles anew.
       step_size: of the chain; None for the model's own.
-      start: of the chain, "encoder", "normal" or "prior"; None for the model's own.
-        From the encoder with `num_steps=0` the draw is the encoder's.
+      start: of the chain, see `Chain`; None for the model's own. With `num_steps=0`
+        the draw is the encoder's at "encoder", and its mode at "mode".
 
     Returns:
       latents z, bottom to top, each [N, *shape_i].

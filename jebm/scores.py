@@ -220,7 +220,7 @@ def _check_encoder(model):
     if posterior.start != "encoder":
         raise ValueError(
             "log q(z | x) is needed, and this model draws z by a chain that does not "
-            f"start at an encoder (start={posterior.start!r})"
+            f"start at a draw of an encoder (start={posterior.start!r})"
         )
     if posterior.num_steps:
         raise ValueError(

@@ -35,14 +35,16 @@ from experiments import (
 from experiments.command_line import ConfigError
 from experiments.lanes import Lane, of_lane, train_lanes
 
-# Rows of the table: the name of the row, and what its fields end with.
+# Rows of the table: the name of the row, and what its fields end with. Cells of a table
+# have no bar: log p(x; z) is of x given z.
 _ROWS = {
     "score": "",
-    "score, likelihood weighed 1": "_unweighed",
-    "its part log p(x given z)": "_likelihood",
-    "its part log p(z)": "_prior",
-    "Gaussian prior": "_gaussian",
-    "Gaussian prior, likelihood weighed 1": "_gaussian_unweighed",
+    "score(0)": "_unweighed",
+    "log p(x; z)": "_likelihood",
+    "log p_beta(z) - E(z)": "_prior",
+    "-E(z)": "_energy",
+    "Gaussian prior, w log p(x; z) + log p_beta(z)": "_gaussian",
+    "Gaussian prior, log p(x; z) + log p_beta(z)": "_gaussian_unweighed",
 }
 
 
@@ -112,14 +114,14 @@ def areas(key, config, model, params, split, digit: int) -> dict[str, float]:
     """Those of `anomaly.detection`, and of the same generator without its energy.
 
     The generator is that of the Gaussian prior itself where it has learned as such
-    (`learning.energy_share` = 0).
+    (`learning.energy_share` = 0). The latents' part of its score is log p_beta(z).
     """
     anomalous = split.labels == digit
     terms = anomaly.terms_of(key, model, params, split.images, config.eval)
     untilted = terms._replace(energy=np.zeros_like(terms.energy))
-    weight = config.eval.anomaly_likelihood_weight
-    found = anomaly.detection(terms, anomalous, weight)
-    gaussian = anomaly.detection(untilted, anomalous, weight)
+    weights = anomaly.weights_of(config.eval)
+    found = anomaly.detection(terms, anomalous, weights)
+    gaussian = anomaly.detection(untilted, anomalous, weights._replace(prior=1.0))
     return found | {
         f"{measure}_gaussian{suffix}": gaussian[measure + suffix]
         for measure in ("auprc", "auroc")

@@ -38,7 +38,8 @@ from experiments.lanes import TRACED, Lane, of_lane, train_lanes
 
 def main(argv: list[str]) -> None:
     """Trains the lanes and writes stability.json."""
-    del argv
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     try:

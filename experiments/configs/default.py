@@ -123,8 +123,13 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.protocol = "classifier"  # see experiments/evaluate.py
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
-    # Of protocol "anomaly": of log p(x|z) in the score, see experiments/anomaly.py.
+    # Of protocol "anomaly": of log p(x|z) and of log p_beta(z) in the score, see
+    # experiments/anomaly.py.
     config.eval.anomaly_likelihood_weight = 1.0
+    config.eval.anomaly_prior_weight = 1.0
+    # Where its posterior chain starts: "mode" of the encoder, or any other of
+    # jebm.Chain. None: chains.posterior.start.
+    config.eval.anomaly_posterior_start = config_dict.placeholder(str)
     # Of protocol "likelihood", see experiments/likelihood.py.
     config.eval.likelihood_estimator = "importance"  # or "annealed", "bridged"
     config.eval.likelihood_num_images = 1000  # the first of the held-out split

@@ -25,8 +25,6 @@ def get_config():
     config.chains.prior.num_steps = 300
     config.chains.prior.step_size = 0.2
     config.learning.method = "two_stage"
-    config.learning.batch_size = 100
-    config.learning.persistent_steps = 15
-    config.learning.num_steps = 20_000
+    config.learning.persistent_steps = 5
     config.learning.energy_lr = 4e-3
     return config

@@ -39,7 +39,7 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
     found = anomaly.detection(
         terms([-1, 0, -2, -1], [-2, -1, -1, 0], [0, 0, 1, 1]),
         np.array([False, True, True, False]),
-        weight=1.0,
+        anomaly.Weights(),
     )
     # Ranked 4 3 2 1 as + - - +: of four pairs the first + wins two, the last none.
     assert found["auroc"] == 0.5
@@ -51,23 +51,29 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
     assert found["auroc_unweighed"] == found["auroc"]
 
 
-def test_weight_goes_from_the_prior_alone_to_the_likelihood_alone():
+def test_weights_choose_between_the_terms():
     rng = np.random.default_rng(0)
     random = terms(*rng.normal(size=(3, 200)))
     anomalous = rng.random(200) < 0.3
-    found = {w: anomaly.detection(random, anomalous, w) for w in (0.0, 0.5, 1e6)}
-    assert found[0.0]["auroc"] == found[0.0]["auroc_prior"]
-    assert found[1e6]["auroc"] == found[1e6]["auroc_likelihood"]
-    assert found[0.5]["auroc"] != found[0.5]["auroc_unweighed"]
+
+    def found(likelihood, prior):
+        weights = anomaly.Weights(likelihood, prior)
+        return anomaly.detection(random, anomalous, weights)
+
+    assert found(0.0, 1.0)["auroc"] == found(1.0, 1.0)["auroc_prior"]
+    assert found(0.0, 0.0)["auroc"] == found(1.0, 1.0)["auroc_energy"]
+    assert found(1e6, 1.0)["auroc"] == found(1.0, 1.0)["auroc_likelihood"]
+    assert found(0.5, 1.0)["auroc"] != found(0.5, 1.0)["auroc_unweighed"]
     np.testing.assert_allclose(
-        anomaly.weighed(random, 0.5),
-        random.energy - random.log_prior - 0.5 * random.log_likelihood,
+        anomaly.weighed(random, anomaly.Weights(0.5, 0.25)),
+        random.energy - 0.25 * random.log_prior - 0.5 * random.log_likelihood,
     )
 
 
-def test_negative_weight_is_refused(test_config, tmp_path):
-    test_config.eval.anomaly_likelihood_weight = -0.1
-    with pytest.raises(ConfigError, match="anomaly_likelihood_weight must be at least"):
+@pytest.mark.parametrize("name", ["anomaly_likelihood_weight", "anomaly_prior_weight"])
+def test_negative_weight_is_refused(test_config, tmp_path, name):
+    test_config.eval[name] = -0.1
+    with pytest.raises(ConfigError, match=f"{name} must be at least"):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -98,7 +104,7 @@ def test_report_shows_the_areas_and_the_histogram(detecting):
     report.write(path)
     page = (path / "report.html").read_text()
     assert f"{found['num_anomalous']} images of the held-out class {HELDOUT}" in page
-    for name in ("auprc", "auroc", "auprc_prior", "auroc_likelihood"):
+    for name in ("auprc", "auroc", "auprc_prior", "auroc_energy"):
         assert f"<td>{found[name]:.4g}</td>" in page
     assert (path / "figures" / "anomaly.png").stat().st_size > 5000
     assert "Scores of held-out images" in page

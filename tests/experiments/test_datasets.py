@@ -3,6 +3,7 @@ import functools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from experiments import datasets, sources
 from experiments.command_line import ConfigError
@@ -220,7 +221,7 @@ def test_an_epoch_of_streamed_images_is_never_all_decoded(streamed, monkeypatch)
 @pytest.mark.parametrize("kind", ["decoded", "streamed"])
 def test_processes_share_the_batch_of_one(kind, streamed, monkeypatch):
     images = streamed if kind == "streamed" else np.asarray(streamed)
-    options = {"binarize": True, "augment": ("flip", "crop")}
+    options = {"binarize": True, "augment": ("flip", "crop", "affine")}
     alone = datasets.Batches(images, 6, 0, **options)
     parts = [
         datasets.Batches(images, 6, 0, **options, process_index=i, process_count=3)
@@ -265,6 +266,38 @@ def test_flips_are_drawn_by_seed_step_and_index():
         flipped.append(~same)
     assert (flipped[0] != flipped[1]).any()
     np.testing.assert_array_equal(batches(0), batches(0))
+
+
+def test_affine_maps_are_drawn_by_seed_step_and_index():
+    images = np.repeat(random_images(1, (9, 8, 3)), 40, axis=0)
+    batches = datasets.Batches(images, 40, 5, augment=("affine",))
+    moved = [batches(step) for step in (0, 1, 0)]
+    assert moved[0].shape == images.shape and moved[0].dtype == np.uint8
+    np.testing.assert_array_equal(moved[0], moved[2])
+    both = np.concatenate(moved[:2]).reshape(80, -1)
+    assert len(np.unique(both, axis=0)) == 80
+
+
+def test_affine_is_a_map_of_the_coordinates():
+    images = random_images(20, (9, 8, 2))
+    drawn = np.random.default_rng(1).random((20, 2, 3))
+    found = datasets.affine(images, drawn)
+    middle = np.array([4.0, 3.5])
+    for image, numbers, moved in zip(images, drawn, found, strict=True):
+        off = 2 * numbers - 1
+        matrix = np.eye(2) + datasets.BENT * off[:, :2]
+        offset = (
+            middle - matrix @ middle + datasets.MOVED * np.array([9, 8]) * off[:, 2]
+        )
+        for channel in range(2):
+            expected = ndimage.affine_transform(
+                image[..., channel].astype(float),
+                matrix,
+                offset,
+                order=1,
+                mode="nearest",
+            )
+            assert abs(moved[..., channel] - expected).max() <= 0.5 + 1e-3
 
 
 def test_crops_are_drawn_by_seed_step_and_index(streamed):

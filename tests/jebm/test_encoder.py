@@ -287,8 +287,24 @@ def test_positions_and_latents_are_inverse(space):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_start_at_an_encoder_that_is_not_there_is_refused():
-    chain = Chain(start="encoder")
+@pytest.mark.parametrize("space", ["eps", "z"])
+def test_mode_is_the_location_of_every_layer_given_those_above(space, conditioning):
+    model = encoder_model((3, 2, 4), conditioning)
+    params, x = random_params(model), jnp.linspace(0, 1, 4).reshape(4, 1, 1, 1)
+    chain = Chain(num_steps=0, space=space, start="mode")
+    model = dataclasses.replace(model, chains=Chains(posterior=chain))
+    modes = jebm.posterior_sample(jax.random.key(0), model, params, x)
+    locations = posterior_by_hand(params, x, modes, conditioning)
+    for z, (loc, _) in zip(modes, locations, strict=True):
+        np.testing.assert_allclose(z, loc, rtol=1e-4, atol=1e-5)
+    score = jebm.scores.score(jax.random.key(1), model, params, x)
+    again = jebm.scores.score(jax.random.key(2), model, params, x, num_samples=3)
+    np.testing.assert_allclose(score, again, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["encoder", "mode"])
+def test_start_at_an_encoder_that_is_not_there_is_refused(start):
+    chain = Chain(start=start)
     without, with_it = small_model((2, 1)), encoder_model((2, 1))
     with pytest.raises(ValueError, match="backbone has none"):
         dataclasses.replace(without, chains=Chains(posterior=chain))
@@ -297,7 +313,7 @@ def test_start_at_an_encoder_that_is_not_there_is_refused():
     params, x = jebm.init(jax.random.key(0), without), jnp.ones((1, 1, 1, 1))
     arguments = (jax.random.key(0), without, params, x)
     with pytest.raises(ValueError, match="backbone has none"):
-        jebm.reconstruct(*arguments, start="encoder")
+        jebm.reconstruct(*arguments, start=start)
     with pytest.raises(ValueError, match=r"unknown start 'nope'; known: .*encoder"):
         jebm.posterior_sample(*arguments, start="nope")
 

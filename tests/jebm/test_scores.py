@@ -319,7 +319,8 @@ def test_wrong_arguments_are_refused(function, changes, words):
 @pytest.mark.parametrize(
     ("chain", "words"),
     [
-        ({"start": "normal", "num_steps": 5}, "does not start at an encoder"),
+        ({"start": "normal", "num_steps": 5}, "does not start at a draw of an encoder"),
+        ({"start": "mode", "num_steps": 0}, "does not start at a draw of an encoder"),
         ({"start": "encoder", "num_steps": 5}, "not known after 5 steps"),
     ],
 )

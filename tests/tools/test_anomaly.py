@@ -29,6 +29,7 @@ def small():
     config.learning.energy_lr = 0.1  # so that the energies matter after eight steps
     config.eval.num_posterior_samples = 1
     config.eval.anomaly_likelihood_weight = 0.3
+    config.eval.anomaly_prior_weight = 0.5
     return config
 
 
@@ -57,14 +58,16 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.ema)
     key = jax.random.fold_in(jax.random.key(1), learning.Role.EVALUATION)
     terms = areas_of.terms_of(key, model, params, split.images, config.eval)
-    weight = config.eval.anomaly_likelihood_weight
-    expected = areas_of.detection(terms, split.labels == 4, weight)
+    weights = areas_of.weights_of(config.eval)
+    assert weights == areas_of.Weights(likelihood=0.3, prior=0.5)
+    expected = areas_of.detection(terms, split.labels == 4, weights)
     for name, value in expected.items():
         assert results[4][1][name] == pytest.approx(value, abs=1e-6)
 
 
 def test_gaussian_row_is_the_score_without_the_energy():
     config = small()  # a posterior chain would feel the energy, an encoder does not
+    config.eval.anomaly_prior_weight = 1.0
     config.backbone.encoder_widths = (8,)
     config.learning.method = "variational"
     config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, train, workdir
+from experiments import evaluate, train, two_stage, workdir
 from experiments.command_line import ConfigError
 from jebm import checkpoints
 from tests.experiments.runs import contents, metrics
+from tests.experiments.test_train import variational_config
+from tests.experiments.test_two_stage import two_stage_config
 from tools import stability
 
 RUNAWAY = {"energy_lr": 3.0, "gradient_penalty": 0.0}
@@ -193,6 +195,19 @@ def test_gaussian_twin_has_lanes_without_an_energy(tmp_path, monkeypatch, capsys
 def test_setting_that_cannot_be_is_refused(text, words):
     with pytest.raises(ConfigError, match=words):
         stability.parse_setting(text)
+
+
+def test_energies_of_two_stages_are_refused_without_a_backbone(tmp_path, monkeypatch):
+    first = variational_config("gaussian")
+    monkeypatch.setattr(two_stage, "stage_one", lambda config: first)
+    with pytest.raises(ConfigError, match="needs a trained backbone for every lane"):
+        stability.run(two_stage_config(), tmp_path / "lanes", [{}], 2, 1.0)
+    assert not (tmp_path / "lanes").exists()
+
+
+def test_stray_words_are_refused():
+    with pytest.raises(SystemExit, match=r"unexpected arguments \['seeds=5'\]"):
+        stability.main(["stability", "seeds=5"])
 
 
 def test_settings_are_fields_and_numbers():
