@@ -2,9 +2,10 @@
 
 The score of an image is that of `jebm.scores` at k = 0 with its terms weighed,
 
-    w log p(x|z) + v log p_beta(z) - E(z)
+    w log p(x|z) + v log p_beta(z) - E(z) - u log q(z|x)
 
     w = eval.anomaly_likelihood_weight    v = eval.anomaly_prior_weight
+    u = eval.anomaly_posterior_weight
 
 and minus it is high for anomalies; the held-out class is the positive one. A generator
 is trained sharp, with a small sigma_x, so that its latents hold what tells one image
@@ -12,7 +13,9 @@ from another; at the weight of training, w = 1, the error of the pixels then dro
 the prior says of them. A Gaussian likelihood of weight w is that of sigma_x / sqrt(w).
 At v = 0 the latents' part is a ratio: how much likelier z is under the tilted prior
 than under the Gaussian one, log p(z) - log p_beta(z) = -E(z) - log Z. What is plain is
-likely under both, whatever its class, and cancels.
+likely under both, whatever its class, and cancels. With u, a density of z counts by the
+volume that q(z|x) has there; with w = v = u = 1 and z at the mode of q, this is
+Laplace's approximation of log p(x), up to log Z.
 """
 
 import dataclasses
@@ -65,11 +68,16 @@ class Weights(NamedTuple):
 
     likelihood: float = 1.0
     prior: float = 1.0
+    posterior: float = 0.0
 
 
 def weights_of(options) -> Weights:
     """Those of `options`, config.eval."""
-    return Weights(options.anomaly_likelihood_weight, options.anomaly_prior_weight)
+    return Weights(
+        options.anomaly_likelihood_weight,
+        options.anomaly_prior_weight,
+        options.anomaly_posterior_weight,
+    )
 
 
 def weighed(terms: Positive, weights: Weights) -> np.ndarray:
@@ -77,6 +85,7 @@ def weighed(terms: Positive, weights: Weights) -> np.ndarray:
     return terms._replace(
         log_likelihood=weights.likelihood * terms.log_likelihood,
         log_prior=weights.prior * terms.log_prior,
+        log_q=weights.posterior * terms.log_q,
     ).loss()
 
 
@@ -92,9 +101,9 @@ def detection(
 
     Returns:
       auprc (area under the curve by trapezoids, as in the literature on this split) and
-      auroc of the score; "_unweighed", of score(0) itself; "_likelihood", "_prior" and
-      "_energy", of log p(x|z), log p_beta(z) - E(z) and -E(z) alone; and the prevalence
-      of anomalies, the auprc of chance.
+      auroc of the score; "_unweighed", of score(0) itself; "_likelihood", "_prior",
+      "_energy" and "_posterior", of log p(x|z), log p_beta(z) - E(z), -E(z) and
+      -log q(z|x) alone; and the prevalence of anomalies, the auprc of chance.
 
     Example:
       >>> nats = np.array([0.0, 1.0, 2.0, 3.0])
@@ -109,6 +118,7 @@ def detection(
         "_likelihood": -terms.log_likelihood,
         "_prior": weighed(terms, Weights(likelihood=0.0)),
         "_energy": terms.energy,
+        "_posterior": terms.log_q,
     }
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
@@ -123,14 +133,14 @@ def histogram(
 ) -> None:
     """Draws the scores of both kinds of images, and their parts."""
     panels = {
-        f"minus the score, w = {weights.likelihood:g}, v = {weights.prior:g}": weighed(
-            terms, weights
-        ),
+        f"minus the score, w, v, u = {weights.likelihood:g}, {weights.prior:g}, "
+        f"{weights.posterior:g}": weighed(terms, weights),
         "minus log p(x|z)": -terms.log_likelihood,
         "minus log p_beta(z)": -terms.log_prior,
         "E(z)": terms.energy,
+        "log q(z|x)": terms.log_q,
     }
-    figure, axes = plt.subplots(1, 4, figsize=(16, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 5, figsize=(20, 3.2), layout="constrained")
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         bins = np.linspace(*np.percentile(values, [0.2, 99.8]), 60)
         for kind, colour, name in (

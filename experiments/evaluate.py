@@ -53,6 +53,7 @@ from experiments.sample import in_batches, open_run
 from jebm import tempering
 from jebm.diagnostics import chain_diagnostics
 from jebm.metrics import feature_statistics, frechet_distance
+from jebm.model import ENCODED, STARTS
 from jebm.names import unknown
 from jebm.sampling import decode, example_keys, run_chains
 
@@ -137,11 +138,23 @@ def check_eval(config) -> None:
             "eval.num_temperatures must be 0 or at least 2, got "
             f"{config.eval.num_temperatures}"
         )
-    for name in ("anomaly_likelihood_weight", "anomaly_prior_weight"):
+    for name in ("likelihood", "prior", "posterior"):
+        name = f"anomaly_{name}_weight"
         if config.eval[name] < 0:
             raise ConfigError(
                 f"eval.{name} must be at least 0, got {config.eval[name]}"
             )
+    posterior = config.chains.posterior
+    start = config.eval.anomaly_posterior_start or posterior.start
+    if start not in STARTS:
+        raise ConfigError(unknown("eval.anomaly_posterior_start", start, STARTS))
+    alone = start in ENCODED and not posterior.num_steps
+    if config.eval.anomaly_posterior_weight and not alone:
+        raise ConfigError(
+            "eval.anomaly_posterior_weight weighs log q(z|x) of an encoder without a "
+            f"chain after it, got {config.eval.anomaly_posterior_weight} with start "
+            f"{start!r} and {posterior.num_steps} steps of chains.posterior"
+        )
     for name, least in (
         ("num_samples", 2),
         ("num_posterior_samples", 1),
@@ -191,6 +204,7 @@ def _by_anomaly(config):
             "heldout_digit": heldout,
             "likelihood_weight": weights.likelihood,
             "prior_weight": weights.prior,
+            "posterior_weight": weights.posterior,
             "num_posterior_samples": config.eval.num_posterior_samples,
             "num_normal": int((~anomalous).sum()),
             "num_anomalous": int(anomalous.sum()),

@@ -30,7 +30,10 @@ def stage_one(config):
         )
     first = importlib.import_module(f"experiments.configs.{name}").get_config()
     first.seed, first.data, first.prior = config.seed, config.data, "gaussian"
-    first.eval = config.eval
+    own, first.eval = first.eval, config.eval.copy_and_resolve_references()
+    for term in ("likelihood", "prior", "posterior"):  # a Gaussian prior has its own
+        name = f"anomaly_{term}_weight"
+        first.eval[name] = own[name]
     return first
 
 

@@ -19,9 +19,15 @@ import jax.numpy as jnp
 
 from jebm import checks
 from jebm.hierarchy import given, infer, log_prior, top_down
-from jebm.model import Model, Params, energy, float_dtype
+from jebm.model import ENCODED, Model, Params, energy, float_dtype
 from jebm.objectives import Positive, positive_terms
-from jebm.sampling import draw_noise, example_keys, prior_chain, run_chains
+from jebm.sampling import (
+    draw_noise,
+    encoded,
+    example_keys,
+    prior_chain,
+    run_chains,
+)
 
 
 def score(
@@ -61,7 +67,7 @@ def score(
       (3,)
     """
     terms = score_terms(key, model, params, x, k, num_samples=num_samples)
-    return -terms.loss()
+    return terms.log_likelihood + terms.log_prior - terms.energy
 
 
 def score_terms(
@@ -74,6 +80,10 @@ def score_terms(
     num_samples: int = 1,
 ) -> Positive:
     """The terms of `score`, means over the samples; its arguments and errors.
+
+    And `log_q`, which is none of them: log q(z | x) at k = 0 where z is of the encoder
+    alone, else 0. Minus it is the entropy of q(z | x) where z is drawn; at its mode,
+    all together are Laplace's approximation of log p(x), up to log Z.
 
     Example:
       >>> import jebm
@@ -229,6 +239,18 @@ def _check_encoder(model):
         )
 
 
+def encoder_alone(model: Model) -> bool:
+    """Whether the model's posterior chain is no chain: the encoder's draw or mode.
+
+    Example:
+      >>> import jebm
+      >>> encoder_alone(jebm.build({"image_shape": (8, 8, 1)}))
+      False
+    """
+    posterior = model.chains.posterior
+    return posterior.start in ENCODED and not posterior.num_steps
+
+
 def _check(key, model, params, x, k, num_samples):
     """Refuses what cannot be scored; returns a key per image."""
     checks.key(key)
@@ -273,7 +295,11 @@ def _score_terms(keys, model, params, x, k, num_samples):
             above = latents[k:]
             chain = prior_chain(model)
             latents, _ = run_chains(keys_below, model, params, chain, above=above)
-        return positive_terms(model, params, x, latents)
+        terms = positive_terms(model, params, x, latents)
+        if k or not encoder_alone(model):
+            return terms
+        _, log_q = encoded(keys_above, model, params, model.chains.posterior, x)
+        return terms._replace(log_q=log_q)
 
     return jax.tree.map(lambda t: t.mean(axis=0), _per_sample(keys, num_samples, one))
 

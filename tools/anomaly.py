@@ -43,8 +43,9 @@ _ROWS = {
     "log p(x; z)": "_likelihood",
     "log p_beta(z) - E(z)": "_prior",
     "-E(z)": "_energy",
-    "Gaussian prior, w log p(x; z) + log p_beta(z)": "_gaussian",
-    "Gaussian prior, log p(x; z) + log p_beta(z)": "_gaussian_unweighed",
+    "-log q(z; x)": "_posterior",
+    "Gaussian prior, score": "_gaussian",
+    "Gaussian prior, score(0)": "_gaussian_unweighed",
 }
 
 
@@ -113,15 +114,18 @@ def _check(config):
 def areas(key, config, model, params, split, digit: int) -> dict[str, float]:
     """Those of `anomaly.detection`, and of the same generator without its energy.
 
-    The generator is that of the Gaussian prior itself where it has learned as such
-    (`learning.energy_share` = 0). The latents' part of its score is log p_beta(z).
+    The generator is that of the Gaussian prior itself where it has learned as such, in
+    a first stage, whose weights then are those of its score, or with
+    `learning.energy_share` = 0.
     """
     anomalous = split.labels == digit
     terms = anomaly.terms_of(key, model, params, split.images, config.eval)
     untilted = terms._replace(energy=np.zeros_like(terms.energy))
     weights = anomaly.weights_of(config.eval)
     found = anomaly.detection(terms, anomalous, weights)
-    gaussian = anomaly.detection(untilted, anomalous, weights._replace(prior=1.0))
+    if config.learning.method == "two_stage":
+        weights = anomaly.weights_of(two_stage.stage_one(config).eval)
+    gaussian = anomaly.detection(untilted, anomalous, weights)
     return found | {
         f"{measure}_gaussian{suffix}": gaussian[measure + suffix]
         for measure in ("auprc", "auroc")

@@ -16,6 +16,9 @@ def get_config():
     """Returns the configuration."""
     config = mnist_anomaly_vae.get_config()
     config.prior = "ebm"
+    config.eval.anomaly_likelihood_weight = 0.0
+    config.eval.anomaly_prior_weight = 0.75
+    config.eval.anomaly_posterior_weight = 0.3
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "mnist_anomaly_vae"

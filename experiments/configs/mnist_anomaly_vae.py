@@ -16,8 +16,7 @@ def get_config():
     config.data.heldout_digit = 1
     config.data.augment = ("affine",)
     config.eval.protocol = "anomaly"
-    config.eval.anomaly_likelihood_weight = 0.01
-    config.eval.anomaly_prior_weight = 0.5
+    config.eval.anomaly_likelihood_weight = 0.1
     config.eval.anomaly_posterior_start = "mode"
     config.eval.num_posterior_samples = 1  # all are one
     config.backbone.latent_dims = (8, 24)

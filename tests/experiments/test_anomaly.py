@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +31,15 @@ def detecting(tmp_path_factory):
     return path
 
 
-def terms(likelihood, prior, energy):
-    arrays = [np.asarray(a, float) for a in (likelihood, prior, energy)]
-    return Positive(*arrays, np.zeros(len(likelihood)))
+def terms(*four):
+    """Of log p(x|z), log p_beta(z), E(z) and log q(z|x)."""
+    return Positive(*(np.asarray(a, float) for a in four))
 
 
 def test_areas_are_those_of_a_ranking_counted_by_hand():
     # Scores 3 1 4 2, anomalies are the second and the third of these.
     found = anomaly.detection(
-        terms([-1, 0, -2, -1], [-2, -1, -1, 0], [0, 0, 1, 1]),
+        terms([-1, 0, -2, -1], [-2, -1, -1, 0], [0, 0, 1, 1], [1, 3, 2, 0]),
         np.array([False, True, True, False]),
         anomaly.Weights(),
     )
@@ -48,34 +50,74 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
     assert found["prevalence"] == 0.5
     assert found["auroc_likelihood"] == 0.5  # 1 0 2 1: wins 2 against 1 and 1
     assert found["auroc_prior"] == 0.5  # 2 1 2 1: of four pairs one won, two tied
+    assert found["auroc_posterior"] == 1.0
     assert found["auroc_unweighed"] == found["auroc"]
 
 
 def test_weights_choose_between_the_terms():
     rng = np.random.default_rng(0)
-    random = terms(*rng.normal(size=(3, 200)))
+    random = terms(*rng.normal(size=(4, 200)))
     anomalous = rng.random(200) < 0.3
 
-    def found(likelihood, prior):
-        weights = anomaly.Weights(likelihood, prior)
-        return anomaly.detection(random, anomalous, weights)
+    def found(*weights):
+        return anomaly.detection(random, anomalous, anomaly.Weights(*weights))
 
     assert found(0.0, 1.0)["auroc"] == found(1.0, 1.0)["auroc_prior"]
     assert found(0.0, 0.0)["auroc"] == found(1.0, 1.0)["auroc_energy"]
     assert found(1e6, 1.0)["auroc"] == found(1.0, 1.0)["auroc_likelihood"]
+    assert found(1.0, 1.0, 1e9)["auroc"] == found(1.0, 1.0)["auroc_posterior"]
     assert found(0.5, 1.0)["auroc"] != found(0.5, 1.0)["auroc_unweighed"]
     np.testing.assert_allclose(
-        anomaly.weighed(random, anomaly.Weights(0.5, 0.25)),
-        random.energy - 0.25 * random.log_prior - 0.5 * random.log_likelihood,
+        anomaly.weighed(random, anomaly.Weights(0.5, 0.25, 2.0)),
+        random.energy
+        - 0.25 * random.log_prior
+        - 0.5 * random.log_likelihood
+        + 2.0 * random.log_q,
     )
 
 
-@pytest.mark.parametrize("name", ["anomaly_likelihood_weight", "anomaly_prior_weight"])
-def test_negative_weight_is_refused(test_config, tmp_path, name):
+@pytest.mark.parametrize("term", ["likelihood", "prior", "posterior"])
+def test_negative_weight_is_refused(test_config, tmp_path, term):
+    name = f"anomaly_{term}_weight"
     test_config.eval[name] = -0.1
     with pytest.raises(ConfigError, match=f"{name} must be at least"):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_entropy_of_a_chain_is_refused(test_config, tmp_path):
+    test_config.eval.anomaly_posterior_weight = 0.3
+    with pytest.raises(ConfigError, match=r"log q.* of an encoder without a chain"):
+        run(test_config, tmp_path / "run")
+    test_config.eval.anomaly_posterior_weight = 0.0
+    test_config.eval.anomaly_posterior_start = "nowhere"
+    with pytest.raises(ConfigError, match="anomaly_posterior_start 'nowhere'; known"):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_posterior_of_the_scores_starts_where_it_is_told():
+    posterior = jebm.Chain(num_steps=0, start="encoder")
+    backbone, chains = {"encoder_widths": (8,)}, jebm.Chains(posterior=posterior)
+    model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone})
+    model = dataclasses.replace(model, chains=chains)
+    params = jebm.init(jax.random.key(0), model)
+    images = datasets.load("digits")["test"].images[:6]
+    options = types.SimpleNamespace(
+        anomaly_posterior_start=None, num_posterior_samples=1, batch_size=6
+    )
+
+    def found(start, seed):
+        options.anomaly_posterior_start = start
+        key = jax.random.key(seed)
+        return anomaly.terms_of(key, model, params, images, options)
+
+    drawn = [found(None, 0), found(None, 1), found("encoder", 0)]
+    assert (drawn[0].log_prior != drawn[1].log_prior).any()
+    np.testing.assert_array_equal(drawn[0].log_prior, drawn[2].log_prior)
+    modes = [found("mode", seed) for seed in (0, 1)]
+    np.testing.assert_allclose(modes[0].log_prior, modes[1].log_prior, rtol=1e-6)
+    assert (modes[0].log_q > drawn[0].log_q).all()
 
 
 def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):

@@ -169,6 +169,19 @@ def test_first_stage_has_the_data_and_the_seed_of_the_second():
     assert first.backbone.name == "ladder"
 
 
+def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score():
+    from experiments.configs import mnist_anomaly
+
+    config = mnist_anomaly.get_config()
+    config.eval.batch_size = 7
+    first = two_stage.stage_one(config).eval
+    assert (first.batch_size, first.protocol) == (7, "anomaly")
+    assert first.anomaly_likelihood_weight == 0.1
+    assert first.anomaly_posterior_weight == 0.0
+    assert config.eval.anomaly_likelihood_weight == 0.0
+    assert config.eval.anomaly_posterior_weight == 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
