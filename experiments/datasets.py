@@ -61,6 +61,8 @@ def load(
     for kind in augment:
         if kind not in AUGMENTATIONS:
             raise ConfigError(unknown("data.augment", kind, AUGMENTATIONS))
+    if "affine" in augment:
+        _host()
     cropped = "crop" in augment
     if cropped and (fake_like if name == "fake" else name) not in CROPPED:
         raise ConfigError(
@@ -161,8 +163,19 @@ def affine(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     middle = (side - 1) / 2
     matrices = np.eye(2) + BENT * off[..., :2]
     offsets = middle - matrices @ middle + MOVED * side * off[..., 2]
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(_host()):
         return np.asarray(_affine(images, np.float32(matrices), np.float32(offsets)))
+
+
+def _host():
+    """The CPU, as a device of JAX's."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise ConfigError(
+            "data.augment 'affine' needs JAX's CPU backend, which is not there; "
+            f"does JAX_PLATFORMS leave out cpu? {error}"
+        ) from None
 
 
 @jax.jit

@@ -22,7 +22,8 @@ def get_config() -> config_dict.ConfigDict:
     # A class that training does not see and testing does: anomaly detection.
     config.data.heldout_digit = config_dict.placeholder(int)
     # Of the images of training, drawn anew at every step: "flip" mirrors, "crop" cuts
-    # those of many sizes anywhere, not in the middle.
+    # those of many sizes anywhere, not in the middle, "affine" turns, stretches, slants
+    # and moves a little.
     config.data.augment = ()
     config.data.on_corrupt = "error"  # or "skip", at an image that cannot be read
     config.data.num_workers = 0  # processes that decode large data sets; 0: threads

@@ -1,6 +1,7 @@
 import copy
 import functools
 
+import jax
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -276,6 +277,15 @@ def test_affine_maps_are_drawn_by_seed_step_and_index():
     np.testing.assert_array_equal(moved[0], moved[2])
     both = np.concatenate(moved[:2]).reshape(80, -1)
     assert len(np.unique(both, axis=0)) == 80
+
+
+def test_affine_without_a_cpu_backend_is_refused(monkeypatch):
+    def missing(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with pytest.raises(ConfigError, match=r"'affine'.*JAX_PLATFORMS.*Unknown backend"):
+        datasets.load("digits", augment=("affine",))
 
 
 def test_affine_is_a_map_of_the_coordinates():
