@@ -25,9 +25,10 @@ def get_config():
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)
     # Short steps, so that the energy may be steep: its density is what tells.
-    config.chains.prior.num_steps = 300
-    config.chains.prior.step_size = 0.2
+    config.chains.prior.num_steps = 600
+    config.chains.prior.step_size = 0.1
     config.learning.method = "two_stage"
-    config.learning.persistent_steps = 5
+    config.learning.persistent_steps = 10
+    config.learning.num_steps = 12_000
     config.learning.energy_lr = 4e-3
     return config

@@ -24,5 +24,5 @@ def get_config():
     config.backbone.decoder_widths = (384, 384)
     config.backbone.encoder_widths = (768,)
     config.learning.batch_size = 200
-    config.learning.num_steps = 6000
+    config.learning.num_steps = 18_000
     return config
