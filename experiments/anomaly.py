@@ -140,7 +140,11 @@ def histogram(
         "E(z)": terms.energy,
         "log q(z|x)": terms.log_q,
     }
-    figure, axes = plt.subplots(1, 5, figsize=(20, 3.2), layout="constrained")
+    panels = {  # without those of what the model does not have
+        title: values for title, values in panels.items() if np.ptp(values) > 0
+    }
+    num = len(panels)
+    figure, axes = plt.subplots(1, num, figsize=(4 * num, 3.2), layout="constrained")
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         bins = np.linspace(*np.percentile(values, [0.2, 99.8]), 60)
         for kind, colour, name in (

@@ -148,6 +148,11 @@ def check_eval(config) -> None:
     start = config.eval.anomaly_posterior_start or posterior.start
     if start not in STARTS:
         raise ConfigError(unknown("eval.anomaly_posterior_start", start, STARTS))
+    if start in ENCODED and posterior.start not in ENCODED:
+        raise ConfigError(
+            f"eval.anomaly_posterior_start {start!r} needs an encoder that learns, "
+            f"chains.posterior.start 'encoder', got {posterior.start!r}"
+        )
     alone = start in ENCODED and not posterior.num_steps
     if config.eval.anomaly_posterior_weight and not alone:
         raise ConfigError(

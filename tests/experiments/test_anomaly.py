@@ -85,13 +85,16 @@ def test_negative_weight_is_refused(test_config, tmp_path, term):
     assert not (tmp_path / "run").exists()
 
 
-def test_entropy_of_a_chain_is_refused(test_config, tmp_path):
+def test_posterior_that_the_model_does_not_have_is_refused(test_config, tmp_path):
     test_config.eval.anomaly_posterior_weight = 0.3
     with pytest.raises(ConfigError, match=r"log q.* of an encoder without a chain"):
         run(test_config, tmp_path / "run")
     test_config.eval.anomaly_posterior_weight = 0.0
     test_config.eval.anomaly_posterior_start = "nowhere"
     with pytest.raises(ConfigError, match="anomaly_posterior_start 'nowhere'; known"):
+        run(test_config, tmp_path / "run")
+    test_config.eval.anomaly_posterior_start = "mode"
+    with pytest.raises(ConfigError, match="'mode' needs an encoder that learns"):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
