@@ -18,7 +18,7 @@ def get_config():
     config.prior = "ebm"
     config.eval.anomaly_likelihood_weight = 0.0
     config.eval.anomaly_prior_weight = 0.75
-    config.eval.anomaly_posterior_weight = 0.3
+    config.eval.anomaly_posterior_weight = 0.2
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "mnist_anomaly_vae"

@@ -179,7 +179,7 @@ def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score
     assert first.anomaly_likelihood_weight == 0.1
     assert first.anomaly_posterior_weight == 0.0
     assert config.eval.anomaly_likelihood_weight == 0.0
-    assert config.eval.anomaly_posterior_weight == 0.3
+    assert config.eval.anomaly_posterior_weight == 0.2
 
 
 @pytest.mark.parametrize(
