@@ -205,7 +205,7 @@ def start_positions(
 
 
 def encoded(
-    keys: jax.Array, model: Model, params: Params, chain: Chain, x: jax.Array
+    keys: jax.Array, model: Model, params: Params, chain: Chain, x: jax.Array | None
 ) -> tuple[Latents, jax.Array]:
     """Where `chain` starts by the encoder, z, and log q(z | x) in nats [B]."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
