@@ -73,11 +73,7 @@ class Weights(NamedTuple):
 
 def weights_of(options) -> Weights:
     """Those of `options`, config.eval."""
-    return Weights(
-        options.anomaly_likelihood_weight,
-        options.anomaly_prior_weight,
-        options.anomaly_posterior_weight,
-    )
+    return Weights(*(options[f"anomaly_{term}_weight"] for term in Weights._fields))
 
 
 def weighed(terms: Positive, weights: Weights) -> np.ndarray:

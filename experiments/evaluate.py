@@ -138,8 +138,8 @@ def check_eval(config) -> None:
             "eval.num_temperatures must be 0 or at least 2, got "
             f"{config.eval.num_temperatures}"
         )
-    for name in ("likelihood", "prior", "posterior"):
-        name = f"anomaly_{name}_weight"
+    for term in anomaly.Weights._fields:
+        name = f"anomaly_{term}_weight"
         if config.eval[name] < 0:
             raise ConfigError(
                 f"eval.{name} must be at least 0, got {config.eval[name]}"

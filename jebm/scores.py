@@ -239,18 +239,6 @@ def _check_encoder(model):
         )
 
 
-def encoder_alone(model: Model) -> bool:
-    """Whether the model's posterior chain is no chain: the encoder's draw or mode.
-
-    Example:
-      >>> import jebm
-      >>> encoder_alone(jebm.build({"image_shape": (8, 8, 1)}))
-      False
-    """
-    posterior = model.chains.posterior
-    return posterior.start in ENCODED and not posterior.num_steps
-
-
 def _check(key, model, params, x, k, num_samples):
     """Refuses what cannot be scored; returns a key per image."""
     checks.key(key)
@@ -287,18 +275,20 @@ def _split(keys):
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _score_terms(keys, model, params, x, k, num_samples):
     x = x.astype(float_dtype(params))
+    posterior = model.chains.posterior
 
     def one(keys):
         keys_above, keys_below = _split(keys)
-        latents, _ = run_chains(keys_above, model, params, model.chains.posterior, x=x)
+        latents, _ = run_chains(keys_above, model, params, posterior, x=x)
         if k:
             above = latents[k:]
             chain = prior_chain(model)
             latents, _ = run_chains(keys_below, model, params, chain, above=above)
         terms = positive_terms(model, params, x, latents)
-        if k or not encoder_alone(model):
+        if k or posterior.start not in ENCODED or posterior.num_steps:
             return terms
-        _, log_q = encoded(keys_above, model, params, model.chains.posterior, x)
+        # XLA merges this with the start of the chain: the encoder runs once.
+        _, log_q = encoded(keys_above, model, params, posterior, x)
         return terms._replace(log_q=log_q)
 
     return jax.tree.map(lambda t: t.mean(axis=0), _per_sample(keys, num_samples, one))
