@@ -119,7 +119,10 @@ def detection(
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
         precision, recall, _ = metrics.precision_recall_curve(anomalous, values)
-        found[f"auprc{name}"] = float(metrics.auc(recall, precision))
+        # Of ties alone the trapezoid is (1 + prevalence) / 2, though they tell nothing.
+        tells = np.ptp(values) > 0
+        area = metrics.auc(recall, precision) if tells else found["prevalence"]
+        found[f"auprc{name}"] = float(area)
         found[f"auroc{name}"] = float(metrics.roc_auc_score(anomalous, values))
     return found
 

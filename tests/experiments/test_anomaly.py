@@ -54,6 +54,17 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
     assert found["auroc_unweighed"] == found["auroc"]
 
 
+def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
+    anomalous = np.array([False, True, False, False])
+    found = anomaly.detection(
+        terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4), np.zeros(4)),
+        anomalous,
+        anomaly.Weights(),
+    )
+    for part in ("energy", "posterior"):
+        assert (found[f"auprc_{part}"], found[f"auroc_{part}"]) == (0.25, 0.5)
+
+
 def test_weights_choose_between_the_terms():
     rng = np.random.default_rng(0)
     random = terms(*rng.normal(size=(4, 200)))
