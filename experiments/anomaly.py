@@ -1,39 +1,69 @@
 """Anomaly detection: how well a score tells a class that training has not seen.
 
-The score of an image is that of `jebm.scores` at k = 0 with its terms weighed,
+Of the terms of `jebm.scores` at k = 0, with the likelihood weighed,
 
-    w log p(x|z) + v log p_beta(z) - E(z) - u log q(z|x)
+    s(x) = w log p(x|z) + log p_beta(z) - E(z),
 
-    w = eval.anomaly_likelihood_weight    v = eval.anomaly_prior_weight
-    u = eval.anomaly_posterior_weight
+the score of an image is
 
-and minus it is high for anomalies; the held-out class is the positive one. A generator
-is trained sharp, with a small sigma_x, so that its latents hold what tells one image
-from another; at the weight of training, w = 1, the error of the pixels then drowns what
-the prior says of them. A Gaussian likelihood of weight w is that of sigma_x / sqrt(w).
-At v = 0 the latents' part is a ratio: how much likelier z is under the tilted prior
-than under the Gaussian one, log p(z) - log p_beta(z) = -E(z) - log Z. What is plain is
-likely under both, whatever its class, and cancels. With u, a density of z counts by the
-volume that q(z|x) has there; with w = v = u = 1 and z at the mode of q, this is
-Laplace's approximation of log p(x), up to log Z.
+    log mean_A exp s(A x) - r mean_n s(x_n)
+
+over the identity and `num_maps` small affine maps A, by which training may move and
+bend its images (`datasets.affine`), and over the `num_neighbours` images x_n of
+training whose latents, as eps, are nearest to those of x. Minus the score is high for
+anomalies; the held-out class is the positive one. The fields are those of eval.anomaly,
+w is `likelihood_weight` and r `neighbours_weight`.
+
+A generator is trained sharp, with a small sigma_x, so that its latents hold what tells
+one image from another; at the weight of training, w = 1, the error of the pixels then
+drowns what the prior says of them. A Gaussian likelihood of weight w is that of
+sigma_x / sqrt(w). The mean over maps is the density of a shape, wherever it lies and
+however it leans, where that of one image is also of the pose it happens to have.
+Classes have densities of their own, though, by the room that they take; the neighbours
+tell whether an image is less likely than what is most like it, as the local outlier
+factor does (Breunig et al., SIGMOD 2000).
 """
 
 import dataclasses
 import pathlib
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from sklearn import metrics
+from sklearn.neighbors import NearestNeighbors
+from tqdm import tqdm
 
 import jebm
 from experiments import datasets
+from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 from jebm.objectives import Positive
+from jebm.sampling import to_eps
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+
+class Terms(NamedTuple):
+    """The terms of score(0) that an image's score is made of, in nats."""
+
+    moved: Positive  # [1 + num_maps, N], of A x; the images as they are come first
+    nearest: Positive  # [N, num_neighbours], of x_n
+
+
+class Weights(NamedTuple):
+    """w and r of the module's docstring."""
+
+    likelihood: float = 1.0
+    neighbours: float = 1.0
+
+
+def weights_of(options) -> Weights:
+    """Those of `options`, config.eval."""
+    return Weights(*(options.anomaly[f"{name}_weight"] for name in Weights._fields))
 
 
 def scored(model, options):
@@ -42,18 +72,63 @@ def scored(model, options):
     Raises:
       ValueError: if it would start at an encoder that the model does not have.
     """
-    if options.anomaly_posterior_start is None:
+    if options.anomaly.posterior_start is None:
         return model
     posterior = dataclasses.replace(
-        model.chains.posterior, start=options.anomaly_posterior_start
+        model.chains.posterior, start=options.anomaly.posterior_start
     )
     chains = dataclasses.replace(model.chains, posterior=posterior)
     return dataclasses.replace(model, chains=chains)
 
 
-def terms_of(key, model, params, images: np.ndarray, options) -> Positive:
-    """The terms of score(0) of images, uint8 [N, H, W, C]; `options` is config.eval."""
+def terms_of(key, model, params, images, training, options) -> Terms:
+    """The terms of images, given those of training, both uint8 [N, H, W, C].
+
+    Args:
+      key: typed key, [].
+      model: the model.
+      params: its parameters.
+      images: to be scored.
+      training: among which the neighbours are; not read where there are to be none.
+      options: `config.eval`.
+
+    Raises:
+      ConfigError: if there are fewer images of training than neighbours.
+    """
+    _check_neighbours(options, training)
     model = scored(model, options)
+    key, key_maps, key_training = jax.random.split(key, 3)
+    moved = [_terms(key, model, params, images, options)]
+    maps = range(options.anomaly.num_maps)
+    for i in tqdm(maps, desc="moved and bent", leave=False, disable=None):
+        shape = (len(images), 2, 3)
+        drawn = np.asarray(jax.random.uniform(jax.random.fold_in(key_maps, i), shape))
+        bent = datasets.affine(images[:], drawn)
+        moved.append(_terms(key, model, params, bent, options))
+    nearest = np.empty((len(images), 0), int)
+    known = jax.tree.map(lambda t: np.empty(0), moved[0])
+    if num := options.anomaly.num_neighbours:
+        known = _terms(key_training, model, params, training, options)
+        there = _positions(key_training, model, params, training, options)
+        here = _positions(key, model, params, images, options)
+        search = NearestNeighbors(n_neighbors=num, algorithm="brute").fit(there)
+        nearest = search.kneighbors(here, return_distance=False)
+    return Terms(
+        jax.tree.map(lambda *t: np.stack(t), *moved),
+        jax.tree.map(lambda t: t[nearest], known),
+    )
+
+
+def _check_neighbours(options, training):
+    if options.anomaly.num_neighbours > len(training):
+        raise ConfigError(
+            f"eval.anomaly.num_neighbours of {options.anomaly.num_neighbours} is more "
+            f"than the {len(training)} images of training"
+        )
+
+
+def _terms(key, model, params, images, options):
+    """Those of score(0) of each image, [N]."""
 
     def draw(key, indices):
         x = datasets.to_unit(jnp.asarray(images[indices]))
@@ -63,58 +138,74 @@ def terms_of(key, model, params, images: np.ndarray, options) -> Positive:
     return in_batches(key, draw, np.arange(len(images)), options.batch_size)
 
 
-class Weights(NamedTuple):
-    """What the terms of the score are multiplied by."""
+def _positions(key, model, params, images, options):
+    """eps of a posterior sample of each image, [N, D]."""
 
-    likelihood: float = 1.0
-    prior: float = 1.0
-    posterior: float = 0.0
+    def draw(key, indices):
+        x = datasets.to_unit(jnp.asarray(images[indices]))
+        latents = jebm.posterior_sample(key, model, params, x)
+        eps = to_eps(model, params, latents)
+        return jnp.concatenate([e.reshape(len(indices), -1) for e in eps], axis=1)
+
+    return in_batches(key, draw, np.arange(len(images)), options.batch_size)
 
 
-def weights_of(options) -> Weights:
-    """Those of `options`, config.eval."""
-    return Weights(*(options[f"anomaly_{term}_weight"] for term in Weights._fields))
+def log_density(terms: Positive, likelihood: float) -> np.ndarray:
+    """s of the module's docstring, nats, of the shape of the terms."""
+    return likelihood * terms.log_likelihood + terms.log_prior - terms.energy
 
 
-def weighed(terms: Positive, weights: Weights) -> np.ndarray:
-    """Minus the score of the module's docstring, [N], nats: high is anomalous."""
-    return terms._replace(
-        log_likelihood=weights.likelihood * terms.log_likelihood,
-        log_prior=weights.prior * terms.log_prior,
-        log_q=weights.posterior * terms.log_q,
-    ).loss()
+def score(terms: Terms, weights: Weights) -> np.ndarray:
+    """The score of the module's docstring, [N], nats: low is anomalous.
+
+    Example:
+      >>> moved = Positive(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
+      ...                            np.ones((2, 2)), np.ones((2, 2))]))
+      >>> nearest = Positive(*np.log([[[2.0], [1.0]], *np.ones((3, 2, 1))]))
+      >>> np.exp(score(Terms(moved, nearest), Weights(1.0, 1.0))).round(3)
+      array([1., 3.])
+    """
+    moved = log_density(terms.moved, weights.likelihood)
+    found = np.logaddexp.reduce(moved, axis=0) - np.log(len(moved))
+    nearest = log_density(terms.nearest, weights.likelihood)
+    if nearest.shape[1]:
+        found = found - weights.neighbours * nearest.mean(axis=1)
+    return found
 
 
 def detection(
-    terms: Positive, anomalous: np.ndarray, weights: Weights
+    terms: Terms, anomalous: np.ndarray, weights: Weights
 ) -> dict[str, float]:
     """Areas under the precision-recall and the ROC curve, of the score and its parts.
 
     Args:
-      terms: of `terms_of`, [N].
+      terms: of `terms_of`.
       anomalous: whether each image is of the held-out class, bool [N].
       weights: of the score.
 
     Returns:
       auprc (area under the curve by trapezoids, as in the literature on this split) and
-      auroc of the score; "_unweighed", of score(0) itself; "_likelihood", "_prior",
-      "_energy" and "_posterior", of log p(x|z), log p_beta(z) - E(z), -E(z) and
-      -log q(z|x) alone; and the prevalence of anomalies, the auprc of chance.
+      auroc of the score; "_absolute", without neighbours; "_unweighed", of score(0)
+      itself, without maps as well; "_likelihood", "_prior" and "_energy", of its
+      log p(x|z), log p_beta(z) - E(z) and -E(z) alone; and the prevalence of anomalies,
+      the auprc of chance.
 
     Example:
-      >>> nats = np.array([0.0, 1.0, 2.0, 3.0])
-      >>> terms = Positive(nats, np.zeros(4), np.zeros(4), np.zeros(4))
+      >>> nats = np.array([[0.0, 1.0, 2.0, 3.0]])
+      >>> moved = Positive(nats, 0 * nats, 0 * nats, 0 * nats)
+      >>> terms = Terms(moved, Positive(*np.empty((4, 4, 0))))
       >>> found = detection(terms, np.array([True, True, False, False]), Weights(0.5))
       >>> found["auprc"], found["auroc"], found["auroc_prior"], found["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
     """
+    plain = _plain(terms)
     parts = {
-        "": weighed(terms, weights),
-        "_unweighed": weighed(terms, Weights()),
-        "_likelihood": -terms.log_likelihood,
-        "_prior": weighed(terms, Weights(likelihood=0.0)),
-        "_energy": terms.energy,
-        "_posterior": terms.log_q,
+        "": -score(terms, weights),
+        "_absolute": -score(terms, weights._replace(neighbours=0.0)),
+        "_unweighed": -log_density(plain, 1.0),
+        "_likelihood": -plain.log_likelihood,
+        "_prior": -log_density(plain, 0.0),
+        "_energy": plain.energy,
     }
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
@@ -127,17 +218,21 @@ def detection(
     return found
 
 
+def _plain(terms):
+    """Those of the images as they are, [N]."""
+    return jax.tree.map(lambda t: t[0], terms.moved)
+
+
 def histogram(
-    terms: Positive, anomalous: np.ndarray, weights: Weights, file: pathlib.Path
+    terms: Terms, anomalous: np.ndarray, weights: Weights, file: pathlib.Path
 ) -> None:
     """Draws the scores of both kinds of images, and their parts."""
+    plain = _plain(terms)
     panels = {
-        f"minus the score, w, v, u = {weights.likelihood:g}, {weights.prior:g}, "
-        f"{weights.posterior:g}": weighed(terms, weights),
-        "minus log p(x|z)": -terms.log_likelihood,
-        "minus log p_beta(z)": -terms.log_prior,
-        "E(z)": terms.energy,
-        "log q(z|x)": terms.log_q,
+        "minus the score": -score(terms, weights),
+        "minus log p(x|z)": -plain.log_likelihood,
+        "minus log p_beta(z)": -plain.log_prior,
+        "E(z)": plain.energy,
     }
     panels = {  # without those of what the model does not have
         title: values for title, values in panels.items() if np.ptp(values) > 0

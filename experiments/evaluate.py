@@ -69,7 +69,7 @@ def evaluate(config, path: pathlib.Path) -> None:
     print(f"Evaluating {path} at step {step}.")
     started = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
-    found, about = measure(key, path, model, params, splits["test"])
+    found, about = measure(key, path, model, params, splits)
     found |= chains(key, model, params, splits["test"].images, config.eval)
     features = None
     if config.data.name in classifier.known():
@@ -138,27 +138,25 @@ def check_eval(config) -> None:
             "eval.num_temperatures must be 0 or at least 2, got "
             f"{config.eval.num_temperatures}"
         )
-    for term in anomaly.Weights._fields:
-        name = f"anomaly_{term}_weight"
-        if config.eval[name] < 0:
+    for name in (
+        "likelihood_weight",
+        "num_maps",
+        "num_neighbours",
+        "neighbours_weight",
+    ):
+        if config.eval.anomaly[name] < 0:
             raise ConfigError(
-                f"eval.{name} must be at least 0, got {config.eval[name]}"
+                f"eval.anomaly.{name} must be at least 0, got "
+                f"{config.eval.anomaly[name]}"
             )
-    posterior = config.chains.posterior
-    start = config.eval.anomaly_posterior_start or posterior.start
+    own = config.chains.posterior.start
+    start = config.eval.anomaly.posterior_start or own
     if start not in STARTS:
-        raise ConfigError(unknown("eval.anomaly_posterior_start", start, STARTS))
-    if start in ENCODED and posterior.start not in ENCODED:
+        raise ConfigError(unknown("eval.anomaly.posterior_start", start, STARTS))
+    if start in ENCODED and own not in ENCODED:
         raise ConfigError(
-            f"eval.anomaly_posterior_start {start!r} needs an encoder that learns, "
-            f"chains.posterior.start 'encoder', got {posterior.start!r}"
-        )
-    alone = start in ENCODED and not posterior.num_steps
-    if config.eval.anomaly_posterior_weight and not alone:
-        raise ConfigError(
-            "eval.anomaly_posterior_weight weighs log q(z|x) of an encoder without a "
-            f"chain after it, got {config.eval.anomaly_posterior_weight} with start "
-            f"{start!r} and {posterior.num_steps} steps of chains.posterior"
+            f"eval.anomaly.posterior_start {start!r} needs an encoder that learns, "
+            f"chains.posterior.start 'encoder', got {own!r}"
         )
     for name, least in (
         ("num_samples", 2),
@@ -181,13 +179,14 @@ def _by_classifier(config):
     """Frechet distances, and what they were taken with."""
     features, facts = classifier.load(config.data.name)
 
-    def measure(key, path, model, params, split):
-        found = distances(key, model, params, split.images, features, config.eval)
+    def measure(key, path, model, params, splits):
+        heldout = splits["test"].images
+        found = distances(key, model, params, heldout, features, config.eval)
         return found, {
             "features": f"{facts['num_features']} features of {facts['file']}",
             "features_sha256": facts["sha256"],
             "num_samples": config.eval.num_samples,
-            "num_reference": len(split.images),
+            "num_reference": len(heldout),
         }
 
     return measure
@@ -196,10 +195,11 @@ def _by_classifier(config):
 def _by_anomaly(config):
     """How well the score tells the held-out class; draws the scores."""
 
-    def measure(key, path, model, params, split):
-        terms = anomaly.terms_of(key, model, params, split.images, config.eval)
+    def measure(key, path, model, params, splits):
+        images, training = splits["test"].images, splits["train"].images
+        terms = anomaly.terms_of(key, model, params, images, training, config.eval)
         heldout = config.data.heldout_digit
-        anomalous = split.labels == heldout
+        anomalous = splits["test"].labels == heldout
         folder = path / "figures" / workdir.variant(path, config)
         weights = anomaly.weights_of(config.eval)
         anomaly.histogram(terms, anomalous, weights, folder / "anomaly.png")
@@ -208,8 +208,9 @@ def _by_anomaly(config):
         return anomaly.detection(terms, anomalous, weights), {
             "heldout_digit": heldout,
             "likelihood_weight": weights.likelihood,
-            "prior_weight": weights.prior,
-            "posterior_weight": weights.posterior,
+            "num_maps": config.eval.anomaly.num_maps,
+            "num_neighbours": config.eval.anomaly.num_neighbours,
+            "neighbours_weight": weights.neighbours,
             "num_posterior_samples": config.eval.num_posterior_samples,
             "num_normal": int((~anomalous).sum()),
             "num_anomalous": int(anomalous.sum()),
@@ -221,9 +222,10 @@ def _by_anomaly(config):
 def _by_ood(config):
     """How well every score tells images of elsewhere; draws the scores."""
 
-    def measure(key, path, model, params, split):
+    def measure(key, path, model, params, splits):
         folder = path / "figures" / workdir.variant(path, config)
-        found = ood.detection(key, config, model, params, split.images, folder)
+        images = splits["test"].images
+        found = ood.detection(key, config, model, params, images, folder)
         pictures.mark(config, [folder / "ood.png"])
         print(f"wrote {folder / 'ood.png'}")
         return found
@@ -234,9 +236,9 @@ def _by_ood(config):
 def _by_likelihood(config):
     """Log-likelihood of held-out images."""
 
-    def measure(key, path, model, params, split):
+    def measure(key, path, model, params, splits):
         del path
-        images, options = split.images, config.eval
+        images, options = splits["test"].images, config.eval
         found = likelihood.likelihood(key, model, params, images, options)
         return found, {
             "estimator": options.likelihood_estimator,
@@ -253,13 +255,14 @@ def _by_inception(config):
     given = config.eval.fid_reference
     given = given and reference.read(pathlib.Path(given), extractor)
 
-    def measure(key, path, model, params, split):
+    def measure(key, path, model, params, splits):
         # Making statistics takes long: the run is known to be there now.
         real = given or reference.obtain(config.eval, config.data, extractor)
         if real.features is None:
             told = real.about["reference"]
             print(f"{told} holds no features: no KID, precision or recall.")
-        return fid.fid(key, config, extractor, real, path, model, params, split.images)
+        images = splits["test"].images
+        return fid.fid(key, config, extractor, real, path, model, params, images)
 
     return measure
 

@@ -207,14 +207,14 @@ def _detection(found):
             (
                 "",
                 f"minus the score, log p(x|z) weighed {found['likelihood_weight']:g}, "
-                f"log p_beta(z) {found['prior_weight']:g}, log q(z|x) "
-                f"{found['posterior_weight']:g}",
+                f"{found['num_maps']} maps, {found['num_neighbours']} neighbours "
+                f"weighed {found['neighbours_weight']:g}",
             ),
-            ("_unweighed", "minus score(0), where they weigh 1, 1 and 0"),
+            ("_absolute", "without neighbours"),
+            ("_unweighed", "minus score(0)"),
             ("_likelihood", "minus log p(x|z)"),
             ("_prior", "E(z) minus log p_beta(z)"),
             ("_energy", "E(z)"),
-            ("_posterior", "log q(z|x)"),
         )
     ]
     return about, _table(rows, ("", "AUPRC", "AUROC"))

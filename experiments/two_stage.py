@@ -30,10 +30,9 @@ def stage_one(config):
         )
     first = importlib.import_module(f"experiments.configs.{name}").get_config()
     first.seed, first.data, first.prior = config.seed, config.data, "gaussian"
-    own, first.eval = first.eval, config.eval.copy_and_resolve_references()
-    for term in ("likelihood", "prior", "posterior"):  # a Gaussian prior has its own
-        name = f"anomaly_{term}_weight"
-        first.eval[name] = own[name]
+    own, first.eval = first.eval.anomaly, config.eval.copy_and_resolve_references()
+    for name in ("likelihood_weight", "neighbours_weight"):  # a Gaussian prior's own
+        first.eval.anomaly[name] = own[name]
     return first
 
 

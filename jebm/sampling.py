@@ -194,30 +194,21 @@ def start_positions(
 ) -> Latents:
     """Where `chain` starts, in its own space, one position per key [B]."""
     moving = len(model.backbone.latent_shapes) - len(above)
-    if chain.start in ENCODED:
-        latents, _ = encoded(keys, model, params, chain, x)
-        return to_positions(model, params, latents, chain.space)[:moving]
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
+    if chain.start in ENCODED:
+        noise = draw_noise(keys, model, params)
+        if chain.start == "mode":
+            noise = jax.tree.map(jnp.zeros_like, noise)
+
+        def draw(backbone):
+            return infer(backbone, x, noise)[0]
+
+        latents = nn.apply(draw, model.backbone)(params.backbone)
+        return to_positions(model, params, latents, chain.space)[:moving]
     eps = draw_noise(keys, model, params, moving)
     if chain.space == "z" and chain.start == "prior":
         return to_latents(model, params, eps, "eps", temperature, above)[:moving]
     return eps
-
-
-def encoded(
-    keys: jax.Array, model: Model, params: Params, chain: Chain, x: jax.Array | None
-) -> tuple[Latents, jax.Array]:
-    """Where `chain` starts by the encoder, z, and log q(z | x) in nats [B]."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
-    noise = draw_noise(keys, model, params)
-    if chain.start == "mode":
-        noise = jax.tree.map(jnp.zeros_like, noise)
-
-    def draw(backbone):
-        latents, log_q, _, _ = infer(backbone, x, noise)
-        return latents, sum(log_q)
-
-    return nn.apply(draw, model.backbone)(params.backbone)
 
 
 def to_latents(

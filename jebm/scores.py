@@ -19,15 +19,9 @@ import jax.numpy as jnp
 
 from jebm import checks
 from jebm.hierarchy import given, infer, log_prior, top_down
-from jebm.model import ENCODED, Model, Params, energy, float_dtype
+from jebm.model import Model, Params, energy, float_dtype
 from jebm.objectives import Positive, positive_terms
-from jebm.sampling import (
-    draw_noise,
-    encoded,
-    example_keys,
-    prior_chain,
-    run_chains,
-)
+from jebm.sampling import draw_noise, example_keys, prior_chain, run_chains
 
 
 def score(
@@ -67,7 +61,7 @@ def score(
       (3,)
     """
     terms = score_terms(key, model, params, x, k, num_samples=num_samples)
-    return terms.log_likelihood + terms.log_prior - terms.energy
+    return -terms.loss()
 
 
 def score_terms(
@@ -80,10 +74,6 @@ def score_terms(
     num_samples: int = 1,
 ) -> Positive:
     """The terms of `score`, means over the samples; its arguments and errors.
-
-    And `log_q`, which is none of them: log q(z | x) at k = 0 where z is of the encoder
-    alone, else 0. Minus it is the entropy of q(z | x) where z is drawn; at its mode,
-    all together are Laplace's approximation of log p(x), up to log Z.
 
     Example:
       >>> import jebm
@@ -275,21 +265,15 @@ def _split(keys):
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _score_terms(keys, model, params, x, k, num_samples):
     x = x.astype(float_dtype(params))
-    posterior = model.chains.posterior
 
     def one(keys):
         keys_above, keys_below = _split(keys)
-        latents, _ = run_chains(keys_above, model, params, posterior, x=x)
+        latents, _ = run_chains(keys_above, model, params, model.chains.posterior, x=x)
         if k:
             above = latents[k:]
             chain = prior_chain(model)
             latents, _ = run_chains(keys_below, model, params, chain, above=above)
-        terms = positive_terms(model, params, x, latents)
-        if k or posterior.start not in ENCODED or posterior.num_steps:
-            return terms
-        # XLA merges this with the start of the chain: the encoder runs once.
-        _, log_q = encoded(keys_above, model, params, posterior, x)
-        return terms._replace(log_q=log_q)
+        return positive_terms(model, params, x, latents)
 
     return jax.tree.map(lambda t: t.mean(axis=0), _per_sample(keys, num_samples, one))
 

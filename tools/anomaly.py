@@ -39,12 +39,13 @@ from experiments.lanes import Lane, of_lane, train_lanes
 # have no bar: log p(x; z) is of x given z.
 _ROWS = {
     "score": "",
+    "score, without neighbours": "_absolute",
     "score(0)": "_unweighed",
     "log p(x; z)": "_likelihood",
     "log p_beta(z) - E(z)": "_prior",
     "-E(z)": "_energy",
-    "-log q(z; x)": "_posterior",
     "Gaussian prior, score": "_gaussian",
+    "Gaussian prior, without neighbours": "_gaussian_absolute",
     "Gaussian prior, score(0)": "_gaussian_unweighed",
 }
 
@@ -94,7 +95,7 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
     for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
         ema = of_lane(state.ema, seed)
-        found = areas(key, config, model, ema, splits["test"], digit)
+        found = areas(key, config, model, ema, splits, digit)
         results.append({"digit": digit, "seed": seed} | history.lane(seed) | found)
     workdir.write_json(path / "anomaly.json", results)
     return results
@@ -111,16 +112,19 @@ def _check(config):
         )
 
 
-def areas(key, config, model, params, split, digit: int) -> dict[str, float]:
+def areas(key, config, model, params, splits, digit: int) -> dict[str, float]:
     """Those of `anomaly.detection`, and of the same generator without its energy.
 
     The generator is that of the Gaussian prior itself where it has learned as such, in
     a first stage, whose weights then are those of its score, or with
     `learning.energy_share` = 0.
     """
-    anomalous = split.labels == digit
-    terms = anomaly.terms_of(key, model, params, split.images, config.eval)
-    untilted = terms._replace(energy=np.zeros_like(terms.energy))
+    images, training = splits["test"].images, splits["train"].images
+    anomalous = splits["test"].labels == digit
+    terms = anomaly.terms_of(key, model, params, images, training, config.eval)
+    untilted = anomaly.Terms(
+        *(part._replace(energy=np.zeros_like(part.energy)) for part in terms)
+    )
     weights = anomaly.weights_of(config.eval)
     found = anomaly.detection(terms, anomalous, weights)
     if config.learning.method == "two_stage":
@@ -129,7 +133,7 @@ def areas(key, config, model, params, split, digit: int) -> dict[str, float]:
     return found | {
         f"{measure}_gaussian{suffix}": gaussian[measure + suffix]
         for measure in ("auprc", "auroc")
-        for suffix in ("", "_unweighed")
+        for suffix in ("", "_absolute", "_unweighed")
     }
 
 

@@ -124,14 +124,15 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.protocol = "classifier"  # see experiments/evaluate.py
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
-    # Of protocol "anomaly": of log p(x|z), log p_beta(z) and -log q(z|x) in the score,
-    # see experiments/anomaly.py. The last is of an encoder without a chain after it.
-    config.eval.anomaly_likelihood_weight = 1.0
-    config.eval.anomaly_prior_weight = 1.0
-    config.eval.anomaly_posterior_weight = 0.0
-    # Where its posterior chain starts: "mode" of the encoder, or any other of
+    # Of protocol "anomaly", see experiments/anomaly.py.
+    config.eval.anomaly = config_dict.ConfigDict()
+    config.eval.anomaly.likelihood_weight = 1.0
+    config.eval.anomaly.num_maps = 0  # affine, of each image, that its score averages
+    config.eval.anomaly.num_neighbours = 0  # images of training it is compared with
+    config.eval.anomaly.neighbours_weight = 1.0
+    # Where the posterior chain starts: "mode" of the encoder, or any other of
     # jebm.Chain. None: chains.posterior.start.
-    config.eval.anomaly_posterior_start = config_dict.placeholder(str)
+    config.eval.anomaly.posterior_start = config_dict.placeholder(str)
     # Of protocol "likelihood", see experiments/likelihood.py.
     config.eval.likelihood_estimator = "importance"  # or "annealed", "bridged"
     config.eval.likelihood_num_images = 1000  # the first of the held-out split

@@ -16,19 +16,18 @@ def get_config():
     """Returns the configuration."""
     config = mnist_anomaly_vae.get_config()
     config.prior = "ebm"
-    config.eval.anomaly_likelihood_weight = 0.0
-    config.eval.anomaly_prior_weight = 0.75
-    config.eval.anomaly_posterior_weight = 0.2
+    config.eval.anomaly.likelihood_weight = 0.0
+    config.eval.anomaly.neighbours_weight = 0.35
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "mnist_anomaly_vae"
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)
     # Short steps, so that the energy may be steep: its density is what tells.
-    config.chains.prior.num_steps = 600
-    config.chains.prior.step_size = 0.1
+    config.chains.prior.num_steps = 300
+    config.chains.prior.step_size = 0.2
     config.learning.method = "two_stage"
-    config.learning.persistent_steps = 10
+    config.learning.persistent_steps = 5
     config.learning.num_steps = 12_000
     config.learning.energy_lr = 4e-3
     return config

@@ -16,13 +16,16 @@ def get_config():
     config.data.heldout_digit = 1
     config.data.augment = ("affine",)
     config.eval.protocol = "anomaly"
-    config.eval.anomaly_likelihood_weight = 0.1
-    config.eval.anomaly_posterior_start = "mode"
+    config.eval.anomaly.likelihood_weight = 0.05
+    config.eval.anomaly.num_maps = 64
+    config.eval.anomaly.num_neighbours = 5
+    config.eval.anomaly.neighbours_weight = 0.7
+    config.eval.anomaly.posterior_start = "mode"
     config.eval.num_posterior_samples = 1  # all are one
     config.backbone.latent_dims = (8, 24)
     config.backbone.conditioning = "above"
     config.backbone.decoder_widths = (384, 384)
     config.backbone.encoder_widths = (768,)
     config.learning.batch_size = 200
-    config.learning.num_steps = 18_000
+    config.learning.num_steps = 6_000
     return config

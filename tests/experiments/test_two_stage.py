@@ -8,7 +8,7 @@ import pytest
 from ml_collections import config_dict
 
 import jebm
-from experiments import learning, sample, train, two_stage
+from experiments import anomaly, learning, sample, train, two_stage
 from experiments.command_line import ConfigError
 from jebm import objectives
 from jebm.backbones.vector import VectorBackbone
@@ -173,13 +173,12 @@ def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score
     from experiments.configs import mnist_anomaly
 
     config = mnist_anomaly.get_config()
-    config.eval.batch_size = 7
+    config.eval.batch_size, config.eval.anomaly.num_maps = 7, 3
     first = two_stage.stage_one(config).eval
     assert (first.batch_size, first.protocol) == (7, "anomaly")
-    assert first.anomaly_likelihood_weight == 0.1
-    assert first.anomaly_posterior_weight == 0.0
-    assert config.eval.anomaly_likelihood_weight == 0.0
-    assert config.eval.anomaly_posterior_weight == 0.2
+    assert first.anomaly.num_maps == config.eval.anomaly.num_maps == 3
+    weights = [anomaly.weights_of(stage) for stage in (first, config.eval)]
+    assert weights == [(0.05, 0.7), (0.0, 0.35)]
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,10 @@ def small():
     config = test.get_config()
     config.learning.energy_lr = 0.1  # so that the energies matter after eight steps
     config.eval.num_posterior_samples = 1
-    config.eval.anomaly_likelihood_weight = 0.3
-    config.eval.anomaly_prior_weight = 0.5
+    config.eval.anomaly.likelihood_weight = 0.3
+    config.eval.anomaly.num_maps = 1
+    config.eval.anomaly.num_neighbours = 2
+    config.eval.anomaly.neighbours_weight = 0.5
     return config
 
 
@@ -57,9 +59,9 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     )
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.ema)
     key = jax.random.fold_in(jax.random.key(1), learning.Role.EVALUATION)
-    terms = areas_of.terms_of(key, model, params, split.images, config.eval)
+    terms = areas_of.terms_of(key, model, params, split.images, images, config.eval)
     weights = areas_of.weights_of(config.eval)
-    assert weights == areas_of.Weights(likelihood=0.3, prior=0.5)
+    assert weights == areas_of.Weights(likelihood=0.3, neighbours=0.5)
     expected = areas_of.detection(terms, split.labels == 4, weights)
     for name, value in expected.items():
         assert results[4][1][name] == pytest.approx(value, abs=1e-6)
@@ -67,17 +69,18 @@ def test_areas_are_those_of_the_averaged_parameters(found):
 
 def test_gaussian_row_is_the_score_without_the_energy():
     config = small()  # a posterior chain would feel the energy, an encoder does not
-    config.eval.anomaly_prior_weight = 1.0
     config.backbone.encoder_widths = (8,)
     config.learning.method = "variational"
     config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
     model = sample.build_model(config, (8, 8, 1))
     plain = jebm.init(jax.random.key(0), model)  # energies start at 0
-    tilted = plain._replace(energy=jax.tree.map(jnp.ones_like, plain.energy))
-    split = datasets.load("digits", heldout_digit=4)["test"]
+    tilted = plain._replace(
+        energy=jax.tree.map(lambda e: jnp.full_like(e, 3), plain.energy)
+    )
+    splits = datasets.load("digits", heldout_digit=4)
     key = jax.random.key(1)
     with_energy, without = (
-        anomaly.areas(key, config, model, params, split, 4)
+        anomaly.areas(key, config, model, params, splits, 4)
         for params in (tilted, plain)
     )
     for measure in ("auprc", "auroc"):
