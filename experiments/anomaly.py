@@ -52,6 +52,7 @@ class Terms(NamedTuple):
 
     moved: Positive  # [1 + num_maps, N], of A x; the images as they are come first
     nearest: Positive  # [N, num_neighbours], of x_n
+    distance: np.ndarray  # [N, num_neighbours], of eps, no term: a plainer score
 
 
 class Weights(NamedTuple):
@@ -105,17 +106,18 @@ def terms_of(key, model, params, images, training, options) -> Terms:
         drawn = np.asarray(jax.random.uniform(jax.random.fold_in(key_maps, i), shape))
         bent = datasets.affine(images[:], drawn)
         moved.append(_terms(key, model, params, bent, options))
-    nearest = np.empty((len(images), 0), int)
+    distance, nearest = np.empty((len(images), 0)), np.empty((len(images), 0), int)
     known = jax.tree.map(lambda t: np.empty(0), moved[0])
     if num := options.anomaly.num_neighbours:
         known = _terms(key_training, model, params, training, options)
         there = _positions(key_training, model, params, training, options)
         here = _positions(key, model, params, images, options)
         search = NearestNeighbors(n_neighbors=num, algorithm="brute").fit(there)
-        nearest = search.kneighbors(here, return_distance=False)
+        distance, nearest = search.kneighbors(here)
     return Terms(
         jax.tree.map(lambda *t: np.stack(t), *moved),
         jax.tree.map(lambda t: t[nearest], known),
+        distance,
     )
 
 
@@ -162,7 +164,8 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
       >>> moved = Positive(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
       ...                            np.ones((2, 2)), np.ones((2, 2))]))
       >>> nearest = Positive(*np.log([[[2.0], [1.0]], *np.ones((3, 2, 1))]))
-      >>> np.exp(score(Terms(moved, nearest), Weights(1.0, 1.0))).round(3)
+      >>> terms = Terms(moved, nearest, np.ones((2, 1)))
+      >>> np.exp(score(terms, Weights(1.0, 1.0))).round(3)
       array([1., 3.])
     """
     moved = log_density(terms.moved, weights.likelihood)
@@ -187,13 +190,15 @@ def detection(
       auprc (area under the curve by trapezoids, as in the literature on this split) and
       auroc of the score; "_absolute", without neighbours; "_unweighed", of score(0)
       itself, without maps as well; "_likelihood", "_prior" and "_energy", of its
-      log p(x|z), log p_beta(z) - E(z) and -E(z) alone; and the prevalence of anomalies,
-      the auprc of chance.
+      log p(x|z), log p_beta(z) - E(z) and -E(z) alone; "_distance", of the distance to
+      the nearest of the neighbours; and the prevalence of anomalies, the auprc of
+      chance.
 
     Example:
       >>> nats = np.array([[0.0, 1.0, 2.0, 3.0]])
       >>> moved = Positive(nats, 0 * nats, 0 * nats, 0 * nats)
-      >>> terms = Terms(moved, Positive(*np.empty((4, 4, 0))))
+      >>> none = np.empty((4, 0))
+      >>> terms = Terms(moved, Positive(none, none, none, none), none)
       >>> found = detection(terms, np.array([True, True, False, False]), Weights(0.5))
       >>> found["auprc"], found["auroc"], found["auroc_prior"], found["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
@@ -206,6 +211,7 @@ def detection(
         "_likelihood": -plain.log_likelihood,
         "_prior": -log_density(plain, 0.0),
         "_energy": plain.energy,
+        "_distance": terms.distance[:, :1].sum(axis=1),  # without neighbours 0
     }
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():

@@ -215,6 +215,7 @@ def _detection(found):
             ("_likelihood", "minus log p(x|z)"),
             ("_prior", "E(z) minus log p_beta(z)"),
             ("_energy", "E(z)"),
+            ("_distance", "distance of eps to the nearest of the neighbours"),
         )
     ]
     return about, _table(rows, ("", "AUPRC", "AUROC"))

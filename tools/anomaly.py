@@ -44,6 +44,7 @@ _ROWS = {
     "log p(x; z)": "_likelihood",
     "log p_beta(z) - E(z)": "_prior",
     "-E(z)": "_energy",
+    "-distance to the nearest": "_distance",
     "Gaussian prior, score": "_gaussian",
     "Gaussian prior, without neighbours": "_gaussian_absolute",
     "Gaussian prior, score(0)": "_gaussian_unweighed",
@@ -122,8 +123,9 @@ def areas(key, config, model, params, splits, digit: int) -> dict[str, float]:
     images, training = splits["test"].images, splits["train"].images
     anomalous = splits["test"].labels == digit
     terms = anomaly.terms_of(key, model, params, images, training, config.eval)
-    untilted = anomaly.Terms(
-        *(part._replace(energy=np.zeros_like(part.energy)) for part in terms)
+    untilted = terms._replace(
+        moved=terms.moved._replace(energy=np.zeros_like(terms.moved.energy)),
+        nearest=terms.nearest._replace(energy=np.zeros_like(terms.nearest.energy)),
     )
     weights = anomaly.weights_of(config.eval)
     found = anomaly.detection(terms, anomalous, weights)

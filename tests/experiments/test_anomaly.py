@@ -42,7 +42,7 @@ def terms(*three, nearest=None):
     moved = np.asarray(three, float).reshape(3, -1, np.shape(three[0])[-1])
     if nearest is None:
         nearest = np.empty((3, moved.shape[-1], 0))
-    return anomaly.Terms(positive(moved), positive(nearest))
+    return anomaly.Terms(positive(moved), positive(nearest), np.asarray(nearest)[0])
 
 
 def test_areas_are_those_of_a_ranking_counted_by_hand():
@@ -68,7 +68,8 @@ def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
     found = anomaly.detection(
         terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4)), anomalous, anomaly.Weights()
     )
-    assert (found["auprc_energy"], found["auroc_energy"]) == (0.25, 0.5)
+    for part in ("energy", "distance"):
+        assert (found[f"auprc_{part}"], found[f"auroc_{part}"]) == (0.25, 0.5)
 
 
 def test_weights_choose_between_the_terms():
@@ -84,6 +85,8 @@ def test_weights_choose_between_the_terms():
     assert found(0.0, 0.0)["auroc"] == plain["auroc_prior"] != plain["auroc"]
     assert found(1e6, 0.0)["auroc"] == plain["auroc_likelihood"]
     assert found(1.0, 1.0)["auroc"] != plain["auroc"] == plain["auroc_absolute"]
+    areas = metrics.roc_auc_score(anomalous, nearest[0, :, 0])
+    assert plain["auroc_distance"] == areas
     known = nearest.mean(2)
     likelihood, prior, energy, _ = random.moved[:4]
     np.testing.assert_allclose(
@@ -203,6 +206,8 @@ def test_neighbours_are_those_nearest_in_eps(encoding):
     ]
     apart = ((eps[0][:, None] - eps[1][None]) ** 2).sum(-1)
     order = apart.argsort(axis=1)[:, :4]
+    distance = np.sqrt(np.take_along_axis(apart, order, axis=1))
+    np.testing.assert_allclose(terms.distance, distance, rtol=1e-4)
     all_terms = anomaly.terms_of(
         key, model, params, training, (), options(posterior_start="mode")
     )
