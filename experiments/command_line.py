@@ -104,6 +104,8 @@ def parse(
         sys.exit(f"error: {' '.join(str(error).split())}")
     if path is None:
         sys.exit(f"error: --config=FILE is needed; {_there_are()}")
+    if len(rest) > 1:
+        sys.exit(f"error: unexpected arguments {rest[1:]}")
     return rest
 
 

@@ -49,8 +49,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 def main(argv: list[str]) -> None:
     """Runs the mode on the configuration."""
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected arguments {argv[1:]}")
+    del argv  # its flags are parsed, and it may hold nothing else
     if (_MODE.value == "score") != (_IMAGES.value is not None):
         sys.exit("error: --mode=score and --images=FOLDER go together")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

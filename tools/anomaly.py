@@ -53,8 +53,7 @@ _ROWS = {
 
 def main(argv: list[str]) -> None:
     """Trains and scores every digit."""
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected arguments {argv[1:]}")
+    del argv  # its flags are parsed, and it may hold nothing else
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     path = pathlib.Path(given.workdir)

@@ -38,8 +38,7 @@ from experiments.lanes import TRACED, Lane, of_lane, train_lanes
 
 def main(argv: list[str]) -> None:
     """Trains the lanes and writes stability.json."""
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected arguments {argv[1:]}")
+    del argv  # its flags are parsed, and it may hold nothing else
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     try:

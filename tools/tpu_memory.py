@@ -121,8 +121,7 @@ def collectives(text: str) -> tuple[int, int]:
 
 def main(argv: list[str]) -> None:
     """Compiles and tells."""
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected arguments {argv[1:]}")
+    del argv  # its flags are parsed, and it may hold nothing else
     try:
         shape = tuple(int(n) for n in flags.FLAGS.image_shape or ())
         if len(shape) != 3 or min(shape) < 1:
