@@ -9,13 +9,14 @@ checkpoint, and digits that are trained are not trained again. Of each seed's
 averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
 `experiments.anomaly`, those of the Gaussian prior of the same generator too. The table
 of the digits of this call is printed and written to DIR/anomaly.md: mean and standard
-deviation over seeds.
+deviation over seeds; DIR/anomaly.png draws some of it.
 """
 
 import pathlib
 import sys
 
 import jax
+import matplotlib
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -34,6 +35,9 @@ from experiments import (
 )
 from experiments.command_line import ConfigError
 from experiments.lanes import Lane, of_lane, train_lanes
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 # Rows of the table: the name of the row, and what its fields end with. Cells of a table
 # have no bar: log p(x; z) is of x given z.
@@ -67,7 +71,8 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
     lines = "\n".join(table(found)) + "\n"
     workdir.write_text(path / "anomaly.md", lines)
-    print(lines)
+    draw(found, path / "anomaly.png")
+    print(f"{lines}\nwrote {path / 'anomaly.md'} and {path / 'anomaly.png'}")
 
 
 def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
@@ -154,6 +159,37 @@ def table(found: dict[int, list[dict]]) -> list[str]:
     chance = [f"{results[0]['prevalence']:.3f}" for results in found.values()]
     lines.append("| prevalence | " + " | ".join(chance) + " |")
     return lines
+
+
+def draw(found: dict[int, list[dict]], file: pathlib.Path) -> None:
+    """Bars of the AUPRC by digit, their deviation over seeds, and that of chance."""
+    rows = (
+        "score",
+        "log p_beta(z) - E(z)",
+        "-distance to the nearest",
+        "Gaussian prior, score",
+    )
+    figure, axis = plt.subplots(figsize=(3 + len(found), 3.5), layout="constrained")
+    places, width = np.arange(len(found)), 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        values = np.array(
+            [[r[f"auprc{_ROWS[row]}"] for r in results] for results in found.values()]
+        )
+        axis.bar(
+            places + (i - (len(rows) - 1) / 2) * width,
+            values.mean(axis=1),
+            width,
+            yerr=values.std(axis=1),
+            label=row,
+            color=plt.cm.viridis(i / len(rows)),
+        )
+    chance = [results[0]["prevalence"] for results in found.values()]
+    axis.hlines(chance, places - 0.4, places + 0.4, "black", "dotted", label="chance")
+    axis.set(xlabel="digit held out", ylabel="AUPRC", ylim=(0, 1))
+    axis.set_xticks(places, list(found))
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
 
 
 def parse_digits(text: str) -> list[int]:

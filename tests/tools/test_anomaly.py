@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import jebm
 from experiments import anomaly as areas_of
@@ -143,6 +144,24 @@ def test_table_tells_mean_and_deviation_over_seeds():
     assert lines[0] == "| | 1 | 4 |"
     assert lines[2] == "| score, AUPRC | 0.600 ± 0.100 | 0.900 ± 0.000 |"
     assert lines[-1] == "| prevalence | 0.250 | 0.250 |"
+
+
+def test_bars_are_the_means_of_the_table(found, tmp_path, monkeypatch):
+    _, results = found
+    figures = []
+    monkeypatch.setattr(anomaly.plt, "close", figures.append)
+    anomaly.draw(results, tmp_path / "anomaly.png")
+    image = np.asarray(Image.open(tmp_path / "anomaly.png"))
+    assert image.shape[0] > 400 and image.std() > 10
+    (axis,) = figures[0].axes
+    heights = [bar.get_height() for bar in axis.patches]
+    expected = [
+        np.mean([row[f"auprc{suffix}"] for row in results[digit]])
+        for suffix in ("", "_prior", "_distance", "_gaussian")
+        for digit in (4, 7)
+    ]
+    np.testing.assert_allclose(heights, expected)
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["4", "7"]
 
 
 def test_digits_are_read_or_refused():
