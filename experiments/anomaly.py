@@ -6,13 +6,13 @@ Of the terms of `jebm.scores` at k = 0, with the likelihood weighed,
 
 the score of an image is
 
-    log mean_A exp s(A x) - r mean_n s(x_n)
+    log mean_A exp s(A x) - r mean_n s(x_n) - t log |eps - eps_1|^D
 
 over the identity and `num_maps` small affine maps A, by which training may move and
 bend its images (`datasets.affine`), and over the `num_neighbours` images x_n of
-training whose latents, as eps, are nearest to those of x. Minus the score is high for
+training whose D latents, as eps, are nearest to those of x. Minus the score is high for
 anomalies; the held-out class is the positive one. The fields are those of eval.anomaly,
-w is `likelihood_weight` and r `neighbours_weight`.
+w is `likelihood_weight`, r `neighbours_weight` and t `volume_weight`.
 
 A generator is trained sharp, with a small sigma_x, so that its latents hold what tells
 one image from another; at the weight of training, w = 1, the error of the pixels then
@@ -21,7 +21,10 @@ sigma_x / sqrt(w). The mean over maps is the density of a shape, wherever it lie
 however it leans, where that of one image is also of the pose it happens to have.
 Classes have densities of their own, though, by the room that they take; the neighbours
 tell whether an image is less likely than what is most like it, as the local outlier
-factor does (Breunig et al., SIGMOD 2000).
+factor does (Breunig et al., SIGMOD 2000). The last term is that of another estimate of
+the density of eps, by the volume in which one image of training lies (Loftsgaarden and
+Quesenberry, 1965): it knows no more than these images, but that also where an energy
+has never been.
 """
 
 import dataclasses
@@ -52,14 +55,15 @@ class Terms(NamedTuple):
 
     moved: Positive  # [1 + num_maps, N], of A x; the images as they are come first
     nearest: Positive  # [N, num_neighbours], of x_n
-    distance: np.ndarray  # [N, num_neighbours], of eps, no term: a plainer score
+    log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
 
 
 class Weights(NamedTuple):
-    """w and r of the module's docstring."""
+    """w, r and t of the module's docstring."""
 
     likelihood: float = 1.0
-    neighbours: float = 1.0
+    neighbours: float = 0.0
+    volume: float = 0.0
 
 
 def weights_of(options) -> Weights:
@@ -106,7 +110,8 @@ def terms_of(key, model, params, images, training, options) -> Terms:
         drawn = np.asarray(jax.random.uniform(jax.random.fold_in(key_maps, i), shape))
         bent = datasets.affine(images[:], drawn)
         moved.append(_terms(key, model, params, bent, options))
-    distance, nearest = np.empty((len(images), 0)), np.empty((len(images), 0), int)
+    nearest = np.empty((len(images), 0), int)
+    log_volume = np.empty((len(images), 0))
     known = jax.tree.map(lambda t: np.empty(0), moved[0])
     if num := options.anomaly.num_neighbours:
         known = _terms(key_training, model, params, training, options)
@@ -114,10 +119,12 @@ def terms_of(key, model, params, images, training, options) -> Terms:
         here = _positions(key, model, params, images, options)
         search = NearestNeighbors(n_neighbors=num, algorithm="brute").fit(there)
         distance, nearest = search.kneighbors(here)
+        tiny = np.finfo(distance.dtype).tiny  # an image of training is its own nearest
+        log_volume = here.shape[1] * np.log(np.maximum(distance, tiny))
     return Terms(
         jax.tree.map(lambda *t: np.stack(t), *moved),
         jax.tree.map(lambda t: t[nearest], known),
-        distance,
+        log_volume,
     )
 
 
@@ -164,8 +171,8 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
       >>> moved = Positive(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
       ...                            np.ones((2, 2)), np.ones((2, 2))]))
       >>> nearest = Positive(*np.log([[[2.0], [1.0]], *np.ones((3, 2, 1))]))
-      >>> terms = Terms(moved, nearest, np.ones((2, 1)))
-      >>> np.exp(score(terms, Weights(1.0, 1.0))).round(3)
+      >>> terms = Terms(moved, nearest, np.zeros((2, 1)))
+      >>> np.exp(score(terms, Weights(1.0, neighbours=1.0))).round(3)
       array([1., 3.])
     """
     moved = log_density(terms.moved, weights.likelihood)
@@ -173,6 +180,7 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
     nearest = log_density(terms.nearest, weights.likelihood)
     if nearest.shape[1]:
         found = found - weights.neighbours * nearest.mean(axis=1)
+        found = found - weights.volume * terms.log_volume[:, 0]
     return found
 
 
@@ -191,8 +199,7 @@ def detection(
       auroc of the score; "_absolute", without neighbours; "_unweighed", of score(0)
       itself, without maps as well; "_likelihood", "_prior" and "_energy", of its
       log p(x|z), log p_beta(z) - E(z) and -E(z) alone; "_distance", of the distance to
-      the nearest of the neighbours; and the prevalence of anomalies, the auprc of
-      chance.
+      the nearest of training; and the prevalence of anomalies, the auprc of chance.
 
     Example:
       >>> nats = np.array([[0.0, 1.0, 2.0, 3.0]])
@@ -206,12 +213,12 @@ def detection(
     plain = _plain(terms)
     parts = {
         "": -score(terms, weights),
-        "_absolute": -score(terms, weights._replace(neighbours=0.0)),
+        "_absolute": -score(terms, Weights(weights.likelihood)),
         "_unweighed": -log_density(plain, 1.0),
         "_likelihood": -plain.log_likelihood,
         "_prior": -log_density(plain, 0.0),
         "_energy": plain.energy,
-        "_distance": terms.distance[:, :1].sum(axis=1),  # without neighbours 0
+        "_distance": terms.log_volume[:, :1].sum(axis=1),  # without neighbours 0
     }
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():

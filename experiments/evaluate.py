@@ -143,12 +143,19 @@ def check_eval(config) -> None:
         "num_maps",
         "num_neighbours",
         "neighbours_weight",
+        "volume_weight",
     ):
         if config.eval.anomaly[name] < 0:
             raise ConfigError(
                 f"eval.anomaly.{name} must be at least 0, got "
                 f"{config.eval.anomaly[name]}"
             )
+    weights = anomaly.weights_of(config.eval)
+    if weights[1:] != (0, 0) and not config.eval.anomaly.num_neighbours:
+        raise ConfigError(
+            "eval.anomaly.neighbours_weight and volume_weight weigh neighbours, got "
+            f"{weights.neighbours} and {weights.volume} with num_neighbours=0"
+        )
     own = config.chains.posterior.start
     start = config.eval.anomaly.posterior_start or own
     if start not in STARTS:
@@ -211,6 +218,7 @@ def _by_anomaly(config):
             "num_maps": config.eval.anomaly.num_maps,
             "num_neighbours": config.eval.anomaly.num_neighbours,
             "neighbours_weight": weights.neighbours,
+            "volume_weight": weights.volume,
             "num_posterior_samples": config.eval.num_posterior_samples,
             "num_normal": int((~anomalous).sum()),
             "num_anomalous": int(anomalous.sum()),

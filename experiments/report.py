@@ -208,14 +208,15 @@ def _detection(found):
                 "",
                 f"minus the score, log p(x|z) weighed {found['likelihood_weight']:g}, "
                 f"{found['num_maps']} maps, {found['num_neighbours']} neighbours "
-                f"weighed {found['neighbours_weight']:g}",
+                f"weighed {found['neighbours_weight']:g}, the volume to the nearest "
+                f"{found['volume_weight']:g}",
             ),
             ("_absolute", "without neighbours"),
             ("_unweighed", "minus score(0)"),
             ("_likelihood", "minus log p(x|z)"),
             ("_prior", "E(z) minus log p_beta(z)"),
             ("_energy", "E(z)"),
-            ("_distance", "distance of eps to the nearest of the neighbours"),
+            ("_distance", "distance of eps to the nearest of training"),
         )
     ]
     return about, _table(rows, ("", "AUPRC", "AUROC"))

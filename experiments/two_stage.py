@@ -31,8 +31,8 @@ def stage_one(config):
     first = importlib.import_module(f"experiments.configs.{name}").get_config()
     first.seed, first.data, first.prior = config.seed, config.data, "gaussian"
     own, first.eval = first.eval.anomaly, config.eval.copy_and_resolve_references()
-    for name in ("likelihood_weight", "neighbours_weight"):  # a Gaussian prior's own
-        first.eval.anomaly[name] = own[name]
+    for weight in ("likelihood", "neighbours", "volume"):  # a Gaussian prior's own
+        first.eval.anomaly[f"{weight}_weight"] = own[f"{weight}_weight"]
     return first
 
 

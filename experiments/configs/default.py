@@ -129,7 +129,8 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.anomaly.likelihood_weight = 1.0
     config.eval.anomaly.num_maps = 0  # affine, of each image, that its score averages
     config.eval.anomaly.num_neighbours = 0  # images of training it is compared with
-    config.eval.anomaly.neighbours_weight = 1.0
+    config.eval.anomaly.neighbours_weight = 0.0
+    config.eval.anomaly.volume_weight = 0.0
     # Where the posterior chain starts: "mode" of the encoder, or any other of
     # jebm.Chain. None: chains.posterior.start.
     config.eval.anomaly.posterior_start = config_dict.placeholder(str)

@@ -16,8 +16,8 @@ def get_config():
     """Returns the configuration."""
     config = mnist_anomaly_vae.get_config()
     config.prior = "ebm"
-    config.eval.anomaly.likelihood_weight = 0.0
-    config.eval.anomaly.neighbours_weight = 0.35
+    config.eval.anomaly.neighbours_weight = 0.5
+    config.eval.anomaly.volume_weight = 0.5
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "mnist_anomaly_vae"

@@ -16,10 +16,11 @@ def get_config():
     config.data.heldout_digit = 1
     config.data.augment = ("affine",)
     config.eval.protocol = "anomaly"
-    config.eval.anomaly.likelihood_weight = 0.05
+    config.eval.anomaly.likelihood_weight = 0.0
     config.eval.anomaly.num_maps = 64
     config.eval.anomaly.num_neighbours = 5
     config.eval.anomaly.neighbours_weight = 0.7
+    config.eval.anomaly.volume_weight = 2.0
     config.eval.anomaly.posterior_start = "mode"
     config.eval.num_posterior_samples = 1  # all are one
     config.backbone.latent_dims = (8, 24)

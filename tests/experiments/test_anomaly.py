@@ -84,15 +84,17 @@ def test_weights_choose_between_the_terms():
     plain = found(1.0, 0.0)
     assert found(0.0, 0.0)["auroc"] == plain["auroc_prior"] != plain["auroc"]
     assert found(1e6, 0.0)["auroc"] == plain["auroc_likelihood"]
+    assert found(1.0, 0.0, 1e9)["auroc"] == plain["auroc_distance"]
     assert found(1.0, 1.0)["auroc"] != plain["auroc"] == plain["auroc_absolute"]
     areas = metrics.roc_auc_score(anomalous, nearest[0, :, 0])
     assert plain["auroc_distance"] == areas
     known = nearest.mean(2)
     likelihood, prior, energy, _ = random.moved[:4]
     np.testing.assert_allclose(
-        anomaly.score(random, anomaly.Weights(0.5, 0.25)),
+        anomaly.score(random, anomaly.Weights(0.5, 0.25, 2.0)),
         (0.5 * likelihood + prior - energy)[0]
-        - 0.25 * (0.5 * known[0] + known[1] - known[2]),
+        - 0.25 * (0.5 * known[0] + known[1] - known[2])
+        - 2.0 * nearest[0, :, 0],
     )
 
 
@@ -107,12 +109,27 @@ def test_score_over_maps_is_the_log_of_the_mean_density():
 
 
 @pytest.mark.parametrize(
-    "name", ["likelihood_weight", "num_maps", "num_neighbours", "neighbours_weight"]
+    "name",
+    [
+        "likelihood_weight",
+        "num_maps",
+        "num_neighbours",
+        "neighbours_weight",
+        "volume_weight",
+    ],
 )
 def test_negative_weights_and_numbers_are_refused(test_config, tmp_path, name):
     test_config.eval.anomaly[name] *= 0
     test_config.eval.anomaly[name] -= 1
     with pytest.raises(ConfigError, match=f"{name} must be at least 0, got -1"):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["neighbours_weight", "volume_weight"])
+def test_weights_of_no_neighbours_are_refused(test_config, tmp_path, name):
+    test_config.eval.anomaly[name] = 0.5
+    with pytest.raises(ConfigError, match=r"0\.5.*with num_neighbours=0"):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -187,6 +204,7 @@ def test_neighbours_of_images_of_training_are_these_themselves(encoding):
         np.testing.assert_allclose(nearest[:, 0], own[0], rtol=1e-5)
     found = anomaly.score(terms, anomaly.Weights(0.5, 1.0))
     np.testing.assert_allclose(found, 0, atol=1e-3)
+    assert np.isfinite(terms.log_volume).all()
 
 
 def test_neighbours_are_those_nearest_in_eps(encoding):
@@ -207,7 +225,8 @@ def test_neighbours_are_those_nearest_in_eps(encoding):
     apart = ((eps[0][:, None] - eps[1][None]) ** 2).sum(-1)
     order = apart.argsort(axis=1)[:, :4]
     distance = np.sqrt(np.take_along_axis(apart, order, axis=1))
-    np.testing.assert_allclose(terms.distance, distance, rtol=1e-4)
+    volume = distance ** eps[0].shape[1]
+    np.testing.assert_allclose(np.exp(terms.log_volume), volume, rtol=1e-3)
     all_terms = anomaly.terms_of(
         key, model, params, training, (), options(posterior_start="mode")
     )

@@ -178,7 +178,7 @@ def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score
     assert (first.batch_size, first.protocol) == (7, "anomaly")
     assert first.anomaly.num_maps == config.eval.anomaly.num_maps == 3
     weights = [anomaly.weights_of(stage) for stage in (first, config.eval)]
-    assert weights == [(0.05, 0.7), (0.0, 0.35)]
+    assert weights == [(0.0, 0.7, 2.0), (0.0, 0.5, 0.5)]
 
 
 @pytest.mark.parametrize(

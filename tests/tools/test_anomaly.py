@@ -33,6 +33,7 @@ def small():
     config.eval.anomaly.num_maps = 1
     config.eval.anomaly.num_neighbours = 2
     config.eval.anomaly.neighbours_weight = 0.5
+    config.eval.anomaly.volume_weight = 0.1
     return config
 
 
@@ -62,7 +63,7 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     key = jax.random.fold_in(jax.random.key(1), learning.Role.EVALUATION)
     terms = areas_of.terms_of(key, model, params, split.images, images, config.eval)
     weights = areas_of.weights_of(config.eval)
-    assert weights == areas_of.Weights(likelihood=0.3, neighbours=0.5)
+    assert weights == areas_of.Weights(0.3, 0.5, 0.1)
     expected = areas_of.detection(terms, split.labels == 4, weights)
     for name, value in expected.items():
         assert results[4][1][name] == pytest.approx(value, abs=1e-6)
