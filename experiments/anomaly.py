@@ -48,6 +48,7 @@ from jebm.sampling import to_eps
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 
 class Terms(NamedTuple):
@@ -100,7 +101,7 @@ def terms_of(key, model, params, images, training, options) -> Terms:
     Raises:
       ConfigError: if there are fewer images of training than neighbours.
     """
-    _check_neighbours(options, training)
+    check_neighbours(options, training)
     model = scored(model, options)
     key, key_maps, key_training = jax.random.split(key, 3)
     moved = [_terms(key, model, params, images, options)]
@@ -117,10 +118,7 @@ def terms_of(key, model, params, images, training, options) -> Terms:
         known = _terms(key_training, model, params, training, options)
         there = _positions(key_training, model, params, training, options)
         here = _positions(key, model, params, images, options)
-        search = NearestNeighbors(n_neighbors=num, algorithm="brute").fit(there)
-        distance, nearest = search.kneighbors(here)
-        tiny = np.finfo(distance.dtype).tiny  # an image of training is its own nearest
-        log_volume = here.shape[1] * np.log(np.maximum(distance, tiny))
+        nearest, log_volume = _nearest(there, here, num)
     return Terms(
         jax.tree.map(lambda *t: np.stack(t), *moved),
         jax.tree.map(lambda t: t[nearest], known),
@@ -128,7 +126,19 @@ def terms_of(key, model, params, images, training, options) -> Terms:
     )
 
 
-def _check_neighbours(options, training):
+def _nearest(there, here, num):
+    """The `num` of `there` nearest to each of `here`, and the log volume to each."""
+    if not (np.isfinite(there).all() and np.isfinite(here).all()):  # has diverged
+        shape = (len(here), num)
+        return np.zeros(shape, int), np.full(shape, np.nan)
+    search = NearestNeighbors(n_neighbors=num, algorithm="brute").fit(there)
+    distance, nearest = search.kneighbors(here)
+    tiny = np.finfo(distance.dtype).tiny  # an image of training is its own nearest
+    return nearest, here.shape[1] * np.log(np.maximum(distance, tiny))
+
+
+def check_neighbours(options, training) -> None:
+    """Refuses more neighbours than there are images of training."""
     if options.anomaly.num_neighbours > len(training):
         raise ConfigError(
             f"eval.anomaly.num_neighbours of {options.anomaly.num_neighbours} is more "
@@ -196,10 +206,11 @@ def detection(
 
     Returns:
       auprc (area under the curve by trapezoids, as in the literature on this split) and
-      auroc of the score; "_absolute", without neighbours; "_unweighed", of score(0)
-      itself, without maps as well; "_likelihood", "_prior" and "_energy", of its
-      log p(x|z), log p_beta(z) - E(z) and -E(z) alone; "_distance", of the distance to
-      the nearest of training; and the prevalence of anomalies, the auprc of chance.
+      auroc of the score; "_absolute", without neighbours and volume; "_unweighed", of
+      score(0) itself, without maps as well; "_likelihood", "_prior" and "_energy", of
+      its log p(x|z), log p_beta(z) - E(z) and -E(z) alone; "_distance", where there are
+      neighbours, of the distance to the nearest; and the prevalence of anomalies, the
+      auprc of chance. Of values that are not finite they are nan.
 
     Example:
       >>> nats = np.array([[0.0, 1.0, 2.0, 3.0]])
@@ -218,10 +229,14 @@ def detection(
         "_likelihood": -plain.log_likelihood,
         "_prior": -log_density(plain, 0.0),
         "_energy": plain.energy,
-        "_distance": terms.log_volume[:, :1].sum(axis=1),  # without neighbours 0
     }
+    if terms.log_volume.shape[1]:
+        parts["_distance"] = terms.log_volume[:, 0]
     found = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
+        if not np.isfinite(values).all():
+            found[f"auprc{name}"] = found[f"auroc{name}"] = np.nan
+            continue
         precision, recall, _ = metrics.precision_recall_curve(anomalous, values)
         # Of ties alone the trapezoid is (1 + prevalence) / 2, though they tell nothing.
         tells = np.ptp(values) > 0
@@ -239,7 +254,7 @@ def _plain(terms):
 def histogram(
     terms: Terms, anomalous: np.ndarray, weights: Weights, file: pathlib.Path
 ) -> None:
-    """Draws the scores of both kinds of images, and their parts."""
+    """Draws the scores of both kinds of images, but for the .4% farthest, and parts."""
     plain = _plain(terms)
     panels = {
         "minus the score": -score(terms, weights),
@@ -251,8 +266,11 @@ def histogram(
         title: values for title, values in panels.items() if np.ptp(values) > 0
     }
     num = len(panels)
-    figure, axes = plt.subplots(1, num, figsize=(4 * num, 3.2), layout="constrained")
-    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+    figure = plt.figure(figsize=(4 * max(num, 1), 3.2), layout="constrained")
+    if not panels:
+        figure.suptitle("no score is finite")
+    for i, (title, values) in enumerate(panels.items()):
+        axis = figure.add_subplot(1, num, i + 1)
         bins = np.linspace(*np.percentile(values, [0.2, 99.8]), 60)
         for kind, colour, name in (
             (~anomalous, "#0072B2", "classes of training"),
@@ -262,7 +280,9 @@ def histogram(
                 values[kind], bins, density=True, alpha=0.6, color=colour, label=name
             )
         axis.set(title=title, xlabel="nats", yticks=[])
-    axes[0].legend(fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        if i == 0:
+            axis.legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)

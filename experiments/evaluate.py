@@ -24,6 +24,7 @@ eval_paper.json.
 """
 
 import functools
+import math
 import pathlib
 import time
 
@@ -145,7 +146,7 @@ def check_eval(config) -> None:
         "neighbours_weight",
         "volume_weight",
     ):
-        if config.eval.anomaly[name] < 0:
+        if not 0 <= config.eval.anomaly[name] < math.inf:
             raise ConfigError(
                 f"eval.anomaly.{name} must be at least 0, got "
                 f"{config.eval.anomaly[name]}"
@@ -153,7 +154,8 @@ def check_eval(config) -> None:
     weights = anomaly.weights_of(config.eval)
     if weights[1:] != (0, 0) and not config.eval.anomaly.num_neighbours:
         raise ConfigError(
-            "eval.anomaly.neighbours_weight and volume_weight weigh neighbours, got "
+            "eval.anomaly.neighbours_weight and eval.anomaly.volume_weight weigh "
+            "neighbours: set eval.anomaly.num_neighbours too, or both to 0; got "
             f"{weights.neighbours} and {weights.volume} with num_neighbours=0"
         )
     own = config.chains.posterior.start
@@ -219,6 +221,9 @@ def _by_anomaly(config):
             "num_neighbours": config.eval.anomaly.num_neighbours,
             "neighbours_weight": weights.neighbours,
             "volume_weight": weights.volume,
+            "posterior_start": anomaly.scored(
+                model, config.eval
+            ).chains.posterior.start,
             "num_posterior_samples": config.eval.num_posterior_samples,
             "num_normal": int((~anomalous).sum()),
             "num_anomalous": int(anomalous.sum()),

@@ -17,7 +17,8 @@ _CAPTIONS = {
     "hierarchical": "Layers above kept, layers below drawn anew, row by row",
     "by_layer": "Held-out images, decoded from ever fewer layers of their posterior",
     "latent_planes": "Latent planes",
-    "anomaly": "Scores of held-out images, and their two parts",
+    "anomaly": "Scores of held-out images, of classes of training and of the held-out "
+    "class, and parts of them",
     "ood": "Scores of held-out images and of images of elsewhere",
 }
 
@@ -211,13 +212,14 @@ def _detection(found):
                 f"weighed {found['neighbours_weight']:g}, the volume to the nearest "
                 f"{found['volume_weight']:g}",
             ),
-            ("_absolute", "without neighbours"),
+            ("_absolute", "without neighbours and volume"),
             ("_unweighed", "minus score(0)"),
             ("_likelihood", "minus log p(x|z)"),
             ("_prior", "E(z) minus log p_beta(z)"),
             ("_energy", "E(z)"),
             ("_distance", "distance of eps to the nearest of training"),
         )
+        if f"auprc{part}" in found
     ]
     return about, _table(rows, ("", "AUPRC", "AUROC"))
 

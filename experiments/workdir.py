@@ -22,8 +22,9 @@ _FREE = {
         "data.num_workers", "remat",
     )
 }  # fmt: skip
-# May also differ when a trained run is read.
-_OTHER_SAMPLES = ("chains.", "seed", "matmul_precision")
+# May also differ when a trained run is read, and is then told by the name of what comes
+# out.
+_OTHER_SAMPLES = ("chains.", "eval.anomaly.", "seed", "matmul_precision")
 _FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 
 

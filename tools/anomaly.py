@@ -9,7 +9,9 @@ checkpoint, and digits that are trained are not trained again. Of each seed's
 averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
 `experiments.anomaly`, those of the Gaussian prior of the same generator too. The table
 of the digits of this call is printed and written to DIR/anomaly.md: mean and standard
-deviation over seeds; DIR/anomaly.png draws some of it.
+deviation over seeds; DIR/anomaly.png draws the AUPRC of four of its rows. --digits and
+--seeds are instead of data.heldout_digit and seed. Of two stages, the Gaussian prior's
+score has the weights of eval.anomaly that are in the config of the first.
 """
 
 import pathlib
@@ -43,14 +45,14 @@ import matplotlib.pyplot as plt
 # have no bar: log p(x; z) is of x given z.
 _ROWS = {
     "score": "",
-    "score, without neighbours": "_absolute",
+    "score, without neighbours and volume": "_absolute",
     "score(0)": "_unweighed",
     "log p(x; z)": "_likelihood",
     "log p_beta(z) - E(z)": "_prior",
     "-E(z)": "_energy",
     "-distance to the nearest": "_distance",
     "Gaussian prior, score": "_gaussian",
-    "Gaussian prior, without neighbours": "_gaussian_absolute",
+    "Gaussian prior, without neighbours and volume": "_gaussian_absolute",
     "Gaussian prior, score(0)": "_gaussian_unweighed",
 }
 
@@ -63,6 +65,8 @@ def main(argv: list[str]) -> None:
     path = pathlib.Path(given.workdir)
     try:
         digits = parse_digits(given.digits)
+        for digit in digits:
+            check(given.config, digit)
         found = {
             digit: run(given.config, path / str(digit), digit, given.seeds)
             for digit in digits
@@ -77,11 +81,7 @@ def main(argv: list[str]) -> None:
 
 def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
     """Areas of each seed with `digit` held out, trained in `path` if not there yet."""
-    config = config.copy_and_resolve_references()
-    config.data.heldout_digit = digit
-    config.eval.protocol = "anomaly"
-    _check(config)
-    splits = datasets.load(**config.data)
+    config, splits = check(config, digit)
     images = splits["train"].images
     lanes = [Lane(images, seed, {}) for seed in range(seeds)]
     model = sample.build_model(config, images.shape[1:])
@@ -96,14 +96,28 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
             for lane in lanes
         ]
     state, history = train_lanes(config, path, model, lanes, list(range(seeds)))
+    scored = dict(config.eval.anomaly)
+    scored["num_posterior_samples"] = config.eval.num_posterior_samples
     results = []
     for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
         ema = of_lane(state.ema, seed)
         found = areas(key, config, model, ema, splits, digit)
-        results.append({"digit": digit, "seed": seed} | history.lane(seed) | found)
+        about = {"digit": digit, "seed": seed, "scored": scored}
+        results.append(about | history.lane(seed) | found)
     workdir.write_json(path / "anomaly.json", results)
     return results
+
+
+def check(config, digit: int):
+    """The configuration with `digit` held out, and its data; refuses what cannot be."""
+    config = config.copy_and_resolve_references()
+    config.data.heldout_digit = digit
+    config.eval.protocol = "anomaly"
+    _check(config)
+    splits = datasets.load(**config.data)
+    anomaly.check_neighbours(config.eval, splits["train"].images)
+    return config, splits
 
 
 def _check(config):
@@ -149,7 +163,10 @@ def table(found: dict[int, list[dict]]) -> list[str]:
         "| | " + " | ".join(f"{digit}" for digit in found) + " |",
         "|---" * (len(found) + 1) + "|",
     ]
+    one = next(iter(found.values()))[0]
     for row, suffix in _ROWS.items():
+        if f"auprc{suffix}" not in one:
+            continue
         for measure in ("auprc", "auroc"):
             cells = [f"{row}, {measure.upper()}"]
             for results in found.values():
@@ -158,17 +175,15 @@ def table(found: dict[int, list[dict]]) -> list[str]:
             lines.append("| " + " | ".join(cells) + " |")
     chance = [f"{results[0]['prevalence']:.3f}" for results in found.values()]
     lines.append("| prevalence | " + " | ".join(chance) + " |")
-    return lines
+    scored = ", ".join(f"{name}={value}" for name, value in one["scored"].items())
+    return [*lines, "", f"Scored with eval.anomaly: {scored}."]
 
 
 def draw(found: dict[int, list[dict]], file: pathlib.Path) -> None:
     """Bars of the AUPRC by digit, their deviation over seeds, and that of chance."""
-    rows = (
-        "score",
-        "log p_beta(z) - E(z)",
-        "-distance to the nearest",
-        "Gaussian prior, score",
-    )
+    one = next(iter(found.values()))[0]
+    drawn = ("", "_prior", "_distance", "_gaussian")
+    rows = [row for row, s in _ROWS.items() if s in drawn and f"auprc{s}" in one]
     figure, axis = plt.subplots(figsize=(3 + len(found), 3.5), layout="constrained")
     places, width = np.arange(len(found)), 0.8 / len(rows)
     for i, row in enumerate(rows):
@@ -185,7 +200,7 @@ def draw(found: dict[int, list[dict]], file: pathlib.Path) -> None:
         )
     chance = [results[0]["prevalence"] for results in found.values()]
     axis.hlines(chance, places - 0.4, places + 0.4, "black", "dotted", label="chance")
-    axis.set(xlabel="digit held out", ylabel="AUPRC", ylim=(0, 1))
+    axis.set(xlabel="digit held out", ylabel="AUPRC, mean ± deviation", ylim=(0, 1))
     axis.set_xticks(places, list(found))
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(file, dpi=150)

@@ -124,13 +124,14 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.protocol = "classifier"  # see experiments/evaluate.py
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
-    # Of protocol "anomaly", see experiments/anomaly.py.
+    # Of protocol "anomaly": the score of experiments/anomaly.py, where the weights are
+    # w, r and t.
     config.eval.anomaly = config_dict.ConfigDict()
     config.eval.anomaly.likelihood_weight = 1.0
-    config.eval.anomaly.num_maps = 0  # affine, of each image, that its score averages
-    config.eval.anomaly.num_neighbours = 0  # images of training it is compared with
-    config.eval.anomaly.neighbours_weight = 0.0
-    config.eval.anomaly.volume_weight = 0.0
+    config.eval.anomaly.num_maps = 0  # affine: the density is averaged over these
+    config.eval.anomaly.num_neighbours = 0  # images of training to compare with
+    config.eval.anomaly.neighbours_weight = 0.0  # needs neighbours
+    config.eval.anomaly.volume_weight = 0.0  # needs neighbours
     # Where the posterior chain starts: "mode" of the encoder, or any other of
     # jebm.Chain. None: chains.posterior.start.
     config.eval.anomaly.posterior_start = config_dict.placeholder(str)

@@ -68,8 +68,21 @@ def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
     found = anomaly.detection(
         terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4)), anomalous, anomaly.Weights()
     )
-    for part in ("energy", "distance"):
-        assert (found[f"auprc_{part}"], found[f"auroc_{part}"]) == (0.25, 0.5)
+    assert (found["auprc_energy"], found["auroc_energy"]) == (0.25, 0.5)
+    assert "auprc_distance" not in found  # there are no neighbours
+
+
+def test_what_is_not_finite_has_no_areas(encoding, tmp_path):
+    model, params, images = encoding
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    given, key = options(num_maps=1, num_neighbours=2), jax.random.key(0)
+    found = anomaly.terms_of(key, model, params, images[:9], images[9:30], given)
+    weights, anomalous = anomaly.Weights(1.0, 0.5, 0.5), np.arange(9) < 3
+    areas = anomaly.detection(found, anomalous, weights)
+    assert areas.pop("prevalence") == 3 / 9
+    assert len(areas) == 14 and all(np.isnan(value) for value in areas.values())
+    anomaly.histogram(found, anomalous, weights, tmp_path / "anomaly.png")
+    assert (tmp_path / "anomaly.png").stat().st_size > 1000
 
 
 def test_weights_choose_between_the_terms():

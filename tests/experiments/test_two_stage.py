@@ -179,6 +179,8 @@ def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score
     assert first.anomaly.num_maps == config.eval.anomaly.num_maps == 3
     weights = [anomaly.weights_of(stage) for stage in (first, config.eval)]
     assert weights == [(0.0, 0.7, 2.0), (0.0, 0.5, 0.5)]
+    config.eval.anomaly.num_neighbours = 0
+    assert anomaly.weights_of(two_stage.stage_one(config).eval) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

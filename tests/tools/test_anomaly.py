@@ -46,6 +46,7 @@ def test_every_seed_of_a_digit_has_its_areas(found):
         for row in rows:
             assert row["prevalence"] == (split.labels == digit).mean()
             assert row["diverged"] is None
+            assert row["scored"]["num_neighbours"] == 2
         assert rows[0]["auroc"] != rows[1]["auroc"]
 
 
@@ -139,12 +140,15 @@ def test_table_tells_mean_and_deviation_over_seeds():
         fields = {
             f"{m}{s}": value for m in ("auprc", "auroc") for s in anomaly._ROWS.values()
         }
-        return fields | {"prevalence": 0.25}
+        return fields | {"prevalence": 0.25, "scored": {"num_maps": 3}}
 
     lines = anomaly.table({1: [result(0.5), result(0.7)], 4: [result(0.9)]})
     assert lines[0] == "| | 1 | 4 |"
     assert lines[2] == "| score, AUPRC | 0.600 ± 0.100 | 0.900 ± 0.000 |"
-    assert lines[-1] == "| prevalence | 0.250 | 0.250 |"
+    assert lines[-3] == "| prevalence | 0.250 | 0.250 |"
+    assert lines[-1] == "Scored with eval.anomaly: num_maps=3."
+    without = {k: v for k, v in result(0.5).items() if "distance" not in k}
+    assert len(anomaly.table({1: [without]})) == len(lines) - 2
 
 
 def test_bars_are_the_means_of_the_table(found, tmp_path, monkeypatch):
@@ -175,6 +179,14 @@ def test_digits_are_read_or_refused():
 
 def test_examples_of_the_docstrings():
     assert doctest.testmod(anomaly).failed == 0
+
+
+def test_too_many_neighbours_are_refused_before_training(tmp_path):
+    config = small()
+    config.eval.anomaly.num_neighbours = 100_000
+    with pytest.raises(ConfigError, match=r"num_neighbours of 100000 is more than"):
+        anomaly.run(config, tmp_path / "4", 4, seeds=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_class_that_is_not_there_is_refused(tmp_path):
