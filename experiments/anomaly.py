@@ -149,22 +149,28 @@ def check_neighbours(options, training) -> None:
 def _terms(key, model, params, images, options):
     """Those of score(0) of each image, [N]."""
 
-    def draw(key, indices):
-        x = datasets.to_unit(jnp.asarray(images[indices]))
+    def one_batch(key, x):
         num = options.num_posterior_samples
         return jebm.scores.score_terms(key, model, params, x, num_samples=num)
 
-    return in_batches(key, draw, np.arange(len(images)), options.batch_size)
+    return _of_images(key, one_batch, images, options)
 
 
 def _positions(key, model, params, images, options):
     """eps of a posterior sample of each image, [N, D]."""
 
+    def one_batch(key, x):
+        eps = to_eps(model, params, jebm.posterior_sample(key, model, params, x))
+        return jnp.concatenate([e.reshape(len(x), -1) for e in eps], axis=1)
+
+    return _of_images(key, one_batch, images, options)
+
+
+def _of_images(key, one_batch, images, options):
+    """`one_batch(key, x)` of all images, uint8 [N, H, W, C], x in [0, 1]."""
+
     def draw(key, indices):
-        x = datasets.to_unit(jnp.asarray(images[indices]))
-        latents = jebm.posterior_sample(key, model, params, x)
-        eps = to_eps(model, params, latents)
-        return jnp.concatenate([e.reshape(len(indices), -1) for e in eps], axis=1)
+        return one_batch(key, datasets.to_unit(jnp.asarray(images[indices])))
 
     return in_batches(key, draw, np.arange(len(images)), options.batch_size)
 

@@ -31,13 +31,10 @@ def stage_one(config):
     first = importlib.import_module(f"experiments.configs.{name}").get_config()
     first.seed, first.data, first.prior = config.seed, config.data, "gaussian"
     own, first.eval = first.eval.anomaly, config.eval.copy_and_resolve_references()
-    neighbours = bool(first.eval.anomaly.num_neighbours)
-    for name, used in (
-        ("likelihood_weight", True),
-        ("neighbours_weight", neighbours),
-        ("volume_weight", neighbours),
-    ):  # a Gaussian prior has its own
-        first.eval.anomaly[name] = own[name] if used else 0.0
+    for weight in ("likelihood", "neighbours", "volume"):  # a Gaussian prior's own
+        first.eval.anomaly[f"{weight}_weight"] = own[f"{weight}_weight"]
+    if not first.eval.anomaly.num_neighbours:
+        first.eval.anomaly.update(neighbours_weight=0.0, volume_weight=0.0)
     return first
 
 
