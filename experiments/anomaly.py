@@ -43,8 +43,8 @@ import jebm
 from experiments import datasets
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
-from jebm.objectives import Positive
-from jebm.sampling import to_eps
+from jebm.chains import end_eps, example_keys, run_chains
+from jebm.objectives import PosteriorTerms
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -54,8 +54,10 @@ from matplotlib.ticker import MaxNLocator
 class Terms(NamedTuple):
     """The terms of score(0) that an image's score is made of, in nats."""
 
-    moved: Positive  # [1 + num_maps, N], of A x; the images as they are come first
-    nearest: Positive  # [N, num_neighbours], of x_n
+    moved: (
+        PosteriorTerms  # [1 + num_maps, N], of A x; the images as they are come first
+    )
+    nearest: PosteriorTerms  # [N, num_neighbours], of x_n
     log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
 
 
@@ -159,8 +161,14 @@ def _terms(key, model, params, images, options):
 def _positions(key, model, params, images, options):
     """eps of a posterior sample of each image, [N, D]."""
 
+    @jax.jit
+    def drawn(keys, params, x):
+        chain = model.chains.posterior
+        end = run_chains(keys, model, params, chain, x=x)
+        return end_eps(model, params, chain, end)
+
     def one_batch(key, x):
-        eps = to_eps(model, params, jebm.posterior_sample(key, model, params, x))
+        eps = drawn(example_keys(key, jnp.arange(len(x))), params, x)
         return jnp.concatenate([e.reshape(len(x), -1) for e in eps], axis=1)
 
     return _of_images(key, one_batch, images, options)
@@ -175,7 +183,7 @@ def _of_images(key, one_batch, images, options):
     return in_batches(key, draw, np.arange(len(images)), options.batch_size)
 
 
-def log_density(terms: Positive, likelihood: float) -> np.ndarray:
+def log_density(terms: PosteriorTerms, likelihood: float) -> np.ndarray:
     """s of the module's docstring, nats, of the shape of the terms."""
     return likelihood * terms.log_likelihood + terms.log_prior - terms.energy
 
@@ -184,9 +192,9 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
     """The score of the module's docstring, [N], nats: low is anomalous.
 
     Example:
-      >>> moved = Positive(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
+      >>> moved = PosteriorTerms(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
       ...                            np.ones((2, 2)), np.ones((2, 2))]))
-      >>> nearest = Positive(*np.log([[[2.0], [1.0]], *np.ones((3, 2, 1))]))
+      >>> nearest = PosteriorTerms(*np.log([[[2.0], [1.0]], *np.ones((3, 2, 1))]))
       >>> terms = Terms(moved, nearest, np.zeros((2, 1)))
       >>> np.exp(score(terms, Weights(1.0, neighbours=1.0))).round(3)
       array([1., 3.])
@@ -220,9 +228,9 @@ def detection(
 
     Example:
       >>> nats = np.array([[0.0, 1.0, 2.0, 3.0]])
-      >>> moved = Positive(nats, 0 * nats, 0 * nats, 0 * nats)
+      >>> moved = PosteriorTerms(nats, 0 * nats, 0 * nats, 0 * nats)
       >>> none = np.empty((4, 0))
-      >>> terms = Terms(moved, Positive(none, none, none, none), none)
+      >>> terms = Terms(moved, PosteriorTerms(none, none, none, none), none)
       >>> found = detection(terms, np.array([True, True, False, False]), Weights(0.5))
       >>> found["auprc"], found["auroc"], found["auroc_prior"], found["prevalence"]
       (1.0, 1.0, 0.5, 0.5)

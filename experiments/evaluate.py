@@ -23,7 +23,6 @@ Inception, and any other than the run's own, go into a file of their name, like
 eval_paper.json.
 """
 
-import functools
 import math
 import pathlib
 import time
@@ -51,12 +50,11 @@ from experiments import (
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from experiments.sample import in_batches, open_run
-from jebm import tempering
+from jebm.chains import decode, example_keys, run_chains
 from jebm.diagnostics import chain_diagnostics
+from jebm.kernels import ENCODED, STARTS
 from jebm.metrics import feature_statistics, frechet_distance
-from jebm.model import ENCODED, STARTS
 from jebm.names import unknown
-from jebm.sampling import decode, example_keys, run_chains
 
 _LONG_CHAIN = 4
 
@@ -344,8 +342,9 @@ def distances(key, model, params, heldout, features, options) -> dict[str, float
         - jebm.energy(model, params, positive.latents).mean()
     ).item()
     if options.num_temperatures:
-        b = tempering.ladder(options.num_temperatures)
-        images = prior_samples(sampler="tempered", inverse_temperatures=b).x
+        images = prior_samples(
+            kernel=mixing.tempered(model, options.num_temperatures)
+        ).x
         found["frechet_tempered"] = distance(images)
     return found | {
         "frechet_long_chain": distance(prior_samples(num_steps=long_chain).x),
@@ -373,20 +372,15 @@ def chains(key, model, params, heldout, options) -> dict[str, float]:
         found[f"{name}_acceptance"] = result.acceptance.mean().item()
         found[f"{name}_stiffness"] = result.stiffness.mean().item()
     if options.num_temperatures and model.energy is not None:
-        chain = tempering.in_eps_space(model.chains.prior)
-        info = _temper(keys, model, params, chain, options.num_temperatures)
+        chain = mixing.tempered(model, options.num_temperatures)
+        info = _run(keys, model, params, chain).info
         found["tempered_exchange"] = info.exchange.mean(axis=0).min().item()
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _temper(keys, model, params, chain, num_temperatures):
-    kernel = tempering.tempered(tempering.ladder(num_temperatures))
-    return run_chains(keys, model, params, chain, kernel=kernel)[1]
-
-
+_run = jax.jit(run_chains)
 _decode = jax.jit(decode)
-_diagnose = jax.jit(chain_diagnostics, static_argnums=3)
+_diagnose = jax.jit(chain_diagnostics)
 
 
 def _of_halves(real, seed):

@@ -36,6 +36,8 @@ import numpy as np
 from experiments import activations, datasets, parallel
 from experiments.command_line import ConfigError
 from jebm import checkpoints, metrics
+from jebm.chains import decode, example_keys, prior_chain, run_chains
+from jebm.kernels import ANCESTRAL
 from jebm.metrics import inception
 from jebm.metrics.inception_score import (
     InceptionScore,
@@ -43,7 +45,6 @@ from jebm.metrics.inception_score import (
     mean_score,
     split_bounds,
 )
-from jebm.sampling import UNTILTED, decode, example_keys, prior_chain, run_chains
 
 LONG_CHAIN = 4  # times the length of the run's
 SETS = ("chain", "long_chain", "untilted", "posterior")
@@ -200,7 +201,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
     chains = {
         "chain": prior_chain(model),
         "long_chain": _lengthened(prior_chain(model)),
-        "untilted": UNTILTED,
+        "untilted": ANCESTRAL,
         "posterior": model.chains.posterior,
     }
     asked = set(options.fid_sets)
@@ -215,6 +216,7 @@ def fid(key, config, extractor, reference, path, model, params, heldout):
         identity = {
             "set": name,
             "chain": dataclasses.asdict(chains[name]),
+            "kernel": type(chains[name]).__name__,
             "temperature": temperature,
             "key": np.asarray(jax.random.key_data(drawn_by)).tolist(),
             "params": checkpoints.digests(params),
@@ -306,7 +308,7 @@ def _sampler(model, params):
             keys = example_keys(key, batch["index"])
             return run_chains(
                 keys, model, params, chain, x=batch.get("x"), temperature=temperature
-            )[0]
+            ).latents
 
         chains = parallel.pmap(draw, devices, donate=False)
         return (
@@ -338,4 +340,6 @@ def _lengthened(chain):
 def _described(chain, model):
     if model.energy is None:
         return "none: exact draws of the Gaussian prior"
-    return f"{chain.num_steps} steps of {chain.step_size:g} in {chain.space}-space"
+    name = type(chain).__name__
+    steps = f"{chain.num_steps} {name} steps of {chain.step_size:g}"
+    return f"{steps} in {chain.space}-space"

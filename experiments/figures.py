@@ -22,9 +22,9 @@ from experiments import (
 from experiments.curves import POSTERIOR, PRIOR
 from experiments.learning import Role
 from experiments.sample import energies_along, in_batches, open_run
+from jebm.chains import decode, example_keys, trace_chains
 from jebm.metrics import energy_distance
-from jebm.objectives import positive_terms
-from jebm.sampling import decode, example_keys, trace_chains
+from jebm.objectives import posterior_terms
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -184,7 +184,7 @@ def _trace_prior(key, model, params, chain, every):
 def _trace_posterior(keys, model, params, x):
     traced = trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)
     log_p = jax.lax.map(
-        lambda z: positive_terms(model, params, x, z).log_likelihood, traced
+        lambda z: posterior_terms(model, params, x, z).log_likelihood, traced
     )
     return traced, log_p
 

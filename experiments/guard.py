@@ -1,16 +1,18 @@
-"""Tells a run that diverges, also while all its numbers are still finite.
+"""What training does about divergence: back to a good checkpoint, with smaller steps.
 
-The pair of energy and sampler runs away when the energy asks for more than the chain
-can follow: the gap E- minus E+ grows, the chains' gradients grow, the noise behind the
-prior samples leaves the unit scale. Training then goes back to the last good checkpoint
-with half the energies' learning rate.
+`jebm.learning.violated_limits` tells that a run diverges; training then goes back to
+the last good checkpoint with half the energies' learning rate.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jebm.learning import Limits, violated_limits
+
+# Fields of `config.guard` that bound the metric of the same name.
+LIMITS = Limits._fields
 
 
 class GuardState(NamedTuple):
@@ -25,25 +27,13 @@ class GuardState(NamedTuple):
         return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-# Fields of `config.guard` that bound the metric of the same name.
-LIMITS = (
-    "energy_gap_nats",
-    "prior_grad_norm",
-    "posterior_grad_norm",
-    "prior_eps_square",
-)
-
-
 def verdict(values: dict[str, float], limits) -> str | None:
-    """Says in words what is wrong with the metrics of an interval; None: nothing."""
-    if wrong := sorted(n for n, value in values.items() if not math.isfinite(value)):
-        return f"{', '.join(wrong)} not finite"
-    beyond = [
-        f"{name} of {values[name]:.4g} beyond {limits[name]:g}"
-        for name in LIMITS
-        if name in values and abs(values[name]) > limits[name]
-    ]
-    return "; ".join(beyond) or None
+    """Says in words what is wrong with the metrics of an interval; None: nothing.
+
+    `limits` is config.guard.
+    """
+    limits = Limits(**{name: limits[name] for name in LIMITS})
+    return "; ".join(violated_limits(values, limits)) or None
 
 
 def last_good(steps: list[int], step: int, interval: int, good: int = 0) -> int:

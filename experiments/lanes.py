@@ -84,28 +84,23 @@ def _train_lanes(config, path, model, lanes, names):
     backbones = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(lane.backbone for lane in lanes)
     )
-    optimizer = learning.create_optimizer(config.learning)  # of the state's structure
 
     def lane_learning(values):
         return types.SimpleNamespace(**(fields | values))
 
     def create(key, values, backbone):
-        state = learning.create_state(key, lane_learning(values), model, backbone)
-        return state.replace(tx=optimizer)
+        return learning.create_state(key, lane_learning(values), model, backbone)
 
     def lane_step(lane, state, images):
         key, values = lane
-        options = lane_learning(values)
-        step_fn = learning.make_train_step(options, model)
-        state = state.replace(tx=learning.create_optimizer(options))
-        state, metrics = step_fn(key, state, images)
-        return state.replace(tx=optimizer), metrics
+        step_fn = learning.make_train_step(lane_learning(values), model)
+        return step_fn(key, state, images)
 
     def lane_diagnose(lane, state, images):
         return learning.make_diagnose(model)(lane[0], state, images)
 
     state = train.restore(path, jax.vmap(create)(keys, traced, backbones))
-    step = int(state.step[0])
+    step = int(state.learner.step[0])
     history = History(path, step, len(lanes))
     batches = [
         datasets.training_batches(config, lane.images, lane.seed) for lane in lanes

@@ -20,9 +20,9 @@ from arviz_stats.base import array_stats
 import jebm
 from experiments import datasets
 from experiments.sample import energies_along
-from jebm import langevin, tempering
-from jebm.objectives import positive_terms
-from jebm.sampling import decode, example_keys, trace_chains
+from jebm import tempering
+from jebm.chains import decode, example_keys, trace_chains
+from jebm.objectives import posterior_terms
 
 _LENGTH = 4  # times the length of the chain
 _DRAWS = 50  # at most, of each chain
@@ -57,12 +57,11 @@ def mixing(
     """
     found = {}
     if model.energy is not None and model.chains.prior.num_steps:
-        watched = {"prior": (model.chains.prior, langevin.LANGEVIN)}
+        watched = {"prior": model.chains.prior}
         if num_temperatures:
-            kernel = tempering.tempered(tempering.ladder(num_temperatures))
-            watched["tempered"] = (tempering.in_eps_space(model.chains.prior), kernel)
-        for name, (chain, kernel) in watched.items():
-            latents = _trace(key, model, params, chain, kernel=kernel)
+            watched["tempered"] = tempered(model, num_temperatures)
+        for name, chain in watched.items():
+            latents = _trace(key, model, params, chain)
             energies = energies_along(model, params, latents)
             found |= _statistics(name, energies, model, params, latents, features, 1)
     if model.chains.posterior.num_steps:
@@ -70,7 +69,7 @@ def mixing(
         x = datasets.to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
         latents = _trace(key, model, params, model.chains.posterior, x)
         log_p = jax.lax.map(
-            lambda z: positive_terms(model, params, x, z).log_likelihood, latents
+            lambda z: posterior_terms(model, params, x, z).log_likelihood, latents
         )
         groups = len(images)
         found |= _statistics(
@@ -79,7 +78,14 @@ def mixing(
     return found
 
 
-def _trace(key, model, params, chain, x=None, kernel=langevin.LANGEVIN):
+def tempered(model: jebm.Model, num_temperatures: int) -> jebm.Tempered:
+    """As many and as long steps as those of the model's prior chain, tempered."""
+    own = model.chains.prior
+    b = tempering.ladder(num_temperatures)
+    return jebm.Tempered(own.num_steps, own.step_size, inverse_temperatures=b)
+
+
+def _trace(key, model, params, chain, x=None):
     """Latents along the second half, [draws, chains, *shape_i]."""
     total = _LENGTH * chain.num_steps
     every = max(1, total // (2 * _DRAWS))
@@ -87,7 +93,7 @@ def _trace(key, model, params, chain, x=None, kernel=langevin.LANGEVIN):
     keys = example_keys(key, jnp.arange(_CHAINS))
     traced = jax.jit(
         lambda keys, params, x: trace_chains(
-            keys, model, params, chain, every=every, x=x, kernel=kernel
+            keys, model, params, chain, every=every, x=x
         )
     )(keys, params, x)
     half = (len(traced[0]) - 1) // 2

@@ -37,7 +37,8 @@ from experiments.sample import (
     write_samples,
 )
 from jebm import checkpoints
-from jebm.model import ENCODED
+from jebm.kernels import ENCODED
+from jebm.learning import LearnerState
 from jebm.names import unknown
 
 _NUM_DIAGNOSED = 16  # images whose chains are examined
@@ -164,14 +165,14 @@ def train(config, path: pathlib.Path) -> None:
             backbone = two_stage.load_backbone(config, path, model, train)
         with parallel.together():
             state = create_state(config, model, backbone)
-            _print_overview(model, state.params)
+            _print_overview(model, state.learner.params)
             if first_process:
                 held.enter_context(workdir.lock(path))
                 state = restore(path, state)
         state = parallel.share(state)
-        if state.step:
-            print(f"Resuming {path} from step {int(state.step)}.")
-        first, last = int(state.step), config.learning.num_steps
+        first, last = int(state.learner.step), config.learning.num_steps
+        if first:
+            print(f"Resuming {path} from step {first}.")
         if first > last:
             raise ConfigError(
                 f"{path} has been trained for {first} steps already, more than the "
@@ -213,7 +214,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
     """
     devices, first_process = parallel.devices(), parallel.is_first()
     num_here = parallel.num_here(devices)
-    step, last = int(state.step), config.learning.num_steps
+    step, last = int(state.learner.step), config.learning.num_steps
     first, guarded = step, state.guard
     key = jax.random.key(config.seed)
     batches = datasets.training_batches(
@@ -288,13 +289,13 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
                             config, path, state, model, step, wrong, guarded
                         )
                         progress.write(said)
-                        metrics.rewind(int(state.step), int(state.guard.rescues), said)
+                        back, rescues = state.learner.step, state.guard.rescues
+                        metrics.rewind(int(back), int(rescues), said)
                         manager.reload()
                         report.write(path)
                 state = parallel.share(state)
-                state = state.replace(tx=replicated.tx)  # another would compile anew
                 replicated = learning.distribute(state, devices)
-                step, guarded = int(state.step), state.guard
+                step, guarded = int(state.learner.step), state.guard
                 progress.n = step
             else:
                 with parallel.together():
@@ -303,7 +304,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
                         if save or stopping:
                             checkpoints.save(manager, step, saved)
                         if due(config.log.sample_every):
-                            params = parallel.unreplicate(replicated).ema
+                            params = parallel.unreplicate(replicated.learner.ema)
                             draw(config, path, model, params, splits["test"], step)
                 if stopping:
                     raise stop.Stopped(
@@ -346,10 +347,12 @@ def _rescue(config, path, fresh, model, step, wrong, guarded):
         )
     state = restore(path, fresh)
     rescues += 1
-    guarded = guard.GuardState(np.int32(rescues), np.int32(state.step))
-    return state.replace(guard=guarded), (
+    back = int(state.learner.step)
+    guarded = guard.GuardState(np.int32(rescues), np.int32(back))
+    slower = learning.scale_energy_updates(state.learner, 0.5**rescues)
+    return learning.TrainState(slower, guarded), (
         f"Rescue {rescues} of at most {most}: {wrong}, by step {step}. Back to step "
-        f"{int(state.step)} with half the energy learning rate, "
+        f"{back} with half the energy learning rate, "
         f"{config.learning.energy_lr * 0.5**rescues:.3g}."
     )
 
@@ -366,7 +369,9 @@ def restore(path, state: learning.TrainState) -> learning.TrainState:
         return state
     step, items = restore_aloud(path, checkpoint_items(state))
     checkpoints.set_aside_after(path, step)
-    return state.replace(**items["train_state"], ema=items["ema"])
+    saved = dict(items["train_state"])
+    guarded = saved.pop("guard")
+    return learning.TrainState(LearnerState(**saved, ema=items["ema"]), guarded)
 
 
 def _sums(items):
@@ -381,17 +386,8 @@ def _sums(items):
 
 def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
     """What is saved of a state, by item of `jebm.checkpoints`."""
-    return {
-        "ema": state.ema,
-        "train_state": {
-            "step": state.step,
-            "params": state.params,
-            "opt_state": state.opt_state,
-            "guard": state.guard,
-            "pool": state.pool,
-            "vectors": state.vectors,
-        },
-    }
+    learner = dict(vars(state.learner))
+    return {"ema": learner.pop("ema"), "train_state": learner | {"guard": state.guard}}
 
 
 class _Clock:

@@ -6,37 +6,65 @@ Cui, Wu, Han, "Learning Joint Latent Space EBM Prior Model for Multi-layer Gener
 CVPR 2023, arXiv 2306.06323.
 """
 
-from jebm import langevin, mala, partition, scores, tempering
+from jebm import (
+    backbones,
+    energies,
+    langevin,
+    learning,
+    likelihoods,
+    mala,
+    metrics,
+    partition,
+    scores,
+    tempering,
+)
 from jebm.checkpoints import load
 from jebm.contract import check_backbone
 from jebm.densities import joint_logdensity, prior_logdensity
-from jebm.energies import FunctionEnergy
-from jebm.model import Chain, Chains, Model, Params, build, energy, init
+from jebm.distributions import Normal
+from jebm.kernels import MALA, Chains, Langevin, Tempered
+from jebm.learning import maximum_likelihood, second_stage, variational
+from jebm.logdensity import LogDensity, logdensity_fn
+from jebm.model import Model, Params, energy, init
 from jebm.pretrained import load_pretrained
 from jebm.sampling import Samples, posterior_sample, reconstruct, sample
+from jebm.spec import build, to_spec
 
 __version__ = "0.1.0"
 __all__ = [
-    "Chain",
+    "MALA",
     "Chains",
-    "FunctionEnergy",
+    "Langevin",
+    "LogDensity",
     "Model",
+    "Normal",
     "Params",
     "Samples",
+    "Tempered",
+    "backbones",
     "build",
     "check_backbone",
+    "energies",
     "energy",
     "init",
     "joint_logdensity",
     "langevin",
+    "learning",
+    "likelihoods",
     "load",
     "load_pretrained",
+    "logdensity_fn",
     "mala",
+    "maximum_likelihood",
+    "metrics",
     "partition",
     "posterior_sample",
     "prior_logdensity",
     "reconstruct",
     "sample",
     "scores",
+    "second_stage",
     "tempering",
+    "to_spec",
+    "variational",
 ]

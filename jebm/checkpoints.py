@@ -22,7 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jebm.model import Model, Params, build, init
+from jebm.model import Model, Params, init
+from jebm.spec import build
 
 PyTree = Any
 
@@ -248,7 +249,10 @@ def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, P
         raise FileNotFoundError(f"no run in {workdir}: it has no model.json")
     try:
         model = build(json.loads(path.read_text()))
-        template = jax.eval_shape(init, jax.random.key(0), model)
+        # Runs are of float32, whatever the default is here.
+        template = jax.eval_shape(
+            lambda key: init(key, model, np.float32), jax.random.key(0)
+        )
     except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} describes no model: {error}") from error
     _, items = restore(workdir, {"ema": template}, step)

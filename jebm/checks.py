@@ -1,7 +1,7 @@
 """Checks of arguments: one ValueError that names the argument, what came, what was due.
 
-Shapes and dtypes are checked at trace time; values only where they are known, that is
-outside the caller's jit, vmap and grad.
+Shapes and dtypes are checked at trace time; values only where they are known. Images
+are the only values on a device that are looked at, by one transfer of two numbers.
 """
 
 import functools
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm import model as model_lib
+from jebm.kernels import Chain
 from jebm.names import unknown
 
 
@@ -38,38 +39,16 @@ def one_of(name: str, value, known) -> None:
         raise ValueError(unknown(name, value, known))
 
 
-def step_size(value) -> None:
-    """Demands a positive, finite number; a traced one is taken on trust."""
-    if _number("step_size", value) <= 0:
-        raise ValueError(f"step_size must be positive, got {value}")
-
-
 def temperature(value) -> None:
-    """Demands a finite number of at least 0; a traced one is taken on trust."""
+    """Demands a finite number of at least 0; a jax.Array is taken on trust."""
     if _number("temperature", value) < 0:
         raise ValueError(f"temperature must be at least 0, got {value}")
-
-
-def inverse_temperatures(value) -> None:
-    """Demands numbers rising from 0 to 1; traced ones are taken on trust."""
-    if np.ndim(value) != 1 or np.shape(value)[0] < 2:
-        raise ValueError(
-            "inverse_temperatures must be at least two numbers, from 0 to 1, "
-            f"got {_describe(value)}"
-        )
-    if isinstance(value, jax.core.Tracer):
-        return
-    b = np.asarray(value)
-    if b[0] != 0 or b[-1] != 1 or not (np.diff(b) > 0).all():
-        raise ValueError(
-            f"inverse_temperatures must rise from 0 to 1, got {b.tolist()}"
-        )
 
 
 def _number(name, value):
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got {_describe(value)}")
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array):  # traced, or on a device: taken on trust
         return 1.0
     try:
         number = float(value)
@@ -80,6 +59,17 @@ def _number(name, value):
     return number
 
 
+def chain(value, default):
+    """Demands a chain of `jebm.kernels`; None becomes `default`."""
+    if value is None:
+        return default
+    if not isinstance(value, Chain):
+        raise ValueError(
+            f"kernel must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got {value!r}"
+        )
+    return value
+
+
 def images(model, x) -> None:
     """Demands floating-point images [N, H, W, C] in [0, 1]."""
     shape = getattr(x, "shape", None)
@@ -88,6 +78,18 @@ def images(model, x) -> None:
         raise ValueError(f"x must have shape {expected}, got {_describe(x)}")
     if shape[0] < 1:
         raise ValueError(f"x must hold at least one image, got shape {shape}")
+    _pixels(x)
+
+
+def image(model, x) -> None:
+    """Demands one floating-point image [H, W, C] in [0, 1]."""
+    if getattr(x, "shape", None) != model.image_shape:
+        shape = list(model.image_shape)
+        raise ValueError(f"x must be one image of shape {shape}, got {_describe(x)}")
+    _pixels(x)
+
+
+def _pixels(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating-point in [0, 1], got {x.dtype}; "
@@ -95,11 +97,18 @@ def images(model, x) -> None:
         )
     if isinstance(x, jax.core.Tracer):
         return
-    low, high = float(jnp.min(x)), float(jnp.max(x))  # NaN if any value is NaN
+    # Also inside a caller's jit that has closed over `x`; the one wait for a device.
+    with jax.ensure_compile_time_eval():
+        low, high = np.asarray(_range(jnp.asarray(x))).tolist()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("x must be finite, got NaN or infinite pixels")
     if low < 0 or high > 1:
         raise ValueError(f"x must lie in [0, 1], got values in [{low:g}, {high:g}]")
+
+
+@jax.jit
+def _range(x):
+    return jnp.stack([jnp.min(x), jnp.max(x)])  # NaN if any value is NaN
 
 
 def above(model, value, num: int) -> None:

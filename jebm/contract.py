@@ -46,8 +46,8 @@ def check_backbone(model: Model, *, seed: int = 0) -> None:
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> check_backbone(model)
-      >>> from jebm.backbones.vector import VectorBackbone
-      >>> wrong = VectorBackbone(output_shape=(8, 8, 3))
+      >>> from jebm.backbones.vector import Vector
+      >>> wrong = Vector(output_shape=(8, 8, 3))
       >>> check_backbone(jebm.Model((8, 8, 1), wrong, energy=None))
       Traceback (most recent call last):
         ...

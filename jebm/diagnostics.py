@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jebm import langevin, mala
+from jebm.chains import vmap_chains
+from jebm.kernels import Chain
 from jebm.langevin import LogDensity, PyTree
-from jebm.model import Chain, Model, Params
-from jebm.sampling import vmap_chains
+from jebm.model import Model, Params
 
 _MALA_STEPS = 10
 
@@ -66,6 +67,7 @@ def chain_diagnostics(
             logdensity_fn,
             num_steps=chain.num_steps,
             step_size=chain.step_size,
+            kernel=chain.kernel,
         )
         _, info = langevin.run(
             key_mala,

@@ -6,7 +6,7 @@
     joint_conv   joint, with convolutions from the finest map to the coarsest
     state        E(z) = - f(h(z)), h the state that the decoder reads
 
-and any function of yours, in whatever library, as a `FunctionEnergy`. An energy is any
+and any function of yours, in whatever library, as a `Function`. An energy is any
 Linen module that maps latents (a tuple, bottom to top, each [B, *shape_i]) to [B], in
 nats; low energy is likely. One whose attribute `reads_state` is true maps (latents,
 state), the second what `jebm.hierarchy.top_down` returns last.
@@ -23,7 +23,7 @@ from jebm.hierarchy import Latents
 from jebm.networks import ACTIVATIONS, MLP, check_activation
 
 
-class LayerwiseEnergy(nn.Module):
+class Layerwise(nn.Module):
     """One MLP f_i per layer, zero at initialisation: training starts at p_beta.
 
     Attributes:
@@ -32,7 +32,7 @@ class LayerwiseEnergy(nn.Module):
       activation: a smooth one by default, because the Langevin chain must follow f.
 
     Example:
-      >>> energy, latents = LayerwiseEnergy(), (jnp.ones((5, 3)), jnp.ones((5, 2)))
+      >>> energy, latents = Layerwise(), (jnp.ones((5, 3)), jnp.ones((5, 2)))
       >>> params = energy.init(jax.random.key(0), latents)
       >>> energy.apply(params, latents).shape
       (5,)
@@ -69,7 +69,7 @@ class LayerwiseEnergy(nn.Module):
         return sum(self.per_layer(latents))
 
 
-class JointEnergy(nn.Module):
+class Joint(nn.Module):
     """One MLP of all layers, zero at initialisation.
 
     It sees which values of the layers go together, as a sum of one energy per layer
@@ -81,7 +81,7 @@ class JointEnergy(nn.Module):
       activation: a smooth one by default, because the Langevin chain must follow f.
 
     Example:
-      >>> energy, latents = JointEnergy(), (jnp.ones((5, 2, 2, 3)), jnp.ones((5, 2)))
+      >>> energy, latents = Joint(), (jnp.ones((5, 2, 2, 3)), jnp.ones((5, 2)))
       >>> params = energy.init(jax.random.key(0), latents)
       >>> energy.apply(params, latents).shape
       (5,)
@@ -108,7 +108,7 @@ class JointEnergy(nn.Module):
         return -f(jnp.concatenate(flat, axis=-1))[:, 0]
 
 
-class ConvEnergy(nn.Module):
+class Conv(nn.Module):
     """One f_i per layer: convolutions that halve a map down to 4 x 4, then an MLP.
 
     Zero at initialisation. A layer of vectors has the MLP alone. (arXiv 2306.06323, on
@@ -120,7 +120,7 @@ class ConvEnergy(nn.Module):
       activation: a smooth one by default, because the Langevin chain must follow f.
 
     Example:
-      >>> energy, latents = ConvEnergy(8), (jnp.ones((5, 16, 16, 3)), jnp.ones((5, 2)))
+      >>> energy, latents = Conv(8), (jnp.ones((5, 16, 16, 3)), jnp.ones((5, 2)))
       >>> params = energy.init(jax.random.key(0), latents)
       >>> energy.apply(params, latents).shape
       (5,)
@@ -149,7 +149,7 @@ class ConvEnergy(nn.Module):
         return sum(self.per_layer(latents))
 
 
-class JointConvEnergy(nn.Module):
+class JointConv(nn.Module):
     """One f of all layers: convolutions from the finest maps to the coarsest, an MLP.
 
     Maps of one resolution are taken together, with what the convolutions made of the
@@ -162,7 +162,7 @@ class JointConvEnergy(nn.Module):
 
     Example:
       >>> maps = jnp.ones((5, 8, 8, 3)), jnp.ones((5, 4, 4, 3))
-      >>> energy, latents = JointConvEnergy(8), (*maps, jnp.ones((5, 2)))
+      >>> energy, latents = JointConv(8), (*maps, jnp.ones((5, 2)))
       >>> params = energy.init(jax.random.key(0), latents)
       >>> energy.apply(params, latents).shape
       (5,)
@@ -199,7 +199,7 @@ class JointConvEnergy(nn.Module):
         return -f(jnp.concatenate(flat, axis=-1))[:, 0]
 
 
-class StateEnergy(nn.Module):
+class State(nn.Module):
     """One f of the state that the decoder reads: convolutions down to 4 x 4, an MLP.
 
     An image depends on z through that state alone, so that this energy can mend all
@@ -216,7 +216,7 @@ class StateEnergy(nn.Module):
       activation: a smooth one by default, because the Langevin chain must follow f.
 
     Example:
-      >>> energy, state = StateEnergy(8), jnp.ones((5, 16, 16, 3))
+      >>> energy, state = State(8), jnp.ones((5, 16, 16, 3))
       >>> params = energy.init(jax.random.key(0), (), state)
       >>> energy.apply(params, (), state).shape
       (5,)
@@ -261,7 +261,7 @@ def _halved(energy, x, name):
     return x
 
 
-class FunctionEnergy(nn.Module):
+class Function(nn.Module):
     """An energy that is a pair of functions, of any library or none.
 
     The parameters that `init_fn` makes, a pytree of arrays, are `params.energy` of
@@ -280,7 +280,7 @@ class FunctionEnergy(nn.Module):
       ...     return [jnp.ones(z.shape[1:]) for z in latents]
       >>> def apply_fn(weights, latents):
       ...     return sum(z**2 @ w for w, z in zip(weights, latents))
-      >>> energy, latents = FunctionEnergy(init_fn, apply_fn), (jnp.ones((5, 3)),)
+      >>> energy, latents = Function(init_fn, apply_fn), (jnp.ones((5, 3)),)
       >>> params = energy.init(jax.random.key(0), latents)
       >>> energy.apply(params, latents)
       Array([3., 3., 3., 3., 3.], dtype=float32)

@@ -8,9 +8,9 @@ encoder it is one of q. Without one the gradient, samples held fixed, is that of
 -log p(x): the second line is the gradient of log Z for the energies, and for beta as
 well, since Z depends on beta. (arXiv 2306.06323)
 
-With an encoder, `energy_share` mixes two losses of generator, hierarchy and encoder: 1
-is the one above, 0 that of the untilted prior, minus the evidence lower bound of a VAE.
-The energies learn from the one above at any share.
+With an encoder, `energy_grad_scale` mixes two losses of generator, hierarchy and
+encoder: 1 is the one above, 0 that of the untilted prior, minus the evidence lower
+bound of a VAE. The energies learn from the one above at any scale.
 
 Terms are per example: the mean is taken once, by the caller, who may also weigh them.
 """
@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jebm.chains import draw_noise, priors_at
 from jebm.hierarchy import (
     Latents,
     given,
@@ -32,10 +33,9 @@ from jebm.hierarchy import (
     transport,
 )
 from jebm.model import Model, Params, energy
-from jebm.sampling import draw_noise, priors_at, to_eps
 
 
-class Positive(NamedTuple):
+class PosteriorTerms(NamedTuple):
     """Terms of posterior samples, in nats."""
 
     log_likelihood: jax.Array  # [B], log p(x | z+)
@@ -43,19 +43,19 @@ class Positive(NamedTuple):
     energy: jax.Array  # [B], E(z+)
     log_q: jax.Array  # [B], log q(z+ | x); 0 where z+ is not of an encoder
     # Of an encoder: [B, L], log q - log p_beta of each layer, bottom to top.
-    layers: jax.Array | None = None
+    kl_per_layer: jax.Array | None = None
     # Of an encoder: collections that the pass wrote, "batch_stats" and "kernels".
-    written: Mapping[str, Any] | None = None
+    mutated: Mapping[str, Any] | None = None
 
     def loss(self, kl_weights: jax.Array | None = None) -> jax.Array:
-        """First line of the loss, [B]; `kl_weights` [L] weigh the `layers`."""
+        """First line of the loss, [B]; `kl_weights` [L] weigh `kl_per_layer`."""
         if kl_weights is None:
             return -(self.log_likelihood + self.log_prior - self.energy - self.log_q)
-        divergence = (kl_weights.reshape(1, -1) * self.layers).sum(axis=1)
+        divergence = (kl_weights.reshape(1, -1) * self.kl_per_layer).sum(axis=1)
         return divergence + self.energy - self.log_likelihood
 
 
-class Negative(NamedTuple):
+class PriorTerms(NamedTuple):
     """Terms of prior samples, in nats."""
 
     log_prior: jax.Array  # [B'], log p_beta(z-)
@@ -66,9 +66,9 @@ class Negative(NamedTuple):
         return self.log_prior - self.energy
 
 
-def positive_terms(
+def posterior_terms(
     model: Model, params: Params, x: jax.Array, latents: Latents
-) -> Positive:
+) -> PosteriorTerms:
     """Terms of posterior samples z+ of `x` [B, H, W, C]; no gradient reaches z+.
 
     Example:
@@ -76,7 +76,7 @@ def positive_terms(
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)
       >>> x, latents = jebm.sample(jax.random.key(1), model, params, 4)
-      >>> positive_terms(model, params, x, latents).loss().shape
+      >>> posterior_terms(model, params, x, latents).loss().shape
       (4,)
     """
     latents = jax.lax.stop_gradient(latents)
@@ -86,7 +86,7 @@ def positive_terms(
         return log_prior(latents, priors), state, backbone.decode(state)
 
     log_p, state, output = nn.apply(backbone_terms, model.backbone)(params.backbone)
-    return Positive(
+    return PosteriorTerms(
         model.likelihood.log_prob(output, x),
         log_p,
         energy(model, params, latents, state),
@@ -99,14 +99,14 @@ def variational_terms(
     params: Params,
     x: jax.Array,
     keys: jax.Array,
-    energy_share: jax.typing.ArrayLike = 1.0,
-) -> Positive:
+    energy_grad_scale: jax.typing.ArrayLike = 1.0,
+) -> PosteriorTerms:
     """Terms of z+ ~ q(z | x), drawn by the backbone's encoder from `keys` [B].
 
     Gradients pass through z+ to the encoder. With E = 0 the loss is minus the evidence
-    lower bound. `energy_share` is the share of the gradient of E(z+) that reaches what
-    drew z+, values do not depend on it; pass it to `negative_terms` too. With any share
-    q can climb f faster than the prior's chain can follow.
+    lower bound. `energy_grad_scale` scales the gradient of E(z+) that reaches what drew
+    z+, and leaves values as they are; pass it to `prior_terms` too. Above 0, q can
+    climb f faster than the prior's chain can follow.
 
     This is a pass of training: batch normalisation goes by the statistics of `x`.
 
@@ -129,11 +129,13 @@ def variational_terms(
 
     apply = nn.apply(backbone_terms, model.backbone, mutable=("batch_stats", "kernels"))
     (latents, log_q, log_p, output), written = apply(params.backbone)
-    shared = params._replace(backbone=_share(params.backbone, energy_share))
-    return Positive(
+    shared = params._replace(
+        backbone=scale_gradient(params.backbone, energy_grad_scale)
+    )
+    return PosteriorTerms(
         model.likelihood.log_prob(output, x),
         sum(log_p),
-        energy(model, shared, _share(latents, energy_share)),
+        energy(model, shared, scale_gradient(latents, energy_grad_scale)),
         sum(log_q),
         jnp.stack(log_q, axis=1) - jnp.stack(log_p, axis=1),
         written,
@@ -141,7 +143,7 @@ def variational_terms(
 
 
 def balanced_kl_weights(
-    model: Model, layers: jax.Array, warm_up: jax.typing.ArrayLike
+    model: Model, kl_per_layer: jax.Array, warm_up: jax.typing.ArrayLike
 ) -> jax.Array:
     """Weights of the layers' divergences while these are warmed up, [L].
 
@@ -153,7 +155,7 @@ def balanced_kl_weights(
 
     Args:
       model: the model.
-      layers: of `variational_terms`, [B, L].
+      kl_per_layer: of `variational_terms`, [B, L].
       warm_up: in [0, 1].
 
     Example:
@@ -163,14 +165,14 @@ def balanced_kl_weights(
       Array([0.25, 0.75], dtype=float32)
     """
     pixels = [math.prod(shape[:-1]) for shape in model.backbone.latent_shapes]
-    alpha = jnp.asarray([n / pixels.count(n) for n in pixels], layers.dtype)
-    told = jnp.abs(layers).mean(axis=0) + 0.01
-    share = jax.lax.stop_gradient(told / alpha)
-    warm_up = jnp.asarray(warm_up, layers.dtype)
+    alpha = jnp.asarray([n / pixels.count(n) for n in pixels], kl_per_layer.dtype)
+    size = jnp.abs(kl_per_layer).mean(axis=0) + 0.01
+    share = jax.lax.stop_gradient(size / alpha)
+    warm_up = jnp.asarray(warm_up, kl_per_layer.dtype)
     return jnp.where(warm_up < 1, warm_up * share / share.mean(), 1)
 
 
-def hold_all_but_encoder(model: Model, params: Params) -> Params:
+def freeze_all_but_encoder(model: Model, params: Params) -> Params:
     """`params`, with gradients reaching those of the encoder alone.
 
     These are the top-level modules that the backbone's `encoder_modules` names.
@@ -182,37 +184,37 @@ def hold_all_but_encoder(model: Model, params: Params) -> Params:
       >>> params = jebm.init(jax.random.key(0), model)
       >>> model.backbone.encoder_modules
       ('encoder', 'posteriors_0', 'posteriors_1')
-      >>> held = hold_all_but_encoder(model, params)
+      >>> held = freeze_all_but_encoder(model, params)
     """
-    held = jax.lax.stop_gradient(params)
+    frozen = jax.lax.stop_gradient(params)
     variables = params.backbone["params"]
-    ours = {name: variables[name] for name in model.backbone.encoder_modules}
-    backbone = held.backbone | {"params": held.backbone["params"] | ours}
-    return Params(backbone, held.energy)
+    encoder = {name: variables[name] for name in model.backbone.encoder_modules}
+    backbone = frozen.backbone | {"params": frozen.backbone["params"] | encoder}
+    return Params(backbone, frozen.energy)
 
 
-def negative_terms(
+def prior_terms(
     model: Model,
     params: Params,
     latents: Latents,
-    energy_share: jax.typing.ArrayLike = 1.0,
-) -> Negative:
+    energy_grad_scale: jax.typing.ArrayLike = 1.0,
+) -> PriorTerms:
     """Terms of prior samples z-; no gradient reaches z-, which is T(eps-) already.
 
-    `energy_share`, as of `variational_terms`, is the share of the gradient of log Z
-    that reaches the backbone.
+    `energy_grad_scale`, as of `variational_terms`, scales the gradient of log Z that
+    reaches the backbone.
 
     Example:
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)
       >>> latents = jebm.sample(jax.random.key(1), model, params, 4).latents
-      >>> negative_terms(model, params, latents).loss().shape
+      >>> prior_terms(model, params, latents).loss().shape
       (4,)
     """
     latents = jax.lax.stop_gradient(latents)
-    seen = params._replace(backbone=_share(params.backbone, energy_share))
-    return Negative(
+    seen = params._replace(backbone=scale_gradient(params.backbone, energy_grad_scale))
+    return PriorTerms(
         log_prior(latents, priors_at(model, seen, latents)),
         energy(model, seen, latents),
     )
@@ -240,25 +242,28 @@ def noise_contrastive_loss(positive: jax.Array, negative: jax.Array) -> jax.Arra
     return jax.nn.softplus(positive) + jax.nn.softplus(-negative)
 
 
-def energy_gradient_penalty(
-    model: Model, params: Params, latents: Latents
-) -> jax.Array:
-    """|grad_eps E(T(eps))|^2 at the eps of `latents`, [B]; it reaches the energy only.
+def energy_gradient_penalty(model: Model, params: Params, eps: Latents) -> jax.Array:
+    """Returns |grad_eps E(T(eps))|^2, [B]; its gradient reaches the energy only.
 
     A chain follows an energy that is smooth on the scale of its step: this keeps the
     drift of the eps-chain, and so the runaway of energy and sampler, in bounds.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      eps: positions in eps-space, bottom to top, each [B, *shape_i].
+
+    Returns:
+      [B], nats squared.
 
     Example:
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)
-      >>> latents = jebm.sample(jax.random.key(1), model, params, 2).latents
-      >>> energy_gradient_penalty(model, params, latents)
+      >>> energy_gradient_penalty(model, params, (jnp.ones((2, 16)), jnp.ones((2, 8))))
       Array([0., 0.], dtype=float32)
     """
-    latents = jax.lax.stop_gradient(latents)
     params = Params(jax.lax.stop_gradient(params.backbone), params.energy)
-    eps = to_eps(model, params, latents)
 
     def total_energy(eps):
         def transported(backbone):
@@ -270,11 +275,16 @@ def energy_gradient_penalty(
         energies = energy(model, params, latents, state)
         return jnp.sum(energies)  # examples are independent
 
-    grads = jax.grad(total_energy)(eps)
+    grads = jax.grad(total_energy)(jax.lax.stop_gradient(eps))
     return sum(jnp.sum(g.reshape(g.shape[0], -1) ** 2, axis=-1) for g in grads)
 
 
-def _share(tree, share):
-    """`tree`, with that share of the gradient reaching it."""
+def scale_gradient(tree: Any, scale: jax.typing.ArrayLike) -> Any:
+    """Returns `tree`, with its gradient scaled; values do not depend on `scale`.
+
+    Example:
+      >>> jax.grad(lambda x: scale_gradient(x, 0.5) ** 2)(3.0).item()
+      3.0
+    """
     held = jax.lax.stop_gradient(tree)
-    return jax.tree.map(lambda x, x0: x0 + share * (x - x0), tree, held)
+    return jax.tree.map(lambda x, x0: x0 + scale * (x - x0), tree, held)

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from jebm import checks, mala
+from jebm.chains import example_keys, start_positions, to_eps
 from jebm.densities import one_chain
 from jebm.hierarchy import Latents, has_encoder
+from jebm.kernels import ANCESTRAL
 from jebm.model import Model, Params, float_dtype
-from jebm.sampling import UNTILTED, example_keys, start_positions, to_eps
 from jebm.tempering import log_reference
 
 
@@ -378,7 +379,7 @@ def _log_weights(keys, model, params, x, above, schedule, start):
         steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
         return jax.lax.scan(body, (eps, zero), steps)[0][1]
 
-    eps = start_positions(keys, model, params, UNTILTED, above=above)
+    eps = start_positions(keys, model, params, ANCESTRAL, above=above)
     return jax.vmap(one)(keys, eps, x, above)
 
 
@@ -436,7 +437,7 @@ def _tune(key, model, params, x, above, num_temperatures, start):
         spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
         return (eps, log_step), (log_step, spread)
 
-    eps = start_positions(keys, model, params, UNTILTED, above=given[1])
+    eps = start_positions(keys, model, params, ANCESTRAL, above=given[1])
     spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
     inputs = (jnp.arange(num_temperatures), b[1:])
     _, (log_steps, spreads) = jax.lax.scan(body, (eps, jnp.zeros((), dtype)), inputs)

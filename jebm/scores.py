@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from jebm import checks
+from jebm.chains import draw_noise, example_keys, prior_chain, run_chains
 from jebm.hierarchy import given, infer, log_prior, top_down
-from jebm.model import Model, Params, energy, float_dtype
-from jebm.objectives import Positive, positive_terms
-from jebm.sampling import draw_noise, example_keys, prior_chain, run_chains
+from jebm.kernels import Chain, Chains
+from jebm.model import Model, Params, check_chains, energy, float_dtype
+from jebm.objectives import PosteriorTerms, posterior_terms
 
 
 def score(
@@ -32,18 +33,22 @@ def score(
     k: int = 0,
     *,
     num_samples: int = 1,
+    kernel: Chain | None = None,
+    posterior: Chain | None = None,
 ) -> jax.Array:
-    """score(k) of each image; minus score(0) is an anomaly score.
+    """Returns score(k) of each image; minus score(0) is an anomaly score.
 
     Args:
       key: typed key, []. Image n draws from `fold_in(key, n)`, and at all k the same
         z_{>k}.
-      model: the model, whose chains draw z: to score with others, replace
-        `model.chains`.
+      model: the model.
       params: its parameters.
       x: images [N, H, W, C], floating-point in [0, 1].
       k: layers to draw from the prior, 0 <= k < L.
       num_samples: posterior samples that the mean is over; time, not memory, grows.
+      kernel: the chain of the prior that draws the k layers below; None for the
+        model's. Uncorrected steps bias the score, `jebm.MALA` does not.
+      posterior: the chain that draws z_{>k}; None for the model's.
 
     Returns:
       [N], nats, up to log Z.
@@ -60,7 +65,10 @@ def score(
       >>> score(jax.random.key(1), model, params, x, k=1).shape
       (3,)
     """
-    terms = score_terms(key, model, params, x, k, num_samples=num_samples)
+    terms = score_terms(
+        key, model, params, x, k, num_samples=num_samples, kernel=kernel,
+        posterior=posterior,
+    )  # fmt: skip
     return -terms.loss()
 
 
@@ -72,8 +80,10 @@ def score_terms(
     k: int = 0,
     *,
     num_samples: int = 1,
-) -> Positive:
-    """The terms of `score`, means over the samples; its arguments and errors.
+    kernel: Chain | None = None,
+    posterior: Chain | None = None,
+) -> PosteriorTerms:
+    """Returns the terms of `score`, means over the samples; its arguments and errors.
 
     Example:
       >>> import jebm
@@ -85,7 +95,10 @@ def score_terms(
       ((3,), (3,))
     """
     keys = _check(key, model, params, x, k, num_samples)
-    return _score_terms(keys, model, params, x, k, num_samples)
+    prior = checks.chain(kernel, prior_chain(model))
+    posterior = checks.chain(posterior, model.chains.posterior)
+    check_chains(model.backbone, Chains(prior, posterior))
+    return _score_terms(keys, model, params, x, prior, posterior, k, num_samples)
 
 
 def log_likelihood_ratio(
@@ -96,8 +109,10 @@ def log_likelihood_ratio(
     k: int,
     *,
     num_samples: int = 1,
+    kernel: Chain | None = None,
+    posterior: Chain | None = None,
 ) -> jax.Array:
-    """LLR^{>k} = score(0) - score(k) of each image, of the same z_{>k}.
+    """Returns LLR^{>k} = score(0) - score(k) of each image, of the same z_{>k}.
 
     What the lowest k layers gain by having seen the image. Low layers explain any
     image; one from elsewhere needs them for what the upper layers cannot tell, so its
@@ -113,9 +128,14 @@ def log_likelihood_ratio(
     """
     if k == 0:
         raise ValueError("k must be at least 1: at 0 the ratio is 0")
-    return score(key, model, params, x, num_samples=num_samples) - score(
-        key, model, params, x, k, num_samples=num_samples
-    )
+
+    def at(k):
+        return score(
+            key, model, params, x, k, num_samples=num_samples, kernel=kernel,
+            posterior=posterior,
+        )  # fmt: skip
+
+    return at(0) - at(k)
 
 
 def bound(
@@ -262,18 +282,17 @@ def _split(keys):
     return fold(keys, _ABOVE), fold(keys, _BELOW)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _score_terms(keys, model, params, x, k, num_samples):
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _score_terms(keys, model, params, x, prior, posterior, k, num_samples):
     x = x.astype(float_dtype(params))
 
     def one(keys):
         keys_above, keys_below = _split(keys)
-        latents, _ = run_chains(keys_above, model, params, model.chains.posterior, x=x)
+        latents = run_chains(keys_above, model, params, posterior, x=x).latents
         if k:
             above = latents[k:]
-            chain = prior_chain(model)
-            latents, _ = run_chains(keys_below, model, params, chain, above=above)
-        return positive_terms(model, params, x, latents)
+            latents = run_chains(keys_below, model, params, prior, above=above).latents
+        return posterior_terms(model, params, x, latents)
 
     return jax.tree.map(lambda t: t.mean(axis=0), _per_sample(keys, num_samples, one))
 
@@ -294,7 +313,7 @@ def _log_weights(keys, model, params, x, k, num_samples):
         if k:
             above = latents[k:]
             chain = prior_chain(model)
-            latents, _ = run_chains(keys_below, model, params, chain, above=above)
+            latents = run_chains(keys_below, model, params, chain, above=above).latents
 
         def joint(backbone):
             _, priors, state = top_down(backbone, x.shape[0], given(latents))

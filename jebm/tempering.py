@@ -17,17 +17,16 @@ what they have learned is the law of these, of their step size.
 (Geyer 1991; Swendsen and Wang, PRL 57, 2607)
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jebm import mala
 from jebm.hierarchy import Latents, log_standard_normal
 from jebm.langevin import Kernel, LogDensity, global_norm, normal_like, update
 from jebm.mala import MalaNoise, MalaState
-from jebm.model import Chain
 
 
 def ladder(num_temperatures: int = 8) -> jax.Array:
@@ -46,9 +45,23 @@ def ladder(num_temperatures: int = 8) -> jax.Array:
     return jnp.linspace(0.0, 1.0, num_temperatures) ** 2
 
 
-def in_eps_space(chain: Chain) -> Chain:
-    """`chain` in eps-space, where the replica at b = 0 is known exactly."""
-    return dataclasses.replace(chain, space="eps", start="normal")
+def check_inverse_temperatures(value) -> None:
+    """Raises a ValueError unless `value` rises from 0 to 1; arrays are taken on trust.
+
+    Only their shape is checked, so that nothing waits for a device.
+    """
+    if np.ndim(value) != 1 or np.shape(value)[0] < 2:
+        raise ValueError(
+            "inverse_temperatures must be at least two numbers, from 0 to 1, "
+            f"got {value!r}"
+        )
+    if isinstance(value, jax.Array) or any(isinstance(v, jax.Array) for v in value):
+        return
+    b = np.asarray(value)
+    if b[0] != 0 or b[-1] != 1 or not (np.diff(b) > 0).all():
+        raise ValueError(
+            f"inverse_temperatures must rise from 0 to 1, got {b.tolist()}"
+        )
 
 
 class TemperedState(NamedTuple):
@@ -97,8 +110,7 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
       >>> 30 < int((end < 0).sum()) < 70
       True
     """
-    b = inverse_temperatures
-    num = b.shape[0]
+    num = inverse_temperatures.shape[0]
 
     def at(b, replica):
         """The replica's state on pi_b."""
@@ -137,6 +149,7 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
                 "parallel tempering has its own temperatures: temperature must be 1, "
                 f"got {temperature}"
             )
+        b = inverse_temperatures.astype(state.position[0].dtype)
 
         def move_one(noise, b, replica):
             current, anew = at(b, replica), noise.proposal

@@ -53,22 +53,6 @@ def test_config() -> config_dict.ConfigDict:
     return test.get_config()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def lenient_optimizer():
-    """Lets optax raise a float to the power of an int32; all else stays strict."""
-    from experiments import learning
-
-    apply_gradients = learning.TrainState.apply_gradients
-
-    def lenient(self, *, grads, **kwargs):
-        with jax.numpy_dtype_promotion("standard"):
-            return apply_gradients(self, grads=grads, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning.TrainState, "apply_gradients", lenient)
-        yield
-
-
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
     """The directory of a finished run of the tiny configuration; not to be changed."""

@@ -92,7 +92,7 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
         backbone = path / "backbone"
         state, _ = train_lanes(first, backbone, generator, lanes, list(range(seeds)))
         lanes = [
-            lane._replace(backbone=of_lane(state.ema.backbone, lane.seed))
+            lane._replace(backbone=of_lane(state.learner.ema.backbone, lane.seed))
             for lane in lanes
         ]
     state, history = train_lanes(config, path, model, lanes, list(range(seeds)))
@@ -101,7 +101,7 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
     results = []
     for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
         key = jax.random.fold_in(jax.random.key(seed), learning.Role.EVALUATION)
-        ema = of_lane(state.ema, seed)
+        ema = of_lane(state.learner.ema, seed)
         found = areas(key, config, model, ema, splits, digit)
         about = {"digit": digit, "seed": seed, "scored": scored}
         results.append(about | history.lane(seed) | found)

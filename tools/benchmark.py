@@ -47,8 +47,8 @@ from experiments import datasets, learning, parallel
 from experiments.configs import cifar10, mnist
 from experiments.sample import build_model, model_spec
 from jebm import langevin, mala
+from jebm.chains import example_keys, run_chains
 from jebm.densities import logdensity
-from jebm.sampling import example_keys, run_chains
 
 CIFAR10, MNIST = (32, 32, 3), (28, 28, 1)
 # Steps that are timed at once, by batch size: a tenth of a second and more of either
@@ -124,7 +124,7 @@ def train_step(config, image_shape, repeats) -> dict:
     model, devices = build_model(config, image_shape), jax.local_devices()[:1]
     key = jax.random.key(config.seed)
     state = learning.create_state(key, config.learning, model)
-    peer = load_peer(model_spec(config, image_shape), state.params)
+    peer = load_peer(model_spec(config, image_shape), state.learner.params)
     step = parallel.pmap(learning.make_train_step(config.learning, model), devices)
     state = learning.distribute(state, devices)
     images = noise(config.learning.batch_size, image_shape)
@@ -179,11 +179,11 @@ def chain_inputs(name, batch):
 def lower_chain(model, params, name, batch, num_steps):
     """The program of a chain, to be compiled."""
     chain = getattr(model.chains, name)
-    chain = jebm.Chain(num_steps, chain.step_size, chain.space, chain.start)
+    chain = jebm.Langevin(num_steps, chain.step_size, chain.space, chain.start)
     keys, x = chain_inputs(name, batch)
 
     def run(keys, params, x):
-        return run_chains(keys, model, params, chain, x=x)[0]
+        return run_chains(keys, model, params, chain, x=x).latents
 
     return jax.jit(run).lower(keys, params, x)
 

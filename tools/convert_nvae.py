@@ -198,7 +198,7 @@ def _turned(path, array):
 
 def order(likelihood):
     """Where each output of the decoder stands among the published ones."""
-    if not isinstance(likelihood, jebm.distributions.LogisticMixture):
+    if not isinstance(likelihood, jebm.likelihoods.LogisticMixture):
         return slice(None)
     # Published: logits; of each colour its means, log s, and one set of coefficients.
     mixtures = likelihood.num_mixtures

@@ -28,6 +28,8 @@ _MODULES = (
     "hierarchy",
     "energies",
     "distributions",
+    "likelihoods",
+    "backbones",
     "densities",
     "objectives",
     "metrics",

@@ -67,7 +67,7 @@ def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: fl
         found = evaluate.distances(
             key,
             model,
-            of_lane(state.ema, i),
+            of_lane(state.learner.ema, i),
             splits["test"].images,
             features,
             config.eval,

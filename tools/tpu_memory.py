@@ -67,9 +67,11 @@ def lower_step(config, model: jebm.Model, devices):
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), np.uint8)
     pool, images = jax.eval_shape(
         lambda tree: jax.tree.map(lambda a: parallel.split(a, num), tree),
-        (state.pool, images),
+        (state.learner.persistent, images),
     )
-    state = jax.tree.map(each, state.replace(pool=())).replace(pool=pool)
+    learner = state.learner.replace(persistent=())
+    learner = jax.tree.map(each, learner).replace(persistent=pool)
+    state = learning.TrainState(learner, jax.tree.map(each, state.guard))
     step = learning.make_train_step(config.learning, model)
     return parallel.pmap(step, devices).lower(key, state, images)
 

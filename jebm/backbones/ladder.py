@@ -21,11 +21,12 @@ from jebm.networks import ACTIVATIONS, check_activation, soft_clamp
 Shape = tuple[int, ...]
 
 
-class LadderBackbone(nn.Module):
+class Ladder(nn.Module):
     """Generator with latents at several resolutions, and its two-way inference.
 
     Attributes:
-      output_shape: (H, W, channels) of the decoder's output.
+      output_shape: (H, W, channels) of the decoder's output; None for what the model
+        asks for.
       latent_shapes: bottom (next to the image) to top, of each layer (D,) or
         (H_i, W_i, D). Vectors lie above maps, and each map has the resolution of the
         one below it divided by a power of two; so has the lowest that of the image.
@@ -38,7 +39,7 @@ class LadderBackbone(nn.Module):
 
     Example:
       >>> from jebm.hierarchy import top_down, transport
-      >>> backbone = LadderBackbone((8, 8, 1), ((4, 4, 2), (3,)), width=6)
+      >>> backbone = Ladder((8, 8, 1), ((4, 4, 2), (3,)), width=6)
       >>> eps = (jnp.zeros((2, 4, 4, 2)), jnp.zeros((2, 3)))
       >>> def generate(backbone):
       ...     latents, priors, state = top_down(backbone, 2, transport(eps))
@@ -48,7 +49,7 @@ class LadderBackbone(nn.Module):
       (2, 8, 8, 1)
     """
 
-    output_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int] | None = None
     latent_shapes: tuple[Shape, ...] = ((8,), (8,), (8,))
     width: int = 256
     encoder_widths: tuple[int, ...] | None = None
@@ -257,7 +258,12 @@ def _check_shapes(latent_shapes, output_shape):
             )
     below = output_shape
     for shape in latent_shapes:
-        if len(shape) == 3 and not (len(below) == 3 and _halves(below, shape)):
+        known = below is not None
+        if (
+            len(shape) == 3
+            and known
+            and not (len(below) == 3 and _halves(below, shape))
+        ):
             raise ValueError(
                 "each map of latent_shapes must have the resolution of what lies below "
                 f"it divided by a power of two, got {shape} above {below}"

@@ -20,18 +20,20 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from jebm.convolution import conv, depthwise_conv
-from jebm.distributions import Normal, quantise
+from jebm.distributions import Normal
+from jebm.likelihoods import quantise
 from jebm.networks import soft_clamp
 
 
-class NVAEBackbone(nn.Module):
+class NVAE(nn.Module):
     """Generator and two-way inference of NVAE.
 
     A map that has been halved d times has `width` 2^d features in the decoder and
     `encoder_width` 2^d in the encoder; d is `image_halvings` at the finest latents.
 
     Attributes:
-      output_shape: (H, W, channels) of the decoder's output.
+      output_shape: (H, W, channels) of the decoder's output; None for what the model
+        asks for.
       groups: of latents at each scale, finest (next to the image) to coarsest.
       latent_channels: of each group.
       width: features of the decoder at the image's resolution.
@@ -49,7 +51,7 @@ class NVAEBackbone(nn.Module):
 
     Example:
       >>> from jebm.hierarchy import top_down, transport
-      >>> backbone = NVAEBackbone((8, 8, 1), groups=(1, 1), latent_channels=2, width=2)
+      >>> backbone = NVAE((8, 8, 1), groups=(1, 1), latent_channels=2, width=2)
       >>> backbone.latent_shapes
       ((4, 4, 2), (2, 2, 2))
       >>> eps = tuple(jnp.zeros((3, *shape)) for shape in backbone.latent_shapes)
@@ -59,7 +61,7 @@ class NVAEBackbone(nn.Module):
       (3, 8, 8, 1)
     """
 
-    output_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int] | None = None
     groups: tuple[int, ...] = (10, 5)
     latent_channels: int = 20
     width: int = 32
@@ -572,6 +574,8 @@ def _check_fields(backbone):
         )
     if backbone.bits > 8:
         raise ValueError(f"bits must be at most 8, got {backbone.bits}")
+    if backbone.output_shape is None:
+        return
     size = [n + 2 * backbone.padding for n in backbone.output_shape[:2]]
     halvings = backbone.image_halvings + len(groups) - 1
     if any(n % 2**halvings for n in size):

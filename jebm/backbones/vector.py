@@ -29,11 +29,12 @@ CONDITIONINGS = ("next", "above")
 DECODERS = ("mlp", "deconv")
 
 
-class VectorBackbone(nn.Module):
+class Vector(nn.Module):
     """Generator with vector latents.
 
     Attributes:
-      output_shape: (H, W, channels) of the decoder's output.
+      output_shape: (H, W, channels) of the decoder's output; None for what the model
+        asks for.
       latent_dims: D_i of each layer, bottom to top.
       conditioning: "next" or "above", see the module's docstring.
       prior_widths: hidden widths of each network for (mu_i, log sigma_i).
@@ -48,7 +49,7 @@ class VectorBackbone(nn.Module):
 
     Example:
       >>> from jebm.hierarchy import top_down, transport
-      >>> backbone = VectorBackbone(output_shape=(8, 8, 1), latent_dims=(4, 2))
+      >>> backbone = Vector(output_shape=(8, 8, 1), latent_dims=(4, 2))
       >>> eps = (jnp.zeros((3, 4)), jnp.zeros((3, 2)))
       >>> def generate(backbone):
       ...     latents, priors, state = top_down(backbone, 3, transport(eps))
@@ -58,7 +59,7 @@ class VectorBackbone(nn.Module):
       (3, 8, 8, 1)
     """
 
-    output_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int] | None = None
     latent_dims: tuple[int, ...] = (16, 8)
     conditioning: str = "next"
     prior_widths: tuple[int, ...] = (200, 200)
@@ -85,7 +86,7 @@ class VectorBackbone(nn.Module):
             raise ValueError(unknown("decoder_type", self.decoder_type, DECODERS))
         check_widths("prior_widths", self.prior_widths)
         check_widths("decoder_widths", self.decoder_widths)
-        if self.decoder_type == "deconv":
+        if self.decoder_type == "deconv" and self.output_shape is not None:
             check_stages(self.decoder_widths, self.output_shape)
         if self.encoder_widths is not None and not self.encoder_widths:
             raise ValueError("encoder_widths must be None or hold a width, got ()")

@@ -15,7 +15,8 @@ import numpy as np
 from flax import traverse_util
 
 from jebm import checks
-from jebm.model import Model, Params, build
+from jebm.model import Model, Params
+from jebm.spec import build
 
 _FOLDER = resources.files(__name__)
 

@@ -11,17 +11,20 @@ from absl.testing import flagsaver
 
 from experiments import learning, main, train, workdir
 from jebm import checkpoints
+from jebm.learning import losses, update
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'test.py'}"
 
 
 def run(config, path, **patches):
-    """`train.train` alone; `patches` replace names in `learning` or else `train`."""
+    """`train.train` alone; `patches` replace names that a step or training uses."""
     with pytest.MonkeyPatch.context() as patch:
         _leave_out_figures(patch)
         for name, value in patches.items():
-            patch.setattr(learning if hasattr(learning, name) else train, name, value)
+            modules = (losses, update, learning, train)
+            module = next(module for module in modules if hasattr(module, name))
+            patch.setattr(module, name, value)
         train.train(config, path)
 
 

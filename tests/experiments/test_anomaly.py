@@ -11,8 +11,8 @@ import jebm
 from experiments import anomaly, datasets, evaluate, report
 from experiments.command_line import ConfigError
 from experiments.configs import default
-from jebm.objectives import Positive
-from jebm.sampling import to_eps
+from jebm.chains import to_eps
+from jebm.objectives import PosteriorTerms
 from tests.experiments.runs import run
 
 HELDOUT = 4
@@ -37,7 +37,7 @@ def terms(*three, nearest=None):
 
     def positive(three):
         three = np.asarray(three, float)
-        return Positive(*three, np.zeros_like(three[0]))
+        return PosteriorTerms(*three, np.zeros_like(three[0]))
 
     moved = np.asarray(three, float).reshape(3, -1, np.shape(three[0])[-1])
     if nearest is None:
@@ -160,7 +160,7 @@ def test_posterior_that_the_model_does_not_have_is_refused(test_config, tmp_path
 @pytest.fixture(scope="module")
 def encoding():
     """A model with an encoder, its parameters, and images."""
-    posterior = jebm.Chain(num_steps=0, start="encoder")
+    posterior = jebm.Langevin(num_steps=0, start="encoder")
     backbone, chains = {"encoder_widths": (8,)}, jebm.Chains(posterior=posterior)
     model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone})
     model = dataclasses.replace(model, chains=chains)

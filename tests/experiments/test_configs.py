@@ -40,8 +40,8 @@ def test_joint_training_has_the_published_latents_priors_and_energies(name):
     assert list(bottom.values()) == [(128, 200), (200, 200), (200, 200), (200, 1)]
     assert list(top.values()) == [(100, 100), (100, 100), (100, 1)]
     chain = {"space": "z", "start": "normal"}
-    assert model.chains.prior == jebm.Chain(60, 0.4, **chain)
-    assert model.chains.posterior == jebm.Chain(40, 0.1, **chain)
+    assert model.chains.prior == jebm.Langevin(60, 0.4, **chain)
+    assert model.chains.posterior == jebm.Langevin(40, 0.1, **chain)
 
 
 def test_cifar10_has_the_published_generator():
@@ -141,7 +141,7 @@ def test_second_stages_have_the_published_energies(name):
 
 
 def test_regime_of_the_papers_code():
-    chain = jebm.Chain(**config_of("celeba_hq256_paper").chains.prior)
+    chain = jebm.Langevin(**config_of("celeba_hq256_paper").chains.prior)
     assert (chain.num_steps, chain.space) == (10, "eps_released")
     assert math.isclose(chain.step_size**2, 1e-5)
 

@@ -207,7 +207,7 @@ class Fakes:
         monkeypatch.setattr(evaluate, "_decode", lambda model, params, z: z[0])
         self.model = types.SimpleNamespace(
             energy=object(),
-            chains=types.SimpleNamespace(prior=jebm.Chain(num_steps=7)),
+            chains=types.SimpleNamespace(prior=jebm.Langevin(num_steps=7)),
         )
 
     def sample(self, key, model, params, num, *, prior="ebm", num_steps=7):

@@ -72,7 +72,7 @@ def test_values_are_those_of_arviz_on_the_energies(monkeypatch, heldout):
         model.backbone,
         model.energy,
         model.likelihood,
-        jebm.Chains(model.chains.prior, jebm.Chain(num_steps=0)),
+        jebm.Chains(model.chains.prior, jebm.Langevin(num_steps=0)),
     )
     found = mixing.mixing(KEY, model, params, heldout, None)
     assert set(found) == {"prior_draws", "prior_rhat", "prior_ess"}

@@ -107,7 +107,9 @@ def write_gradients(folder, counts, place):
         for count in counts:
             devices = parallel.devices()[:count]
             state, values = step_on(devices, config, params, batch)
-            leaves = jax.tree.leaves((state.params, state.pool, values))
+            leaves = jax.tree.leaves(
+                (state.learner.params, state.learner.persistent, values)
+            )
             np.savez(folder / f"{number}_{count}_{index}.npz", *leaves)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments import learning, train
+from experiments import train
 from experiments.command_line import ConfigError, Diverged
 from jebm import checkpoints
 from jebm.checkpoints import CorruptCheckpointError
+from jebm.learning import losses
 from tests.experiments.runs import (
     CONFIG,
     contents,
@@ -135,8 +136,8 @@ def test_finished_run_is_left_as_it_is(copied_run, trained_run, test_config, cap
     assert contents(copied_run) == contents(trained_run)
 
 
-def nan_objective(*arguments, objective=learning.objective):
-    return jax.tree.map(lambda x: x * np.float32("nan"), objective(*arguments))
+def nan_loss(*arguments, loss=losses.maximum_likelihood_loss):
+    return jax.tree.map(lambda x: x * np.float32("nan"), loss(*arguments))
 
 
 def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
@@ -146,7 +147,7 @@ def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
     test_config.guard.max_rescues = 0
     wrong = r"diverged by step 10: .*\bloss_nats\b.* not finite, after 0 rescues"
     with pytest.raises(Diverged, match=wrong) as raised:
-        run(test_config, copied_run, objective=nan_objective)
+        run(test_config, copied_run, maximum_likelihood_loss=nan_loss)
     assert f"{copied_run} checkpoint 4 is sound" in str(raised.value)
     # That of step 8 was not followed by a sound interval of four steps.
     assert checkpoints.steps(copied_run) == [4]

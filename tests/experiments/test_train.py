@@ -10,10 +10,11 @@ import pytest
 import jebm
 from experiments import datasets, learning, parallel, sample, train
 from experiments.command_line import ConfigError
-from jebm import checkpoints, model
-from jebm.backbones.vector import VectorBackbone
+from jebm import checkpoints, spec
+from jebm.backbones.vector import Vector
+from jebm.chains import draw_noise, example_keys, to_eps
 from jebm.hierarchy import infer
-from jebm.sampling import draw_noise, example_keys
+from jebm.learning import losses, update
 from tests.experiments.runs import contents, metrics, run, state_digests
 from tests.models import random_params
 
@@ -25,8 +26,8 @@ def again(tmp_path_factory):
     calls = {
         name: mock.Mock(side_effect=getattr(module, name))
         for module, name in (
-            (learning, "objective"),
-            (learning, "run_chains"),
+            (losses, "maximum_likelihood_loss"),
+            (update, "run_chains"),
             (train, "write_samples"),
         )
     }
@@ -38,7 +39,7 @@ def again(tmp_path_factory):
 def gaussian(tmp_path_factory):
     """A run of the Gaussian twin, with a record of its chains."""
     path = tmp_path_factory.mktemp("gaussian") / "run"
-    run_chains = mock.Mock(side_effect=learning.run_chains)
+    run_chains = mock.Mock(side_effect=update.run_chains)
     run(config_with(prior="gaussian"), path, run_chains=run_chains)
     return path, run_chains
 
@@ -73,12 +74,12 @@ def test_another_seed_gives_other_bits(trained_run, test_config, tmp_path):
 
 def test_step_is_traced_once_in_a_run(again):
     _, calls = again
-    assert calls["objective"].call_count == 1
+    assert calls["maximum_likelihood_loss"].call_count == 1
 
 
 def test_step_runs_one_posterior_chain_and_one_prior_chain(again):
     _, calls = again
-    traces = calls["objective"].call_count
+    traces = calls["maximum_likelihood_loss"].call_count
     given = [
         call.kwargs.get("x") is not None for call in calls["run_chains"].mock_calls
     ]
@@ -137,7 +138,7 @@ def test_gaussian_twin_has_pictures_of_its_own_prior_only(gaussian):
 
 def test_gaussian_twin_starts_at_the_generator_of_the_joint_model():
     joint, twin = (
-        train.create_state(config, train.build_model(config, (8, 8, 1))).params
+        train.create_state(config, train.build_model(config, (8, 8, 1))).learner.params
         for config in (config_with(), config_with(prior="gaussian"))
     )
     assert checkpoints.digests(joint.backbone) == checkpoints.digests(twin.backbone)
@@ -162,7 +163,7 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     config.learning.num_steps = 200
     config.log.update(every=50, checkpoint_every=50, sample_every=200)
     config.log.diagnose_every = 200
-    run_chains = mock.Mock(side_effect=learning.run_chains)
+    run_chains = mock.Mock(side_effect=update.run_chains)
     run(config, path, run_chains=run_chains)
     chained = {call.kwargs.get("x") is not None for call in run_chains.mock_calls}
     assert chained == ({True} if refinement else set()) | (
@@ -176,8 +177,10 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     model, end = jebm.load(path)
     assert model.backbone.has_encoder
     assert (model.energy is None) == (prior == "gaussian")
-    assert model.chains.posterior == jebm.Chain(refinement, 0.1, start="encoder")
-    start = train.create_state(config, train.build_model(config, (8, 8, 1))).params
+    assert model.chains.posterior == jebm.Langevin(refinement, 0.1, start="encoder")
+    start = train.create_state(
+        config, train.build_model(config, (8, 8, 1))
+    ).learner.params
     before, after = checkpoints.digests(start), checkpoints.digests(end)
     assert [name for name in before if "encoder" in name]
     assert [name for name in before if before[name] == after[name]] == []
@@ -193,17 +196,18 @@ def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reach
     params = random_params(joint)
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     keys = jax.random.split(jax.random.key(1), 4)
-    negative = jebm.sample(jax.random.key(2), joint, params, 4).latents
+    latents = jebm.sample(jax.random.key(2), joint, params, 4).latents
+    negative = losses.PriorSamples(latents, to_eps(joint, params, latents))
 
     def grads(prior, params, negative):
         config = variational_config(prior)
-        config.learning.energy_share = share
         model = train.build_model(config, (8, 8, 1))
 
+        batch = losses.Batch(x, keys, None, negative, jnp.int32(0), {})
+
         def loss(params):
-            return learning.objective(
-                model, params, x, keys, None, negative, config.learning
-            )[0]
+            arguments = jebm.learning.Options(), jebm.learning.WarmUp(), share
+            return losses.variational_loss(model, *arguments, params, batch)[0]
 
         return jax.flatten_util.ravel_pytree(jax.grad(loss)(params).backbone)[0]
 
@@ -253,11 +257,11 @@ def steps_of(config, num=3):
             )
         return run_chains(*args, start=start, **kwargs)
 
-    run_chains = learning.run_chains
+    run_chains = update.run_chains
     devices = jax.local_devices()[:1]
     states = [learning.distribute(train.create_state(config, model), devices)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "run_chains", recording)
+        patch.setattr(update, "run_chains", recording)
         step = parallel.pmap(
             learning.make_train_step(config.learning, model), devices, donate=False
         )
@@ -268,15 +272,22 @@ def steps_of(config, num=3):
     return [learning.collect(state) for state in states], starts
 
 
+def slots(state, batch_size=20):
+    """The persistent chains of each example, per layer [B, slots, *shape_i]."""
+    chains = state.learner.persistent
+    return [p.reshape(batch_size, -1, *p.shape[1:]) for p in chains]
+
+
 def test_persistent_chains_go_on_where_their_slot_stood():
     config = config_with()
     config.learning.restart_fraction = 0.0
     (first, *states), starts = steps_of(config)
-    assert [p.shape for p in first.pool] == [(20, 2, 4), (20, 2, 2)]
-    for t, pool in enumerate([first.pool, first.pool, states[0].pool]):
-        for start, positions in zip(starts[t], pool, strict=True):
+    first, second = slots(first), slots(states[0])
+    assert [p.shape for p in first] == [(20, 2, 4), (20, 2, 2)]
+    for t, chains in enumerate([first, first, second]):
+        for start, positions in zip(starts[t], chains, strict=True):
             np.testing.assert_array_equal(start, positions[:, t % 2])
-    for before, after in zip(first.pool, states[0].pool, strict=True):
+    for before, after in zip(first, second, strict=True):
         assert (before[:, 0] != after[:, 0]).all()
         np.testing.assert_array_equal(before[:, 1], after[:, 1])
 
@@ -309,7 +320,9 @@ def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
     run(config, tmp_path / "run")
     losses = [line["loss_nats"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0] - 20
-    start = train.create_state(config, train.build_model(config, (8, 8, 1))).params
+    start = train.create_state(
+        config, train.build_model(config, (8, 8, 1))
+    ).learner.params
     end = jebm.load(tmp_path / "run")[1]
     before, after = checkpoints.digests(start), checkpoints.digests(end)
     assert [name for name in before if before[name] == after[name]] == []
@@ -366,7 +379,7 @@ def test_seed_that_jax_cannot_tell_apart_is_refused(tmp_path, test_config, seed)
         run(test_config, tmp_path / "run")
 
 
-class NormalisedBackbone(VectorBackbone):
+class NormalisedBackbone(Vector):
     """Normalises what it decodes, and tells a kernel."""
 
     def setup(self):
@@ -383,7 +396,7 @@ class NormalisedBackbone(VectorBackbone):
 def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
+    monkeypatch.setitem(spec.BACKBONES, "vector", NormalisedBackbone)
     config = variational_config("gaussian")
     built = train.build_model(config, (8, 8, 1))
     state = train.create_state(config, built)
@@ -396,30 +409,32 @@ def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
 
     def latents(device):  # what the norm has seen there
         index = np.arange(8) + 8 * device
-        role = jax.random.fold_in(jax.random.fold_in(key, learning.Role.POSTERIOR), 0)
+        step_key = jax.random.fold_in(key, learning.Role.LEARNING)
+        step_key = jax.random.fold_in(step_key, 0)
+        role = jax.random.fold_in(step_key, update._POSTERIOR)
         x = datasets.to_unit(images[device])
         keys = example_keys(role, index)
-        noise = draw_noise(keys, built, state.params)
+        noise = draw_noise(keys, built, state.learner.params)
         run = nn.apply(lambda b: infer(b, x, noise)[0], built.backbone)
-        return np.asarray(run(state.params.backbone)[0])
+        return np.asarray(run(state.learner.params.backbone)[0])
 
     seen = [latents(device) for device in range(2)]
-    norm = after.params.backbone["batch_stats"]["norm"]
+    norm = after.learner.params.backbone["batch_stats"]["norm"]
     mean = 0.01 * np.mean([z.mean(0) for z in seen], axis=0)
     var = 0.99 + 0.01 * np.mean([z.var(0) for z in seen], axis=0)
     np.testing.assert_allclose(norm["mean"], mean, atol=1e-6)
     np.testing.assert_allclose(norm["var"], var, atol=1e-6)
     jax.tree.map(
         np.testing.assert_array_equal,
-        after.ema.backbone["batch_stats"],
-        after.params.backbone["batch_stats"],
+        after.learner.ema.backbone["batch_stats"],
+        after.learner.params.backbone["batch_stats"],
     )
-    scale = after.ema.backbone["params"]["norm"]["scale"]
-    assert (scale != after.params.backbone["params"]["norm"]["scale"]).any()
+    scale = after.learner.ema.backbone["params"]["norm"]["scale"]
+    assert (scale != after.learner.params.backbone["params"]["norm"]["scale"]).any()
 
 
 def test_run_with_batch_statistics_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
+    monkeypatch.setitem(spec.BACKBONES, "vector", NormalisedBackbone)
     config = variational_config("gaussian")
     config.learning.kl_warmup_steps = 6
     config.learning.kl_balance = True
@@ -448,7 +463,7 @@ def test_run_with_batch_statistics_resumes_to_the_same_bits(tmp_path, monkeypatc
             {"spectral_penalty_start": 1.0},
             "spectral_penalty_start works in the warm-up",
         ),
-        ({"spectral_penalty": 1.0}, "needs a backbone that tells its kernels"),
+        ({"spectral_penalty": 1.0}, "needs a backbone that sows its kernels"),
         ({"optimizer": "sgd"}, r"unknown learning.optimizer 'sgd'; known: \['adam', "),
         ({"warmup_steps": 99}, "warmup_steps must lie in"),
     ],
@@ -475,7 +490,7 @@ def test_settings_of_an_encoder_are_refused_without_one(tmp_path, test_config, n
 def test_backbone_with_batch_statistics_is_refused_with_a_posterior_chain(
     test_config, monkeypatch
 ):
-    monkeypatch.setitem(model.BACKBONES, "vector", NormalisedBackbone)
+    monkeypatch.setitem(spec.BACKBONES, "vector", NormalisedBackbone)
     with pytest.raises(ConfigError, match=r"does not support .*batch_stats"):
         train.build_model(test_config, (8, 8, 1))
 
@@ -485,11 +500,10 @@ def test_rate_rises_to_its_full_value_and_falls_as_a_cosine(test_config):
     fields = test_config.learning
     fields.update(num_steps=20, warmup_steps=4, backbone_lr=1.0, final_lr_fraction=0.1)
     optimizer = learning.create_optimizer(fields)
-    params = jebm.Params({"params": {"w": jnp.ones(1)}, "batch_stats": jnp.ones(1)}, {})
+    params = jebm.Params({"w": jnp.ones(1)}, {})
     state, rates, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for _ in range(20):
         updates, state = update(params, state, params)
-        rates.append(-updates.backbone["params"]["w"].item())  # Adam's step is 1
-        assert updates.backbone["batch_stats"].item() == 0
+        rates.append(-updates.backbone["w"].item())  # Adam's step is 1
     cosine = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * np.arange(16) / 16))
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.75, *cosine], rtol=1e-4)

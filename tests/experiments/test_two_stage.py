@@ -3,6 +3,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import config_dict
@@ -11,7 +12,9 @@ import jebm
 from experiments import anomaly, learning, sample, train, two_stage
 from experiments.command_line import ConfigError
 from jebm import objectives
-from jebm.backbones.vector import VectorBackbone
+from jebm.backbones.vector import Vector
+from jebm.chains import draw_noise, encode, to_eps
+from jebm.learning import losses
 from tests.experiments.runs import metrics, run, state_digests
 from tests.experiments.test_train import variational_config
 
@@ -90,26 +93,25 @@ def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch
     def decode(self, state):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(VectorBackbone, "decode", decode)
+    monkeypatch.setattr(Vector, "decode", decode)
     images = np.zeros((1, 20, 8, 8, 1), np.uint8)
     jax.eval_shape(mapped, jax.random.key(0), state, images)
     with pytest.raises(AssertionError, match="decoded"):
-        jebm.model._init(jax.random.key(1), model)
+        jebm.model._init(jax.random.key(1), model, jnp.float32)
 
 
-def test_gradient_of_a_step_is_the_contrast_of_energies(both, second_config):
-    second_config.backbone.checkpoint = str(both / "backbone")
-    second_config.learning.gradient_penalty = 0.0
+def test_gradient_of_a_step_is_the_contrast_of_energies(both):
     model, params = jebm.load(both)
     keys = jax.random.split(jax.random.key(0), 6)
     x = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    positive = learning.encode(model, params, x, keys)
+    positive = encode(model, params, x, draw_noise(keys, model, params))[0]
     negative = jebm.sample(jax.random.key(2), model, params, 6).latents
+    samples = losses.PriorSamples(negative, to_eps(model, params, negative))
+    batch = losses.Batch(x, keys, positive, samples, jnp.int32(0), {})
+    options = jebm.learning.Options(gradient_penalty=0.0)
 
     def loss(params):
-        return learning.objective(
-            model, params, x, keys, positive, negative, second_config.learning
-        )[0]
+        return losses.second_stage_loss(model, options, 0, params, batch)[0]
 
     def contrast(params):
         energies = [jebm.energy(model, params, z).mean() for z in (positive, negative)]
@@ -217,9 +219,7 @@ def test_another_first_stage_in_the_way_is_refused(both, second_config, tmp_path
     """WORKDIR/backbone holds a run of other settings."""
     shutil.copytree(both / "backbone", tmp_path / "backbone")
     model = sample.build_model(second_config, (8, 8, 1))
-    other = dataclasses.replace(
-        model, backbone=VectorBackbone((8, 8, 1), encoder_widths=(3,))
-    )
+    other = dataclasses.replace(model, backbone=Vector((8, 8, 1), encoder_widths=(3,)))
     with pytest.raises(ConfigError, match="holds another backbone than"):
         two_stage.load_backbone(second_config, tmp_path, other, lambda *_: None)
 

@@ -122,7 +122,7 @@ def test_averaged_parameters_are_neither_the_last_nor_the_first(
     items = checkpoints.restore(trained_run, train.checkpoint_items(state))[1]
     kernel = [
         tree.backbone["params"]["decoder"]["Dense_0"]["kernel"]
-        for tree in (state.params, items["ema"], items["train_state"]["params"])
+        for tree in (state.learner.params, items["ema"], items["train_state"]["params"])
     ]
     assert not np.array_equal(kernel[0], kernel[1])
     assert not np.array_equal(kernel[1], kernel[2])

@@ -10,7 +10,8 @@ from scipy.stats import multivariate_normal
 
 import jebm
 from jebm import objectives
-from jebm.backbones.ladder import LadderBackbone
+from jebm.backbones.ladder import Ladder
+from jebm.chains import draw_noise
 from jebm.hierarchy import (
     given,
     infer,
@@ -20,7 +21,6 @@ from jebm.hierarchy import (
     top_down,
     transport,
 )
-from jebm.sampling import draw_noise
 from tests.models import random_latents, random_params
 
 VECTOR = {"latent_dims": (2, 1, 2), "prior_widths": (4,), "encoder_widths": (5,)}
@@ -138,7 +138,9 @@ def test_learning_reaches_every_parameter_and_the_encoder_alone_where_held(
 
     def grads(hold):
         def loss(params):
-            params = objectives.hold_all_but_encoder(model, params) if hold else params
+            params = (
+                objectives.freeze_all_but_encoder(model, params) if hold else params
+            )
             return objectives.variational_terms(model, params, x, keys).loss().mean()
 
         return jax.grad(loss)(params)
@@ -201,4 +203,4 @@ def test_top_layer_of_a_ladder_reaches_the_image_past_those_below(shapes, x64):
 )
 def test_ladder_that_cannot_stand_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        LadderBackbone((4, 4, 1), **changes)
+        Ladder((4, 4, 1), **changes)

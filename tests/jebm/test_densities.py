@@ -8,10 +8,10 @@ from jax.test_util import check_grads
 from scipy import stats
 
 import jebm
+from jebm.chains import decode, to_latents
 from jebm.densities import logdensity
 from jebm.hierarchy import given, log_standard_normal, top_down
 from jebm.objectives import energy_gradient_penalty
-from jebm.sampling import decode, to_latents
 from tests.models import random_latents, random_params, small_model
 
 CASES = [

@@ -9,10 +9,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jebm
+from jebm.chains import run_chains, to_eps
 from jebm.densities import one_chain
 from jebm.diagnostics import chain_diagnostics, largest_curvature
 from jebm.distributions import Normal
-from jebm.sampling import run_chains, to_eps
 from tests.models import random_params, small_model
 
 
@@ -135,7 +135,7 @@ def test_prior_without_energy_is_as_stiff_as_the_standard_normal(dtype):
     params = jax.tree.map(
         lambda leaf: leaf.astype(dtype), jebm.init(jax.random.key(0), model)
     )
-    health = diagnose(model, params, jebm.Chain(num_steps=3, step_size=0.4), 5)
+    health = diagnose(model, params, jebm.Langevin(num_steps=3, step_size=0.4), 5)
     assert health.stiffness.dtype == health.acceptance.dtype == dtype
     np.testing.assert_allclose(health.stiffness, np.full(5, 0.04), rtol=1e-6)
 
@@ -146,9 +146,9 @@ def test_stiffness_is_that_of_the_hessian_where_the_chain_is(space, given, x64):
     model = small_model((2, 1), conditioning="above")
     params = random_params(model, dtype=jnp.float64)
     x = jnp.linspace(0.1, 0.9, 3).reshape(3, 1, 1, 1) if given else None
-    chain = jebm.Chain(num_steps=0, step_size=0.3, space=space)  # where it starts
+    chain = jebm.Langevin(num_steps=0, step_size=0.3, space=space)  # where it starts
     health = diagnose(model, params, chain, 3, x)
-    start, _ = run_chains(KEYS[:3], model, params, chain, x=x)
+    start = run_chains(KEYS[:3], model, params, chain, x=x).latents
     if space == "eps":
         start = to_eps(model, params, start)
 
@@ -209,7 +209,7 @@ def test_posterior_of_a_linear_decoder_has_the_stiffness_of_the_closed_form(dtyp
     matrix = np.asarray(params.backbone["params"]["matrix"], np.float64)
     # log p(eps | x) = -|eps|^2 / 2 - |x - eps W|^2 / 2 sigma^2
     expected = 0.1**2 / 4 * (1 + np.linalg.norm(matrix, 2) ** 2 / 0.2**2)
-    chain = jebm.Chain(num_steps=4, step_size=0.1)
+    chain = jebm.Langevin(num_steps=4, step_size=0.1)
     x = jnp.linspace(0, 1, 20, dtype=dtype).reshape(5, 2, 2, 1)
     health = diagnose(model, params, chain, 5, x)
     rtol = 1e-5 if dtype == jnp.float32 else 1e-9
@@ -220,7 +220,7 @@ def test_posterior_of_a_linear_decoder_has_the_stiffness_of_the_closed_form(dtyp
 def test_acceptance_on_the_standard_normal_is_that_of_mala_by_quadrature(step_size):
     model, num = small_model((1,)), 4_000
     params = jebm.init(jax.random.key(0), model)  # E = 0
-    chain = jebm.Chain(num_steps=0, step_size=step_size)  # starts at stationarity
+    chain = jebm.Langevin(num_steps=0, step_size=step_size)  # starts at stationarity
     acceptance = np.asarray(diagnose(model, params, chain, num).acceptance, np.float64)
     line = np.linspace(-8, 8, 801)
     weights = np.exp(-(line**2) / 2) / np.exp(-(line**2) / 2).sum()
@@ -240,7 +240,7 @@ def test_acceptance_is_near_1_for_tiny_steps_and_low_beyond_stability(dtype):
     x = jnp.full((20, 1, 1, 1), 0.5, dtype)
     for given in (None, x):
         tiny, huge = (
-            diagnose(model, params, jebm.Chain(5, step_size), 20, given)
+            diagnose(model, params, jebm.Langevin(5, step_size), 20, given)
             for step_size in (1e-3, 3.0)
         )
         assert tiny.stiffness.max() < 1e-3

@@ -5,12 +5,12 @@ import pytest
 from jax.test_util import check_grads
 from scipy import stats
 
-from jebm.distributions import (
+from jebm.distributions import Normal
+from jebm.likelihoods import (
     Bernoulli,
     Gaussian,
     LearnedGaussian,
     LogisticMixture,
-    Normal,
     quantise,
 )
 

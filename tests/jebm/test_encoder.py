@@ -9,16 +9,16 @@ from scipy import stats
 
 import jebm
 from jebm import objectives
-from jebm.backbones.vector import VectorBackbone
-from jebm.hierarchy import has_encoder, infer
-from jebm.model import Chain, Chains
-from jebm.sampling import (
+from jebm.backbones.vector import Vector
+from jebm.chains import (
     draw_noise,
     example_keys,
     start_positions,
     to_latents,
     to_positions,
 )
+from jebm.hierarchy import has_encoder, infer
+from jebm.kernels import Chains, Langevin
 from tests.models import grid_nodes, random_latents, random_params, small_model
 
 
@@ -105,7 +105,7 @@ def test_variational_terms_are_those_of_the_latents_that_are_drawn(conditioning,
     keys = jax.random.split(jax.random.key(0), 5)
     got = objectives.variational_terms(model, params, x, keys)
     latents, log_q = infer_with(model, params, x, keys)
-    expected = objectives.positive_terms(model, params, x, latents)
+    expected = objectives.posterior_terms(model, params, x, latents)
     for name in ("log_likelihood", "log_prior", "energy"):
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name))
     np.testing.assert_allclose(got.log_q, log_q)
@@ -122,7 +122,7 @@ def test_expected_loss_is_minus_the_elbo_by_quadrature(conditioning, energy, x64
     log_q = log_q_by_hand(params, images, nodes, conditioning)
     weights = np.exp(log_q) * volume
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)  # nothing is left out
-    terms = objectives.positive_terms(model, params, images, nodes)
+    terms = objectives.posterior_terms(model, params, images, nodes)
     expected = weights @ (np.asarray(terms.loss()) + log_q)
 
     keys = jax.random.split(jax.random.key(0), num)
@@ -191,7 +191,7 @@ def check_energy_share(model):
 
     def both(share):
         def loss(params):
-            minus = objectives.negative_terms(model, params, negative, share)
+            minus = objectives.prior_terms(model, params, negative, share)
             return positive(model, share)(params) + minus.loss()
 
         return loss
@@ -222,7 +222,9 @@ def test_holding_all_but_the_encoder_leaves_it_the_gradient_of_the_loss(conditio
 
     def grads(hold):
         def loss(params):
-            params = objectives.hold_all_but_encoder(model, params) if hold else params
+            params = (
+                objectives.freeze_all_but_encoder(model, params) if hold else params
+            )
             return objectives.variational_terms(model, params, x, keys).loss().mean()
 
         return jax.grad(loss)(params)
@@ -250,7 +252,7 @@ def test_posterior_chain_starts_at_the_encoder(conditioning):
     params = random_params(model)
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 2, 2, 1)), jnp.float32)
     key = jax.random.key(3)
-    chains = Chains(posterior=Chain(0, 0.05, start="encoder"))
+    chains = Chains(posterior=Langevin(0, 0.05, start="encoder"))
     by_encoder = dataclasses.replace(model, chains=chains)
     got = jebm.posterior_sample(key, by_encoder, params, x)
     named = jebm.posterior_sample(key, model, params, x, num_steps=0, start="encoder")
@@ -291,7 +293,7 @@ def test_positions_and_latents_are_inverse(space):
 def test_mode_is_the_location_of_every_layer_given_those_above(space, conditioning):
     model = encoder_model((3, 2, 4), conditioning)
     params, x = random_params(model), jnp.linspace(0, 1, 4).reshape(4, 1, 1, 1)
-    chain = Chain(num_steps=0, space=space, start="mode")
+    chain = Langevin(num_steps=0, space=space, start="mode")
     model = dataclasses.replace(model, chains=Chains(posterior=chain))
     modes = jebm.posterior_sample(jax.random.key(0), model, params, x)
     locations = posterior_by_hand(params, x, modes, conditioning)
@@ -304,7 +306,7 @@ def test_mode_is_the_location_of_every_layer_given_those_above(space, conditioni
 
 @pytest.mark.parametrize("start", ["encoder", "mode"])
 def test_start_at_an_encoder_that_is_not_there_is_refused(start):
-    chain = Chain(start=start)
+    chain = Langevin(start=start)
     without, with_it = small_model((2, 1)), encoder_model((2, 1))
     with pytest.raises(ValueError, match="backbone has none"):
         dataclasses.replace(without, chains=Chains(posterior=chain))
@@ -334,7 +336,7 @@ def test_encoder_is_optional_and_leaves_the_generator_as_it_is():
 
 def test_encoder_without_a_width_is_refused():
     with pytest.raises(ValueError, match=r"encoder_widths must .* got \(\)"):
-        VectorBackbone(output_shape=(1, 1, 1), encoder_widths=())
+        Vector(output_shape=(1, 1, 1), encoder_widths=())
 
 
 def test_weights_of_one_leave_the_loss_and_layers_sum_to_the_divergence(x64):
@@ -343,10 +345,10 @@ def test_weights_of_one_leave_the_loss_and_layers_sum_to_the_divergence(x64):
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 1, 1, 1)))
     keys = jax.random.split(jax.random.key(0), 3)
     terms = objectives.variational_terms(model, params, x, keys)
-    np.testing.assert_allclose(terms.layers.sum(1), terms.log_q - terms.log_prior)
+    np.testing.assert_allclose(terms.kl_per_layer.sum(1), terms.log_q - terms.log_prior)
     np.testing.assert_allclose(terms.loss(jnp.ones(2)), terms.loss(), rtol=1e-12)
     heavier = terms.loss(jnp.array([1.0, 3.0])) - terms.loss()
-    np.testing.assert_allclose(heavier, 2 * terms.layers[:, 1], rtol=1e-10)
+    np.testing.assert_allclose(heavier, 2 * terms.kl_per_layer[:, 1], rtol=1e-10)
 
 
 def test_balance_weighs_a_layer_by_what_it_tells_and_by_the_pixels_of_its_map(x64):

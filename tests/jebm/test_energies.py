@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import jebm
+from jebm.chains import to_latents
 from jebm.densities import logdensity
-from jebm.energies import ConvEnergy, JointConvEnergy, StateEnergy
+from jebm.energies import Conv, JointConv, State
 from jebm.hierarchy import given, log_standard_normal, top_down
-from jebm.sampling import to_latents
 from tests.models import random_latents, random_params
 
 MAPS = ((16, 16, 2), (8, 8, 1), (8, 8, 1), (2, 2, 3))
@@ -39,7 +39,7 @@ def interaction(energy, z, i, j):
     return np.abs(grad(z)[i] - grad(tuple(moved))[i]).max()
 
 
-@pytest.mark.parametrize("kind", [ConvEnergy, JointConvEnergy])
+@pytest.mark.parametrize("kind", [Conv, JointConv])
 def test_energy_is_zero_at_first_and_reads_every_layer(kind):
     energy, z = kind(channels=4, widths=(5,)), latents((*MAPS, (3,)))
     params = energy.init(jax.random.key(0), z)
@@ -52,7 +52,7 @@ def test_energy_is_zero_at_first_and_reads_every_layer(kind):
 
 
 def test_maps_are_halved_to_four_rows():
-    energy, z = ConvEnergy(channels=4, widths=(5,)), latents((*MAPS, (3,)))
+    energy, z = Conv(channels=4, widths=(5,)), latents((*MAPS, (3,)))
     params = energy.init(jax.random.key(0), z)["params"]
     found = {k: v["kernel"].shape for k, v in params.items() if "conv" in k}
     assert found == {
@@ -62,7 +62,7 @@ def test_maps_are_halved_to_four_rows():
         "f3_conv_0": (4, 4, 1, 4),
     }
     assert params["f4"]["Dense_0"]["kernel"].shape == (12, 5)
-    joint = JointConvEnergy(channels=4, widths=(5,))
+    joint = JointConv(channels=4, widths=(5,))
     params = joint.init(jax.random.key(0), z)["params"]
     found = {k: v["kernel"].shape for k, v in params.items() if "conv" in k}
     assert found == {
@@ -76,15 +76,15 @@ def test_maps_are_halved_to_four_rows():
 def test_layers_interact_in_the_joint_energy_alone():
     z = latents(((8, 8, 1), (4, 4, 2), (3,)))
     for j in (1, 2):
-        assert interaction(ConvEnergy(4, (5,)), z, 0, j) == 0
-        assert interaction(JointConvEnergy(4, (5,)), z, 0, j) > 1e-4
-    terms = ConvEnergy(4, (5,))
+        assert interaction(Conv(4, (5,)), z, 0, j) == 0
+        assert interaction(JointConv(4, (5,)), z, 0, j) > 1e-4
+    terms = Conv(4, (5,))
     params = random(terms, z)
-    parts = terms.apply(params, z, method=ConvEnergy.per_layer)
+    parts = terms.apply(params, z, method=Conv.per_layer)
     np.testing.assert_allclose(sum(parts), terms.apply(params, z), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [ConvEnergy, JointConvEnergy])
+@pytest.mark.parametrize("kind", [Conv, JointConv])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -133,6 +133,6 @@ def test_an_energy_of_the_state_is_that_of_what_the_decoder_reads(name, x64):
 
 
 def test_an_energy_of_the_state_needs_one_array():
-    energy = StateEnergy(4, (5,))
+    energy = State(4, (5,))
     with pytest.raises(ValueError, match="whose state is one array, got a dict"):
         energy.init(jax.random.key(0), (), {"h": jnp.ones((2, 3))})

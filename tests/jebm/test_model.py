@@ -36,9 +36,9 @@ def test_build_reads_every_part_of_the_spec():
     assert model.backbone.latent_shapes == ((3,), (2,))
     assert model.backbone.output_shape == (4, 4, 3)
     assert model.energy.widths == ((8, 8), (4,))
-    assert model.chains.prior == jebm.Chain(num_steps=3)
+    assert model.chains.prior == jebm.Langevin(num_steps=3)
     assert model.chains.posterior.space == "z"
-    assert model.chains.posterior.num_steps == jebm.Chains().posterior.num_steps
+    assert model.chains.posterior.num_steps == 20
     assert jebm.build({**SPEC, "energy": None}).energy is None
 
 
@@ -48,7 +48,7 @@ def test_build_reads_every_part_of_the_spec():
         ({"backbone": {"name": "ladder2"}}, r"unknown backbone 'ladder2'; known: \["),
         (
             {"energy": {"name": "x"}},
-            r"unknown energy 'x'; known: \['conv', 'joint', 'joint_conv', 'layer",
+            r"unknown energy 'x'; known: \['conv', 'function', 'joint', 'joint_conv'",
         ),
         ({"likelihood": {"name": "x"}}, "unknown likelihood 'x'; known: "),
         ({"backbone": {"latent_dim": 3}}, r"\['latent_dim'\]; known: .*'latent_dims'"),

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 import jebm
 from jebm import objectives
 from jebm.backbones import nvae
+from jebm.chains import draw_noise
 from jebm.hierarchy import (
     infer,
     inverse_transport,
@@ -18,7 +19,6 @@ from jebm.hierarchy import (
     top_down,
     transport,
 )
-from jebm.sampling import draw_noise
 from tests.models import random_latents
 from tests.precision import enable_x64
 
@@ -166,7 +166,7 @@ def test_statistics_are_of_the_batch_in_training_and_running_averages_elsewhere(
     keys = jax.random.split(jax.random.key(0), 4)
     terms = quick(objectives.variational_terms)(model, params, x, keys)
     old = params.backbone["batch_stats"]
-    new = terms.written["batch_stats"]
+    new = terms.mutated["batch_stats"]
     assert jax.tree.structure(new) == jax.tree.structure(old)
     stem = apply(model, params, lambda b: b.stem(2 * jnp.pad(x, _PAD) - 1))
     cell = ("preprocess_0", "layers_0", "BatchNorm_0")
@@ -198,7 +198,7 @@ def test_learning_reaches_every_parameter_and_tells_every_kernel(small, x64):
 
     def loss(params):
         terms = objectives.variational_terms(model, params, x, keys)
-        return terms.loss().mean(), terms.written["kernels"]
+        return terms.loss().mean(), terms.mutated["kernels"]
 
     grads, kernels = quick(jax.grad(loss, has_aux=True))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads.backbone["params"]):

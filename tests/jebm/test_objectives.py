@@ -5,9 +5,9 @@ import pytest
 
 import jebm
 from jebm import objectives
+from jebm.chains import to_latents
 from jebm.densities import logdensity
 from jebm.hierarchy import log_standard_normal
-from jebm.sampling import to_latents
 from tests.models import grid_nodes, random_latents, random_params, small_model
 
 
@@ -23,8 +23,8 @@ def negative_log_likelihood(model, params, x):
 
 
 def surrogate(model, params, x, positive, negative, weights):
-    plus = objectives.positive_terms(model, params, x, positive).loss()
-    minus = objectives.negative_terms(model, params, negative).loss()
+    plus = objectives.posterior_terms(model, params, x, positive).loss()
+    minus = objectives.prior_terms(model, params, negative).loss()
     return jnp.sum(weights[0] * plus) + jnp.sum(weights[1] * minus)
 
 
@@ -102,7 +102,7 @@ def test_the_share_of_log_z_in_the_gradient_of_the_hierarchy_is_not_negligible(x
         return jax.nn.logsumexp(log_joint) - jax.nn.logsumexp(log_standard_normal(eps))
 
     def negative(params):
-        terms = objectives.negative_terms(model, params, nodes)
+        terms = objectives.prior_terms(model, params, nodes)
         return jnp.sum(weights * terms.loss())
 
     got = jax.grad(negative)(params).backbone["params"]["priors_0"]
@@ -123,8 +123,8 @@ def test_no_gradient_reaches_the_samples():
     x = jnp.full((3, 1, 1, 1), 0.5)
 
     def total(z):
-        plus = objectives.positive_terms(model, params, x, z).loss()
-        minus = objectives.negative_terms(model, params, z).loss()
+        plus = objectives.posterior_terms(model, params, x, z).loss()
+        minus = objectives.prior_terms(model, params, z).loss()
         penalty = objectives.energy_gradient_penalty(model, params, z)
         return jnp.sum(plus + minus + penalty)
 
@@ -137,8 +137,8 @@ def test_terms_are_per_example():
     params = random_params(model)
     z = random_latents(model, 5)
     x = jnp.linspace(0, 1, 5).reshape(5, 1, 1, 1)
-    whole = objectives.positive_terms(model, params, x, z)
-    one = objectives.positive_terms(
+    whole = objectives.posterior_terms(model, params, x, z)
+    one = objectives.posterior_terms(
         model, params, x[2:3], jax.tree.map(lambda a: a[2:3], z)
     )
     for a, b in zip(whole[:4], one[:4], strict=True):  # the rest is an encoder's
@@ -154,9 +154,7 @@ def test_energy_gradient_penalty_is_the_squared_slope_in_eps_space(x64):
     def energy(eps):
         return jebm.energy(model, params, to_latents(model, params, eps, "eps"))
 
-    got = objectives.energy_gradient_penalty(
-        model, params, to_latents(model, params, eps, "eps")
-    )
+    got = objectives.energy_gradient_penalty(model, params, eps)
     expected, h = 0, 1e-5
     for i, e in enumerate(eps):
         for d in range(e.shape[1]):

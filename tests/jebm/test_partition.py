@@ -9,8 +9,8 @@ from scipy import stats
 
 import jebm
 from jebm import partition, scores
+from jebm.chains import to_latents
 from jebm.densities import logdensity
-from jebm.sampling import to_latents
 from tests.jebm.test_scores import (
     NOISE,
     PIXEL,

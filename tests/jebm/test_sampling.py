@@ -7,10 +7,10 @@ import pytest
 from jax.test_util import check_grads
 
 import jebm
-from jebm import mala, sampling
+from jebm import chains, sampling
+from jebm.chains import draw_noise, run_chains, trace_chains
 from jebm.densities import logdensity
-from jebm.model import Chain, Chains
-from jebm.sampling import draw_noise, run_chains, trace_chains
+from jebm.kernels import MALA, Chains, Langevin
 from tests.models import grid_nodes, random_params, small_model
 
 KEY = jax.random.key(7)
@@ -24,7 +24,7 @@ def with_chains(model, prior=None, posterior=None):
 @pytest.fixture(scope="module")
 def model():
     return with_chains(
-        small_model((3, 2), image_shape=(2, 2, 1)), Chain(5, 0.3), Chain(5, 0.1)
+        small_model((3, 2), image_shape=(2, 2, 1)), Langevin(5, 0.3), Langevin(5, 0.1)
     )
 
 
@@ -42,8 +42,8 @@ def test_shapes_and_range_for_one_two_and_three_layers(
 ):
     model = with_chains(
         small_model(dims, conditioning, image_shape=(2, 3, 1), energy=energy),
-        Chain(3, 0.1, space=space),
-        Chain(3, 0.1, space=space),
+        Langevin(3, 0.1, space=space),
+        Langevin(3, 0.1, space=space),
     )
     params = random_params(model)
     for prior in ("ebm", "gaussian"):
@@ -88,7 +88,7 @@ def test_works_inside_the_callers_jit_vmap_and_grad(model, params):
 
 
 def test_gradient_through_sample_matches_finite_differences(x64):
-    model = with_chains(small_model((2, 1)), Chain(4, 0.3))
+    model = with_chains(small_model((2, 1)), Langevin(4, 0.3))
     params = random_params(model, dtype=jnp.float64)
 
     def brightness(params):
@@ -156,10 +156,11 @@ def test_step_size_and_num_steps_default_to_the_models_own(model, params):
 def test_trace_chains_begins_at_the_start_and_ends_where_run_chains_ends(
     space, model, params
 ):
-    chain = Chain(6, 0.2, space=space, start="prior")
-    keys = sampling.example_keys(KEY, jnp.arange(4))
-    end, _ = run_chains(keys, model, params, chain)
-    start, _ = run_chains(keys, model, params, dataclasses.replace(chain, num_steps=0))
+    chain = Langevin(6, 0.2, space=space, start="prior")
+    keys = chains.example_keys(KEY, jnp.arange(4))
+    end = run_chains(keys, model, params, chain).latents
+    fixed = dataclasses.replace(chain, num_steps=0)
+    start = run_chains(keys, model, params, fixed).latents
     path = trace_chains(keys, model, params, chain, every=2)
     for p, a, b in zip(path, start, end, strict=True):
         assert p.shape == (4, *a.shape)
@@ -168,10 +169,10 @@ def test_trace_chains_begins_at_the_start_and_ends_where_run_chains_ends(
 
 
 def test_starts_of_a_z_space_chain(model, params):
-    keys = sampling.example_keys(KEY, jnp.arange(4))
-    normal = run_chains(keys, model, params, Chain(0, 0.1, "z", "normal"))[0]
-    prior = run_chains(keys, model, params, Chain(0, 0.1, "z", "prior"))[0]
-    eps = run_chains(keys, model, params, Chain(0, 0.1, "eps"))[0]
+    keys = chains.example_keys(KEY, jnp.arange(4))
+    normal = run_chains(keys, model, params, Langevin(0, 0.1, "z", "normal"))[0]
+    prior = run_chains(keys, model, params, Langevin(0, 0.1, "z", "prior"))[0]
+    eps = run_chains(keys, model, params, Langevin(0, 0.1, "eps"))[0]
     jax.tree.map(np.testing.assert_array_equal, prior, eps)
     np.testing.assert_allclose(normal[1], prior[1], rtol=1e-6)  # the top is N(0, I)
     assert np.all(normal[0] != prior[0])
@@ -189,12 +190,10 @@ def test_layers_above_are_kept_and_those_below_follow_the_conditional(
         model = dataclasses.replace(model, energy=None)
     num, z_2 = 3000, 0.7
     above = (jnp.full((num, 1), z_2),)
-    chain = Chain(200, 0.8, space, "prior")
-    keys = sampling.example_keys(KEY, jnp.arange(num))
-    latents, _ = jax.jit(
-        lambda keys: run_chains(
-            keys, model, params, chain, above=above, kernel=mala.MALA
-        )
+    chain = MALA(200, 0.8, space, "prior")
+    keys = chains.example_keys(KEY, jnp.arange(num))
+    latents = jax.jit(
+        lambda keys: run_chains(keys, model, params, chain, above=above).latents
     )(keys)
     np.testing.assert_array_equal(latents[1], above[0])
     line = jnp.linspace(-12, 12, 2001)[:, None]
@@ -232,7 +231,7 @@ def moments_by_quadrature(model, params, x=None):
     images = None if x is None else jnp.broadcast_to(x, (len(eps[0]), 1, 1, 1))
     log_weights = logdensity(model, params, eps, space="eps", x=images)
     weights = np.asarray(jax.nn.softmax(log_weights))
-    z = np.concatenate(sampling.to_latents(model, params, eps, "eps"), axis=1)
+    z = np.concatenate(chains.to_latents(model, params, eps, "eps"), axis=1)
     stats = statistics(z)
     mean = weights @ stats
     return mean, weights @ (stats - mean) ** 2
@@ -254,14 +253,14 @@ def test_mala_has_the_moments_of_quadrature_in_both_spaces(space, with_image, x6
     untilted, _ = moments_by_quadrature(dataclasses.replace(model, energy=None), params)
     num = 8_000
     images = None if x is None else jnp.broadcast_to(x, (num, 1, 1, 1))
-    keys = sampling.example_keys(KEY, jnp.arange(num))
-    latents, info = jax.jit(
+    keys = chains.example_keys(KEY, jnp.arange(num))
+    end = jax.jit(
         lambda keys, images: run_chains(
-            keys, model, params, Chain(300, 0.8, space), x=images, kernel=mala.MALA
+            keys, model, params, MALA(300, 0.8, space), x=images
         )
     )(keys, images)
-    assert 0.5 < info.acceptance.mean() < 1
-    got = statistics(np.concatenate(latents, axis=1)).mean(axis=0)
+    assert 0.5 < end.info.acceptance.mean() < 1
+    got = statistics(np.concatenate(end.latents, axis=1)).mean(axis=0)
     error = np.sqrt(variance / num)  # chains are independent
     assert np.all(np.abs(got - expected) < 4 * error)
     assert np.any(np.abs(untilted - expected) > 8 * error)  # the energy matters
@@ -272,11 +271,9 @@ def test_mala_with_zero_energy_samples_the_gaussian_hierarchy():
     params = random_params(model)
     params = jebm.Params(params.backbone, jebm.init(KEY, model).energy)
     num = 8_000
-    keys = sampling.example_keys(KEY, jnp.arange(num))
-    chain = Chain(300, 0.8, "z", "normal")
-    latents, _ = jax.jit(
-        lambda keys: run_chains(keys, model, params, chain, kernel=mala.MALA)
-    )(keys)
+    keys = chains.example_keys(KEY, jnp.arange(num))
+    chain = MALA(300, 0.8, "z", "normal")
+    latents = jax.jit(lambda keys: run_chains(keys, model, params, chain).latents)(keys)
     direct = jebm.sample(jax.random.key(1), model, params, num, prior="gaussian")
     a, b = (statistics(np.concatenate(z, axis=1)) for z in (latents, direct.latents))
     error = np.sqrt((a.var(axis=0) + b.var(axis=0)) / num)

@@ -9,9 +9,9 @@ from scipy import stats
 
 import jebm
 from jebm import scores
+from jebm.chains import example_keys
 from jebm.distributions import Normal
 from jebm.objectives import variational_terms
-from jebm.sampling import example_keys
 from tests.models import random_params, small_model
 
 # z_2 ~ N(0, 1), z_1 ~ N(SLOPE z_2, SPREAD), x ~ N(PIXEL . z, NOISE), and q linear.
@@ -97,8 +97,8 @@ class Unbounded:
 
 STEP = 0.3
 CHAINS = jebm.Chains(
-    prior=jebm.Chain(num_steps=80, step_size=STEP),
-    posterior=jebm.Chain(num_steps=0, start="encoder"),
+    prior=jebm.Langevin(num_steps=80, step_size=STEP),
+    posterior=jebm.Langevin(num_steps=0, start="encoder"),
 )
 
 
@@ -326,7 +326,7 @@ def test_wrong_arguments_are_refused(function, changes, words):
 )
 def test_bound_is_refused_where_log_q_is_not_known(chain, words):
     model = encoder_model(None)
-    chains = dataclasses.replace(model.chains, posterior=jebm.Chain(**chain))
+    chains = dataclasses.replace(model.chains, posterior=jebm.Langevin(**chain))
     model = dataclasses.replace(model, chains=chains)
     params = jebm.init(jax.random.key(0), model)
     x = jnp.zeros((2, 1, 1, 1))

@@ -5,9 +5,9 @@ import pytest
 
 import jebm
 from jebm import langevin, mala, sampling, tempering
+from jebm.chains import example_keys, run_chains, trace_chains
+from jebm.kernels import Langevin, Tempered
 from jebm.mala import MalaState
-from jebm.model import Chain
-from jebm.sampling import run_chains, trace_chains
 from tests.jebm.test_sampling import moments_by_quadrature, statistics, with_chains
 from tests.models import random_params, small_model
 
@@ -120,11 +120,9 @@ def test_samples_have_the_moments_of_quadrature(x64):
     expected, variance = moments_by_quadrature(model, params)
     num = 8_000
     error = np.sqrt(variance / num)  # chains are independent
-    kernel = tempering.tempered(tempering.ladder(3), adjusted=True)
-    keys = sampling.example_keys(KEY, jnp.arange(num))
-    latents, _ = jax.jit(
-        lambda keys: run_chains(keys, model, params, Chain(60, 0.8), kernel=kernel)
-    )(keys)
+    chain = Tempered(60, 0.8, inverse_temperatures=(0.0, 0.25, 1.0), adjusted=True)
+    keys = example_keys(KEY, jnp.arange(num))
+    latents = jax.jit(lambda keys: run_chains(keys, model, params, chain).latents)(keys)
     untilted = jebm.sample(KEY, model, params, num, prior="gaussian").latents
     drawn, others = (
         statistics(np.concatenate(z, axis=1)).mean(axis=0) for z in (latents, untilted)
@@ -145,7 +143,7 @@ def test_another_temperature_is_refused():
 @pytest.fixture(scope="module")
 def model():
     model = small_model((3, 2), image_shape=(2, 2, 1))
-    return with_chains(model, Chain(5, 0.3, space="z"))
+    return with_chains(model, Langevin(5, 0.3, space="z"))
 
 
 @pytest.fixture(scope="module")
@@ -154,30 +152,29 @@ def params(model):
 
 
 def test_sampler_is_another_and_its_draws_depend_on_their_own_key(model, params):
-    many = jebm.sample(KEY, model, params, 5, sampler="tempered")
-    few = jebm.sample(KEY, model, params, 2, sampler="tempered")
+    tempered = Tempered(5, 0.3)
+    many = jebm.sample(KEY, model, params, 5, kernel=tempered)
+    few = jebm.sample(KEY, model, params, 2, kernel=tempered)
     np.testing.assert_allclose(many.x[:2], few.x, rtol=1e-5, atol=1e-6)
     plain = jebm.sample(KEY, model, params, 5)
     assert not np.allclose(many.x, plain.x)
-    other = jebm.sample(
-        KEY, model, params, 5, sampler="tempered", inverse_temperatures=[0.0, 1.0]
-    )
+    two = Tempered(5, 0.3, inverse_temperatures=[0.0, 1.0])
+    other = jebm.sample(KEY, model, params, 5, kernel=two)
     assert not np.allclose(many.x, other.x)
     above = (many.latents[1],)
-    kept = jebm.sample(KEY, model, params, 5, sampler="tempered", above=above)
+    kept = jebm.sample(KEY, model, params, 5, kernel=tempered, above=above)
     np.testing.assert_array_equal(kept.latents[1], above[0])
     exact = [
-        jebm.sample(KEY, model, params, 5, prior="gaussian", sampler=sampler)
-        for sampler in sampling.SAMPLERS
+        jebm.sample(KEY, model, params, 5, prior="gaussian", kernel=kernel)
+        for kernel in (None, tempered)
     ]
     np.testing.assert_array_equal(exact[0].x, exact[1].x)
 
 
 def test_another_ladder_of_the_same_length_compiles_nothing(model, params):
     def draw(b):
-        return jebm.sample(
-            KEY, model, params, 2, sampler="tempered", inverse_temperatures=b
-        )
+        kernel = Tempered(5, 0.3, inverse_temperatures=b)
+        return jebm.sample(KEY, model, params, 2, kernel=kernel)
 
     draw([0.0, 0.5, 1.0])
     before = sampling._sample._cache_size()
@@ -186,15 +183,14 @@ def test_another_ladder_of_the_same_length_compiles_nothing(model, params):
 
 
 def test_what_is_traced_ends_where_the_run_ends(model, params):
-    keys = sampling.example_keys(KEY, jnp.arange(3))
-    chain = Chain(6, 0.3)
-    kernel = tempering.tempered(tempering.ladder(3))
-    path = trace_chains(keys, model, params, chain, every=2, kernel=kernel)
-    end, info = run_chains(keys, model, params, chain, kernel=kernel)
+    keys = example_keys(KEY, jnp.arange(3))
+    chain = Tempered(6, 0.3, inverse_temperatures=tempering.ladder(3))
+    path = trace_chains(keys, model, params, chain, every=2)
+    end = run_chains(keys, model, params, chain)
     assert path[0].shape == (4, 3, 3)
-    for whole, last in zip(path, end, strict=True):
+    for whole, last in zip(path, end.latents, strict=True):
         np.testing.assert_allclose(whole[-1], last, rtol=1e-5, atol=1e-6)
-    assert info.exchange.shape == (3, 2)
+    assert end.info.exchange.shape == (3, 2)
 
 
 def test_energy_that_is_infinite_somewhere_is_never_shown():
@@ -218,26 +214,25 @@ def test_energy_that_is_infinite_somewhere_is_never_shown():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"sampler": "annealed"}, r"unknown sampler 'annealed'; known: \['langevin'"),
         (
-            {"inverse_temperatures": [0.0, 1.0]},
-            "inverse_temperatures belong to sampler='tempered'",
-        ),
-        (
-            {"sampler": "tempered", "inverse_temperatures": [0.0, 0.7, 0.7, 1.0]},
+            {"inverse_temperatures": [0.0, 0.7, 0.7, 1.0]},
             r"must rise from 0 to 1, got \[0.0, 0.7, 0.7, 1.0\]",
         ),
-        (
-            {"sampler": "tempered", "inverse_temperatures": [0.1, 1.0]},
-            "must rise from 0 to 1",
-        ),
-        ({"sampler": "tempered", "inverse_temperatures": 0.5}, "at least two numbers"),
-        ({"sampler": "tempered", "inverse_temperatures": [1.0]}, "at least two"),
+        ({"inverse_temperatures": [0.1, 1.0]}, "must rise from 0 to 1"),
+        ({"inverse_temperatures": 0.5}, "at least two numbers"),
+        ({"inverse_temperatures": [1.0]}, "at least two"),
+        ({"space": "z"}, "space 'eps' from start 'normal', got 'z' and 'normal'"),
+        ({"start": "encoder"}, "got 'eps' and 'encoder'"),
     ],
 )
-def test_wrong_arguments_are_refused_by_name(model, params, arguments, words):
+def test_wrong_arguments_are_refused_by_name(arguments, words):
     with pytest.raises(ValueError, match=words):
-        jebm.sample(KEY, model, params, 2, **arguments)
+        Tempered(**arguments)
+
+
+def test_what_is_no_chain_is_refused_as_a_kernel(model, params):
+    with pytest.raises(ValueError, match=r"jebm.Langevin, jebm.MALA or jebm.Tempered"):
+        jebm.sample(KEY, model, params, 2, kernel=mala.MALA)
 
 
 def test_ladder_of_one_rung_is_refused():

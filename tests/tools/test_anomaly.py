@@ -60,7 +60,7 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     state, _ = lanes.train_lanes(
         config, path / "4", model, [lanes.Lane(images, s, {}) for s in (0, 1)], [0, 1]
     )
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.ema)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.learner.ema)
     key = jax.random.fold_in(jax.random.key(1), learning.Role.EVALUATION)
     terms = areas_of.terms_of(key, model, params, split.images, images, config.eval)
     weights = areas_of.weights_of(config.eval)
@@ -116,7 +116,10 @@ def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch)
     config.eval.num_posterior_samples = 1
     results = anomaly.run(config, tmp_path / "4", 4, seeds=2)
     assert results[0]["auprc"] != results[0]["auprc_gaussian"]
-    generators, tilted = states["backbone"].ema.backbone, states["4"].ema.backbone
+    generators, tilted = (
+        states["backbone"].learner.ema.backbone,
+        states["4"].learner.ema.backbone,
+    )
     jax.tree.map(np.testing.assert_array_equal, generators, tilted)
     kernels = [k for k in jax.tree.leaves(generators) if k.ndim == 3]
     assert kernels and all((k[0] != k[1]).any() for k in kernels)

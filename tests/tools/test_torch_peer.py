@@ -5,10 +5,10 @@ import pytest
 
 import jebm
 from experiments.configs import cifar10, mnist
-from experiments.learning import objective
 from experiments.sample import build_model, model_spec
+from jebm.chains import draw_noise, to_eps
 from jebm.densities import logdensity
-from jebm.sampling import draw_noise
+from jebm.learning import losses
 
 torch = pytest.importorskip("torch", reason="the peer is PyTorch (pip install torch)")
 
@@ -94,9 +94,15 @@ def test_the_gradient_of_the_loss_is_ours(sides):
         )
     theirs.backward()
 
+    samples = losses.PriorSamples(negative, to_eps(model, params, negative))
+    batch = losses.Batch(x, keys, positive, samples, jnp.int32(0), {})
+    options = jebm.learning.Options(gradient_penalty=config.learning.gradient_penalty)
+
     def loss(params):
-        learning = config.learning
-        return objective(model, params, x, keys, positive, negative, learning)[0]
+        if config.learning.method == "mle":
+            return losses.maximum_likelihood_loss(model, options, params, batch)[0]
+        arguments = options, jebm.learning.WarmUp(), config.learning.energy_share
+        return losses.variational_loss(model, *arguments, params, batch)[0]
 
     expected = torch_peer.Peer(model_spec(config, model.image_shape)).double()
     expected.load(jax.jit(jax.grad(loss))(params))  # gradients in the peer's own layout

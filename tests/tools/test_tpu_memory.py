@@ -81,7 +81,7 @@ def test_train_step_reduces_its_gradients_and_metrics_and_not_in_its_chains():
 
 
 def test_train_step_reduces_the_statistics_of_its_batches(monkeypatch):
-    monkeypatch.setitem(jebm.model.BACKBONES, "vector", NormalisedBackbone)
+    monkeypatch.setitem(jebm.spec.BACKBONES, "vector", NormalisedBackbone)
     config = variational_config("gaussian")
     model = sample.build_model(config, (8, 8, 1))
     text = tpu_memory.lower_step(config, model, jax.devices()).compile().as_text()

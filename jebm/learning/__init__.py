@@ -1,0 +1,23 @@
+"""Learning rules of the joint EBM prior, each a pair of pure functions.
+
+learner = jebm.variational(model, chain, optax.adam(1e-3))
+state = learner.init(key)
+state, info = learner.update(key, state, x)
+"""
+
+from jebm.learning.divergence import Limits, violated_limits
+from jebm.learning.learners import maximum_likelihood, second_stage, variational
+from jebm.learning.options import Options, WarmUp
+from jebm.learning.state import Learner, LearnerState
+
+__all__ = [
+    "Learner",
+    "LearnerState",
+    "Limits",
+    "Options",
+    "WarmUp",
+    "maximum_likelihood",
+    "second_stage",
+    "variational",
+    "violated_limits",
+]

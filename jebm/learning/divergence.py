@@ -1,0 +1,38 @@
+"""Tells an update that diverges, also while all its numbers are still finite.
+
+The pair of energy and sampler runs away when the energy asks for more than the chain
+can follow: the gap E- minus E+ grows, the chains' gradients grow, the noise behind the
+prior samples leaves the unit scale. What follows is the caller's choice, for instance
+to go back to an older state with a smaller learning rate.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """Largest sound magnitudes of what an update's info calls by these names."""
+
+    energy_gap_nats: float = 50.0  # |mean E(z-) - mean E(z+)|
+    prior_grad_norm: float = 1e3  # of the log-density, mean over a chain
+    posterior_grad_norm: float = 1e5
+    prior_eps_square: float = 10.0  # mean eps^2 behind z-; 1 under N(0, I)
+
+
+def violated_limits(info: Mapping[str, float], limits: Limits = Limits()) -> list[str]:
+    """Describes what is wrong with the info of an update, or with means over some.
+
+    Example:
+      >>> violated_limits({"loss_nats": 3.0, "energy_gap_nats": -70.0})
+      ['energy_gap_nats of -70 beyond 50']
+      >>> violated_limits({"loss_nats": float("nan"), "grad_norm": float("inf")})
+      ['grad_norm, loss_nats not finite']
+    """
+    if wrong := sorted(n for n, v in info.items() if not math.isfinite(v)):
+        return [f"{', '.join(wrong)} not finite"]
+    return [
+        f"{name} of {info[name]:.4g} beyond {limit:g}"
+        for name, limit in limits._asdict().items()
+        if name in info and abs(info[name]) > limit
+    ]

@@ -1,0 +1,170 @@
+"""The learners: maximum likelihood, variational, and the second of two stages.
+
+    state = learner.init(key)
+    state, info = learner.update(key, state, x)
+
+Both functions are pure, on explicit pytrees, and run under jit, vmap (many seeds at
+once) and pmap. (arXiv 2306.06323)
+
+All take the model; the `chain` of the prior, None for the model's; and an `optimizer`
+of a `Params` of the "params" of backbone and energy, so that `optax.multi_transform`
+with the labels `Params("backbone", "energy")` gives each its own.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+
+from jebm import checks
+from jebm.hierarchy import has_encoder
+from jebm.kernels import ENCODED, Chain, Chains
+from jebm.learning import losses
+from jebm.learning.options import Options, WarmUp
+from jebm.learning.state import Learner, Rule, start
+from jebm.learning.update import update
+from jebm.model import Model, check_chains
+
+if TYPE_CHECKING:  # slow to import, and not needed to sample
+    import optax
+
+
+def maximum_likelihood(
+    model: Model,
+    chain: Chain | None,
+    optimizer: "optax.GradientTransformation",
+    options: Options = Options(),
+) -> Learner:
+    """Learns generator, hierarchy and energies from a posterior chain.
+
+        loss = mean[ -(log p(x|z+) + log p_beta(z+) - E(z+)) ]
+             + mean[   log p_beta(z-) - E(z-) ],     z+ ~ p(z|x),  z- ~ p(z), held fixed
+
+    A model without energy learns as the Gaussian twin.
+
+    Raises:
+      ValueError: for a posterior chain without steps or from an encoder.
+
+    Example:
+      >>> import jax.numpy as jnp, jebm, optax
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> learner = maximum_likelihood(model, jebm.Langevin(5, 0.3), optax.adam(1e-3))
+      >>> state = learner.init(jax.random.key(0))
+      >>> x = jnp.full((2, 8, 8, 1), 0.5)
+      >>> state, info = learner.update(jax.random.key(1), state, x)
+      >>> int(state.step), info["loss_nats"].shape
+      (1, ())
+    """
+    rule = _rule(model, chain, optimizer, options)
+    if rule.posterior.start in ENCODED or not rule.posterior.num_steps:
+        raise ValueError(
+            "maximum_likelihood needs a posterior chain of at least one step that "
+            f"starts at 'normal' or 'prior', got {rule.posterior}"
+        )
+    return _learner(rule, losses.maximum_likelihood_loss, model, options)
+
+
+def variational(
+    model: Model,
+    chain: Chain | None,
+    optimizer: "optax.GradientTransformation",
+    options: Options = Options(),
+    *,
+    warm_up: WarmUp = WarmUp(),
+    energy_grad_scale: jax.typing.ArrayLike = 0.0,
+) -> Learner:
+    """Learns generator, hierarchy, energies and encoder together.
+
+        loss = mean[ -(log p(x|z+) + log p_beta(z+) - E(z+) - log q(z+|x)) ]
+             + mean[   log p_beta(z-) - E(z-) ],           z+ ~ q(z|x),  z- ~ p(z)
+
+    The posterior chain starts at the encoder; its steps, if any, refine the draws that
+    generator and energies learn from. A model without energy is a plain VAE.
+
+    Args:
+      model, chain, optimizer, options: of every learner.
+      warm_up: of the divergence of q from p_beta.
+      energy_grad_scale: share of the energy's gradient that reaches generator and
+        encoder, in [0, 1]. 0: these learn as a VAE while the energies tilt its prior.
+        With more, q can climb f faster than the prior's chain follows.
+
+    Raises:
+      ValueError: for a backbone without encoder, or a chain that starts elsewhere.
+
+    Example:
+      >>> import jax.numpy as jnp, jebm, optax
+      >>> backbone = jebm.backbones.Vector(encoder_widths=(16,))
+      >>> model = jebm.Model((8, 8, 1), backbone, jebm.energies.Joint((16,)))
+      >>> learner = variational(model, jebm.Langevin(5, 0.3), optax.adam(1e-3))
+      >>> state = learner.init(jax.random.key(0))
+      >>> x = jnp.full((2, 8, 8, 1), 0.5)
+      >>> state, info = learner.update(jax.random.key(1), state, x)
+      >>> "kl_nats" in info
+      True
+    """
+    scale = energy_grad_scale
+    if not isinstance(scale, jax.Array) and not 0 <= scale <= 1:
+        raise ValueError(f"energy_grad_scale must lie in [0, 1], got {scale!r}")
+    rule = _rule(model, chain, optimizer, options, encoder=True, warm_up=warm_up)
+    return _learner(rule, losses.variational_loss, model, options, warm_up, scale)
+
+
+def second_stage(
+    model: Model,
+    chain: Chain | None,
+    optimizer: "optax.GradientTransformation",
+    options: Options = Options(),
+    *,
+    nce_steps: int = 0,
+) -> Learner:
+    """Learns the energies alone, on a frozen backbone: `init(key, params.backbone)`.
+
+        loss = mean E(z+) - mean E(z-),      z+ ~ q(z|x),  z- ~ p(z), held fixed
+
+    Args:
+      model, chain, optimizer, options: of every learner.
+      nce_steps: first updates in which the energies tell z+ from draws of the Gaussian
+        prior, without chains: `objectives.noise_contrastive_loss`. (arXiv 2010.02917)
+
+    Raises:
+      ValueError: for a model without energy or encoder, or a chain that starts
+        elsewhere.
+
+    Example:
+      >>> import jax.numpy as jnp, jebm, optax
+      >>> model, pretrained = jebm.load_pretrained("digits")
+      >>> learner = second_stage(model, jebm.Langevin(5, 0.3), optax.adam(1e-3))
+      >>> state = learner.init(jax.random.key(0), pretrained.backbone)
+      >>> x = jnp.full((2, 8, 8, 1), 0.5)
+      >>> state, info = learner.update(jax.random.key(1), state, x)
+      >>> float(info["energy_gap_nats"])  # energies start at 0
+      0.0
+    """
+    if model.energy is None:
+        raise ValueError("second_stage learns energies alone, and the model has none")
+    if isinstance(nce_steps, bool) or not isinstance(nce_steps, int) or nce_steps < 0:
+        raise ValueError(f"nce_steps must be an integer >= 0, got {nce_steps!r}")
+    rule = _rule(model, chain, optimizer, options, encoder=True, frozen=True,
+                 nce_steps=nce_steps)  # fmt: skip
+    return _learner(rule, losses.second_stage_loss, model, options, nce_steps)
+
+
+def _rule(model, chain, optimizer, options, encoder=False, **others):
+    chain = checks.chain(chain, model.chains.prior)
+    posterior = checks.chain(options.posterior, model.chains.posterior)
+    check_chains(model.backbone, Chains(chain, posterior))
+    if encoder and not (has_encoder(model.backbone) and posterior.start == "encoder"):
+        raise ValueError(
+            "this learner needs a backbone with an encoder and a posterior chain that "
+            f"starts at 'encoder', got {type(model.backbone).__name__} and {posterior}"
+        )
+    return Rule(model, chain, posterior, optimizer, options, **others)
+
+
+def _learner(rule, loss, *arguments):
+    loss = functools.partial(loss, *arguments)
+    # Compiled, so that a plain loop is fast; inside a caller's jit nothing changes.
+    return Learner(
+        init=functools.partial(start, rule),
+        update=jax.jit(functools.partial(update, rule, loss)),
+    )

@@ -1,0 +1,123 @@
+"""What learners carry from one update to the next, and how it begins."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jebm import checks, objectives, spectral
+from jebm.chains import start_positions
+from jebm.hierarchy import Latents
+from jebm.kernels import Chain
+from jebm.learning.options import Options, WarmUp
+from jebm.model import Model, Params, float_dtype, init
+
+if TYPE_CHECKING:  # slow to import, and not needed to sample
+    import optax
+
+
+@struct.dataclass
+class LearnerState:
+    """A pytree of arrays."""
+
+    step: jax.Array  # int32 [], updates taken
+    params: Params
+    ema: Params  # the averaged parameters, to sample and to score with
+    opt_state: Any
+    # Where the persistent chains stand, each [num, *shape_i], those of one example side
+    # by side; () without any. On many devices, split them as the examples.
+    persistent: Latents
+    # Of `jebm.spectral`: "backbone" where its norms are penalised, "energy" where those
+    # are bounded.
+    spectral: dict[str, spectral.Vectors]
+
+
+class Learner(NamedTuple):
+    """A learning rule as two pure functions.
+
+    `init(key, backbone=None) -> LearnerState` starts at drawn parameters; `backbone`
+    are the variables of a trained one, `params.backbone`.
+
+    `update(key, state, x, index=None) -> (LearnerState, info)` takes a step on images
+    `x` [B, H, W, C], floating-point in [0, 1]. `key` is a typed key, another at each
+    update; example n draws from it and from `index[n]`, its number in a batch that is
+    spread over devices, or else n. `info` has means over the batch by name, [] each:
+    terms of the loss in nats, the gap of the energies, norms of gradients.
+    """
+
+    init: Callable[..., LearnerState]
+    update: Callable[..., tuple[LearnerState, dict[str, jax.Array]]]
+
+
+class Rule(NamedTuple):
+    """What makes a learner; see `jebm.learning.learners`."""
+
+    model: Model
+    chain: Chain  # of the prior
+    posterior: Chain
+    optimizer: "optax.GradientTransformation"
+    options: Options
+    warm_up: WarmUp = WarmUp()
+    frozen: bool = False  # the backbone
+    nce_steps: int = 0
+
+
+# What the key of the start is folded with.
+_INIT, _CHAINS, _SPECTRAL = 0, 1, 2
+
+
+def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
+    """Makes the state before the first update: `Learner.init`."""
+    checks.key(key)
+    params = init(jax.random.fold_in(key, _INIT), rule.model)
+    if backbone is not None:
+        params = params._replace(backbone=backbone)
+        checks.params(rule.model, params)
+    elif rule.frozen:
+        raise ValueError("init needs a trained backbone: init(key, params.backbone)")
+    persistent: Latents = ()
+    if rule.model.energy is not None and rule.options.persistent_chains:
+        key_chains = jax.random.fold_in(key, _CHAINS)
+        keys = jax.random.split(key_chains, rule.options.persistent_chains)
+        persistent = start_positions(keys, rule.model, params, rule.chain)
+    return LearnerState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=params,
+        opt_state=rule.optimizer.init(trainable(params, rule.frozen)),
+        persistent=persistent,
+        spectral=_spectral_vectors(rule, jax.random.fold_in(key, _SPECTRAL), params),
+    )
+
+
+def trainable(params: Params, frozen: bool) -> Params:
+    """What the optimiser sees: the collections "params", none of a frozen backbone."""
+    backbone, energy = (variables.get("params", {}) for variables in params)
+    return Params({} if frozen else backbone, energy)
+
+
+def merge(params: Params, learned: Params) -> Params:
+    """`params` with what `trainable` took of them replaced by `learned`."""
+    parts = zip(params, learned, strict=True)
+    return Params(*(old | {"params": new} if new else old for old, new in parts))
+
+
+def _spectral_vectors(rule, key, params):
+    model, vectors = rule.model, {}
+    if rule.warm_up.spectral_penalty:
+        x = jnp.zeros((1, *model.image_shape), float_dtype(params))
+        terms = jax.eval_shape(
+            objectives.variational_terms, model, params, x, jax.random.split(key, 1)
+        )
+        if "kernels" not in terms.mutated:
+            raise ValueError(
+                "spectral_penalty needs a backbone that sows its kernels, got "
+                f"{type(model.backbone).__name__}"
+            )
+        vectors["backbone"] = spectral.start(key, terms.mutated["kernels"])
+    if rule.options.energy_spectral_bound and model.energy is not None:
+        kernels = spectral.kernels_of(params.energy["params"])
+        vectors["energy"] = spectral.start(jax.random.fold_in(key, 1), kernels)
+    return vectors
