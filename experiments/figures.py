@@ -416,10 +416,17 @@ def _distances(posterior, tilted, untilted):
     # Each with half of the points: the distance of finite samples grows as they shrink,
     # and the posterior against itself is to be the floor of the other two.
     half = len(posterior) // 2
+
+    def distance(points):
+        sets = points[:half], posterior[half:]
+        if not all(np.isfinite(z).all() for z in sets):  # a chain has diverged
+            return np.nan
+        return energy_distance(*sets)
+
     values = {
-        "tilted": energy_distance(tilted[:half], posterior[half:]),
-        "untilted": energy_distance(untilted[:half], posterior[half:]),
-        "posterior": energy_distance(posterior[:half], posterior[half:]),
+        "tilted": distance(tilted),
+        "untilted": distance(untilted),
+        "posterior": distance(posterior),
     }
     return values | {"ratio": values["tilted"] / values["untilted"]}
 

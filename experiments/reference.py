@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import activations, datasets, fid, parallel, sources
 from experiments.command_line import ConfigError
-from jebm.metrics import inception
+from jebm.metrics import checks, inception
 
 
 class Reference(NamedTuple):
@@ -152,7 +152,8 @@ def read(file: pathlib.Path, extractor: fid.Extractor) -> Reference:
     """Reads a file of statistics; nothing in it can run.
 
     Raises:
-      ConfigError: if it is damaged, or of another protocol or other features.
+      ConfigError: if it is damaged, not finite, or of another protocol or other
+        features.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -169,6 +170,11 @@ def read(file: pathlib.Path, extractor: fid.Extractor) -> Reference:
             f"{file} holds statistics of shapes {mean.shape} and {covariance.shape}, "
             f"and the features have {dimensions} dimensions"
         )
+    try:
+        for name in ("mu", "sigma", "features"):
+            checks.finite(f"{name} of {file}", held.get(name, 0.0))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for name, ours in (("protocol", extractor.name), ("inception", extractor.sha256)):
         if about.get(name, ours) != ours:
             raise ConfigError(

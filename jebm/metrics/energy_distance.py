@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from scipy.spatial import distance
+
+from jebm.metrics import checks
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -23,7 +24,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
       D, in the units of x.
 
     Raises:
-      ValueError: if x and y are not two non-empty sets of points of one dimension.
+      ValueError: if x and y are not two non-empty sets of points of one dimension,
+        or a value is not finite.
 
     References:
       Szekely, Rizzo, "Energy statistics: a class of statistics based on distances",
@@ -38,6 +40,10 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
         raise ValueError(
             f"x and y must be non-empty [N, D] and [M, D], got {x.shape} and {y.shape}"
         )
+    checks.finite("x", x)
+    checks.finite("y", y)
+    from scipy.spatial import distance  # slow to import
+
     between = distance.cdist(x, y).mean()
     within_x, within_y = distance.cdist(x, x).mean(), distance.cdist(y, y).mean()
     return math.sqrt(max(2 * between - within_x - within_y, 0))

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jebm.metrics import checks
+
 
 def feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of features, in float64.
@@ -50,7 +52,7 @@ def moments(features: np.ndarray) -> Moments:
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not features.size:
         raise ValueError(f"features must be [N >= 1, D >= 1], got {features.shape}")
-    _check_finite("features", features)
+    checks.finite("features", features)
     mean = features.mean(0)
     centred = features - mean
     return Moments(len(features), mean, centred.T @ centred)
@@ -63,12 +65,17 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", 1979.)
 
+    Raises:
+      ValueError: if a value of either is not finite.
+
     Example:
       >>> one, two = np.array([[0.0]]), np.array([[2.0], [4.0]])
       >>> both = merge_moments(moments(one), moments(two))
       >>> both.count, both.mean.item(), both.scatter.item()
       (3, 2.0, 8.0)
     """
+    _check_moments("a", a)
+    _check_moments("b", b)
     count = a.count + b.count
     shift = b.mean - a.mean
     mean = a.mean + shift * (b.count / count)
@@ -80,10 +87,11 @@ def statistics_of(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D], as `feature_statistics`.
 
     Raises:
-      ValueError: if the moments are of fewer than 2 features.
+      ValueError: if the moments are of fewer than 2 features, or not all finite.
     """
     if moments.count < 2:
         raise ValueError(f"a covariance needs 2 features, got {moments.count}")
+    _check_moments("moments", moments)
     return moments.mean, moments.scatter / (moments.count - 1)
 
 
@@ -143,13 +151,13 @@ def _check_statistics(which, mean, cov):
             f"mean{which} and cov{which} must be [D] and [D, D], "
             f"got {mean.shape} and {cov.shape}"
         )
-    _check_finite(f"mean{which}", mean)
-    _check_finite(f"cov{which}", cov)
+    checks.finite(f"mean{which}", mean)
+    checks.finite(f"cov{which}", cov)
     if not np.allclose(cov, cov.T, rtol=0, atol=1e-5 * np.abs(cov).max()):
         raise ValueError(f"cov{which} must be symmetric")
     return mean, cov
 
 
-def _check_finite(name, values):
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite")
+def _check_moments(name, moments):
+    checks.finite(f"{name}.mean", moments.mean)
+    checks.finite(f"{name}.scatter", moments.scatter)

@@ -4,7 +4,8 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+
+from jebm.metrics import checks
 
 
 class InceptionScore(NamedTuple):
@@ -26,11 +27,12 @@ class ScoreSums(NamedTuple):
         """The sums of logits [N, C], N >= 1, in float64.
 
         Raises:
-          ValueError: if the logits are not [N, C] with at least 1 row and 1 column.
+          ValueError: if the logits are not [N, C] with at least 1 row and 1 column, or
+            not all finite.
         """
-        logits = np.asarray(logits, np.float64)
-        if logits.ndim != 2 or not logits.size:
-            raise ValueError(f"logits must be [N >= 1, C >= 1], got {logits.shape}")
+        from scipy import special  # slow to import
+
+        logits = _checked(logits)
         log_p = special.log_softmax(logits, axis=1)
         p = np.exp(log_p)
         return cls(len(logits), p.sum(0), float((p * log_p).sum()))
@@ -41,6 +43,8 @@ class ScoreSums(NamedTuple):
 
     def score(self) -> float:
         """exp of the mean divergence of p(c | x) from the mean p(c)."""
+        from scipy import special
+
         mean = self.probabilities / self.num
         divergence = self.negative_entropy / self.num + special.entr(mean).sum()
         return float(np.exp(divergence))
@@ -62,7 +66,8 @@ def inception_score(logits: np.ndarray, num_splits: int) -> InceptionScore:
       mean, between 1 and C, and standard deviation over the splits.
 
     Raises:
-      ValueError: if the logits are not [N, C], or num_splits is out of range.
+      ValueError: if the logits are not [N, C] or not all finite, or num_splits is out
+        of range.
 
     References:
       Salimans et al., "Improved techniques for training GANs", arXiv 1606.03498.
@@ -72,13 +77,21 @@ def inception_score(logits: np.ndarray, num_splits: int) -> InceptionScore:
       >>> round(inception_score(logits, num_splits=1).mean, 6)
       2.0
     """
-    num = len(logits)
-    bounds = split_bounds(num, num_splits)
+    logits = _checked(logits)
+    bounds = split_bounds(len(logits), num_splits)
     scores = [
         ScoreSums.of(logits[start:stop]).score()
         for start, stop in itertools.pairwise(bounds)
     ]
     return mean_score(scores)
+
+
+def _checked(logits):
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or not logits.size:
+        raise ValueError(f"logits must be [N >= 1, C >= 1], got {logits.shape}")
+    checks.finite("logits", logits)
+    return logits
 
 
 def split_bounds(num: int, num_splits: int) -> list[int]:

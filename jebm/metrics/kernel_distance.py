@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jebm.metrics import checks
+
 
 class KernelDistance(NamedTuple):
     """An unbiased estimate, which can be negative."""
@@ -33,8 +35,8 @@ def kernel_distance(
       MMD^2, in the units of the kernel, and its standard error from the blocks.
 
     Raises:
-      ValueError: if x and y are not two sets of at least 2 points of one dimension, or
-        block_size is less than 2.
+      ValueError: if x and y are not two sets of at least 2 points of one dimension, a
+        value is not finite, or block_size is less than 2.
 
     References:
       Binkowski et al., "Demystifying MMD GANs", arXiv 1801.01401. (There blocks are
@@ -53,6 +55,8 @@ def kernel_distance(
             "a block must have at least 2 features of each set, got block_size "
             f"{block_size} and sets of {len(x)} and {len(y)}"
         )
+    checks.finite("x", x)
+    checks.finite("y", y)
     size = min(block_size, len(x), len(y))
     values = [
         _block(*(np.asarray(a[start : start + size], np.float64) for a in (x, y)))

@@ -286,6 +286,8 @@ def test_statistics_of_others_are_read_and_have_no_features(
         ({"about": np.array('{"protocol": "clean"}')}, "of the protocol 'clean'"),
         ({"about": np.array('{"inception": "ff"}')}, "of the inception 'ff'"),
         ({"mu": np.array([None])}, "damaged or not an .npz"),
+        ({"mu": np.full(128, np.nan)}, "mu of .* must be finite, got 128 of 128"),
+        ({"features": np.full((3, 128), np.inf)}, "features of .* got 384 of 384"),
     ],
 )
 def test_statistics_of_something_else_are_refused(tmp_path, extractor, changes, words):

@@ -69,6 +69,15 @@ def test_plateau_of_stationary_noise_is_flat_and_a_slope_is_seen():
     assert rising["last_nats"] - rising["before_nats"] == pytest.approx(1 + difference)
 
 
+def test_distances_to_a_chain_that_has_diverged_are_nan():
+    posterior, sound = np.random.default_rng(0).normal(size=(2, 40, 3))
+    diverged = sound.copy()
+    diverged[0, 0] = np.inf
+    found = figures._distances(posterior, diverged, sound)
+    assert np.isnan([found["tilted"], found["ratio"]]).all()
+    assert found["untilted"] > 0 and found["posterior"] > 0
+
+
 def test_hierarchical_json_has_agreement_of_both_priors(trained_run):
     found = json.loads((trained_run / "figures" / "hierarchical.json").read_text())
     assert set(found) == {"k=1"}
