@@ -57,9 +57,12 @@ def lower_step(config, model: jebm.Model, devices):
             f"learning.batch_size must be a multiple of the {num} chips, got {batch}"
         )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(
-        lambda key: learning.create_state(key, config.learning, model), key
-    )
+
+    def create(key):
+        backbone = jebm.init(key, model).backbone  # of a first stage, if there is one
+        return learning.create_state(key, config.learning, model, backbone)
+
+    state = jax.eval_shape(create, key)
 
     def each(a):
         return jax.ShapeDtypeStruct((num, *a.shape), a.dtype)

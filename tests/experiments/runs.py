@@ -5,10 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import jebm
 from experiments import learning, main, train, workdir
 from jebm import checkpoints
 from jebm.learning import losses, update
@@ -76,7 +78,8 @@ def start_main(*arguments, figures=True, fault=""):
 def state_digests(config, path, step):
     """A digest of every array of a checkpoint, as read back from it."""
     model = train.build_model(config, (8, 8, 1))
-    templates = train.checkpoint_items(train.create_state(config, model))
+    backbone = jebm.init(jax.random.key(0), model).backbone
+    templates = train.checkpoint_items(train.create_state(config, model, backbone))
     return checkpoints.digests(checkpoints.restore(path, templates, step)[1])
 
 

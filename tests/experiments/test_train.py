@@ -299,8 +299,9 @@ def test_chains_that_always_restart_are_fresh_chains():
     config.learning.persistent_chains = 0
     (*_, fresh), starts = steps_of(config)
     assert starts == []
-    assert fresh.pool == ()
-    assert checkpoints.digests(restarted.params) == checkpoints.digests(fresh.params)
+    assert fresh.learner.persistent == ()
+    one, two = (checkpoints.digests(s.learner.params) for s in (restarted, fresh))
+    assert one == two
 
 
 def test_about_the_stated_fraction_restarts():
@@ -309,7 +310,7 @@ def test_about_the_stated_fraction_restarts():
     config.learning.persistent_chains = 1000
     (first, second, _), starts = steps_of(config, num=2)
     del first
-    went_on = (starts[1][0] == second.pool[0][:, 0]).all(axis=1)
+    went_on = (starts[1][0] == slots(second, 1000)[0][:, 0]).all(axis=1)
     assert abs(went_on.mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 1000)
 
 

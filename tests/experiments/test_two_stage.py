@@ -86,7 +86,8 @@ def test_second_stage_goes_on_from_a_checkpoint_to_the_same_bits(
 def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch):
     second_config.backbone.checkpoint = str(both / "backbone")
     model = sample.build_model(second_config, (8, 8, 1))
-    state = train.create_state(second_config, model)
+    backbone = jebm.load(both / "backbone")[1].backbone
+    state = train.create_state(second_config, model, backbone)
     step = learning.make_train_step(second_config.learning, model)
     mapped = jax.vmap(step, axis_name="devices", in_axes=(None, None, 0))
 
