@@ -204,10 +204,11 @@ def reverse_log_z(
     latents: Latents,
     schedule: Schedule,
 ) -> Estimate:
-    """log Z by annealing backwards from samples of the tilted prior.
+    """Estimates log Z by annealing backwards from samples of the tilted prior.
 
     Where these are exact it lies above log Z in expectation, as `log_z` lies below; of
-    samples by a chain it is an estimate of either sign.
+    samples by a chain it is an estimate of either sign. The standard error does not
+    cover modes of which the samples hold none, or too few: `check_log_z` tells more.
 
     Args:
       key: typed key, [].
@@ -218,6 +219,9 @@ def reverse_log_z(
 
     Returns:
       An `Estimate` of fields [], nats.
+
+    Raises:
+      ValueError: for params or latents that do not fit the model.
 
     Example:
       >>> import jebm

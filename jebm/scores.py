@@ -187,7 +187,7 @@ def bound(
 def importance_log_weights(
     key: jax.Array, model: Model, params: Params, x: jax.Array, num_samples: int
 ) -> jax.Array:
-    """log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ] of samples of the encoder.
+    """Weighs samples of the encoder: log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ].
 
     `partition.estimate` of it, minus log Z, is log p(x) with an error and effective
     samples; `bound` with `importance=True` is the value alone. The error does not cover

@@ -477,6 +477,25 @@ def test_k_needs_no_scale_and_keeps_its_head_at_the_ends():
         partition.pareto_k(same[:24])
 
 
+def test_k_of_an_encoder_that_is_too_narrow_is_that_of_its_weights(x64):
+    """Half as wide in two dimensions, log w is 3/8 of a chi-square of two: k = 3/4."""
+    q = exact_posterior(TILT)
+    narrow = type(q)(q.top, 0.5 * q.top_scale, q.low, q.pull, 0.5 * q.low_scale)
+    model, params = linear_model(narrow, tilted=True)
+    log_w = scores.importance_log_weights(KEY, model, params, images(400), 1000)
+    log_z, log_p = evidence(TILT)
+    above_least = log_w - (log_p + log_z - np.log(4))  # log of 1 / (4 E[w]) at the mode
+    assert stats.kstest(above_least[0], stats.expon(scale=0.75).cdf).pvalue > 1e-3
+    k = partition.pareto_k(log_w)
+    # 94 weights in the tail, k drawn to 1/2 as by ten, a bias of the finite tail.
+    expected = (94 * 0.75 + 10 * 0.5) / 104
+    assert abs(np.mean(k) - expected) < 4 * np.std(k) / 20 + 0.03
+    found = partition.estimate(log_w)
+    held = np.abs(found.value - log_z - log_p) < 2 * found.standard_error
+    assert 0.5 < np.mean(held) < 0.8  # not .95
+    assert np.median(found.effective_samples) > 80
+
+
 # Shares that the docstring of `pareto_k` tells; binomial errors of 2,000 are .011.
 @pytest.mark.parametrize(
     ("k", "coverage", "effective", "above"),
