@@ -91,6 +91,8 @@ def evaluate(config, path: pathlib.Path) -> None:
     for name, value in found.items():
         if isinstance(value, list):  # over what is named in `about`
             told = " ".join(f"{v:.4g}" for v in value)
+        elif isinstance(value, bool):
+            told = "yes" if value else "no"
         else:
             told = f"{value:.4g}"
         if np.all(np.isfinite(value)):
@@ -98,6 +100,8 @@ def evaluate(config, path: pathlib.Path) -> None:
         else:
             told = "not finite, left out"
         print(f"  {name:30}{told}")
+    for text in report.cautions(finite):
+        print(f"warning: {text}")
     workdir.write_json(file, finite | about)
     if config.eval.protocol in fid.PROTOCOLS:
         fid.forget(path, config.eval.protocol)

@@ -17,6 +17,12 @@ importance sampling (`jebm.partition`), 0 for a Gaussian prior:
     annealed     from the prior to the posterior by `eval.likelihood_num_temperatures`
                  steps, for models whose encoder does not draw alone
     bridged      the same from the encoder's q to the posterior: a shorter way
+
+Their errors are those of the weights at hand. Two checks tell where these are not to be
+trusted: log Z also backwards from samples of the run's own prior chain
+(`partition.check_log_z`), which disagrees where annealing has missed a mode that the
+chain finds, or the chain stays where the prior has next to no mass; and, of importance
+samples, the share of images whose weights have too heavy a tail (`partition.pareto_k`).
 """
 
 import dataclasses
@@ -31,9 +37,12 @@ from experiments import datasets
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 from jebm import partition, scores
+from jebm.chains import example_keys, prior_chain, run_chains
 from jebm.names import unknown
 
 ESTIMATORS = ("importance", "annealed", "bridged")
+_NUM_DRAWS = 500  # that log Z is annealed back from
+_HEAVY = 0.7  # k of `partition.pareto_k`
 
 
 def check(config) -> None:
@@ -96,9 +105,10 @@ def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, flo
       log_likelihood_nats, the mean over images; log_likelihood_error, how far another
       run of the estimator may come out, the errors of images and of log Z together;
       log_likelihood_spread, the standard deviation between images; bits_per_dim;
-      effective_samples, of the median image. Where there is an energy, log_z_nats,
-      log_z_error and log_z_effective_samples, and the first five with "_untilted":
-      those of the Gaussian prior of the same generator.
+      effective_samples, of the median image; of importance samples, where there are
+      enough of them, heavy_tailed_share, of images with a Pareto k above .7. All these
+      with "_untilted", of the Gaussian prior of the same generator, and what `_log_z`
+      tells, where there is an energy.
     """
     images = images[: options.likelihood_num_images]
     key_noise, key_x, key_z = jax.random.split(key, 3)
@@ -108,16 +118,44 @@ def likelihood(key, model: jebm.Model, params, images, options) -> dict[str, flo
     exact = partition.Estimate(0.0, 0.0, np.inf)  # log Z of a Gaussian prior
     if model.energy is None:
         return _of_prior(key_x, model, params, x, exact, options)
-    log_z = jax.device_get(partition.log_z(key_z, model, params))
+    # Not one of the three above, in which the numbers of a key are.
+    key_draws = jax.random.fold_in(key, 3)
+    log_z, about = _log_z(key_z, key_draws, model, params)
     untilted = dataclasses.replace(model, energy=None), params._replace(energy={})
     gaussian = _of_prior(key_x, *untilted, x, exact, options)
     return {
-        "log_z_nats": log_z.value.item(),
-        "log_z_error": log_z.standard_error.item(),
-        "log_z_effective_samples": log_z.effective_samples.item(),
+        **about,
         **_of_prior(key_x, model, params, x, log_z, options),
         **{f"{name}_untilted": value for name, value in gaussian.items()},
     }
+
+
+def _log_z(key, key_draws, model, params):
+    """log Z of the tilted prior, and what eval.json tells of it.
+
+    log_z_nats with log_z_error and log_z_effective_samples; the same of
+    "log_z_reverse", from samples of the prior chain; log_z_gap_nats, reverse minus
+    forward; log_z_unseen_share, of samples that forward could not have found; and
+    log_z_agrees, see `partition.check_log_z`.
+    """
+    keys = example_keys(key_draws, jnp.arange(_NUM_DRAWS))
+    latents = _of_prior_chain(keys, model, params)
+    found = jax.device_get(partition.check_log_z(key, model, params, latents))
+    told = {}
+    for name, end in (("log_z", found.forward), ("log_z_reverse", found.reverse)):
+        told[f"{name}_nats"] = end.value.item()
+        told[f"{name}_error"] = end.standard_error.item()
+        told[f"{name}_effective_samples"] = end.effective_samples.item()
+    return found.forward, told | {
+        "log_z_gap_nats": found.gap.item(),
+        "log_z_unseen_share": found.unseen_share.item(),
+        "log_z_agrees": found.agrees.item(),
+    }
+
+
+@jax.jit
+def _of_prior_chain(keys, model, params):
+    return run_chains(keys, model, params, prior_chain(model))[0]
 
 
 def _is_discrete(model):
@@ -132,16 +170,18 @@ def _of_prior(key, model, params, x, log_z, options):
     }
     draw = estimator[options.likelihood_estimator](model, params, x, options)
     batch = min(options.likelihood_batch_size, len(x))
-    each = in_batches(key, draw, np.arange(len(x)), batch)
+    each, k = in_batches(key, draw, np.arange(len(x)), batch)
     value = each.value - log_z.value
     error = np.sqrt(np.mean(each.standard_error**2) / len(x) + log_z.standard_error**2)
     nats = float(value.mean())
+    tails = {} if k is None else {"heavy_tailed_share": float(np.mean(~(k <= _HEAVY)))}
     return {
         "log_likelihood_nats": nats,
         "log_likelihood_error": float(error),
         "log_likelihood_spread": float(value.std(ddof=1)),
         "bits_per_dim": bits_per_dim(nats, x[0].size, _is_discrete(model)),
         "effective_samples": float(np.median(each.effective_samples)),
+        **tails,
     }
 
 
@@ -150,7 +190,9 @@ def _importance(model, params, x, options):
 
     def draw(key, indices):
         weights = scores.importance_log_weights(key, model, params, x[indices], num)
-        return partition.estimate(weights)
+        tailed = num >= partition.FEWEST_WEIGHTS
+        k = partition.pareto_k(weights) if tailed else None
+        return partition.estimate(weights), k
 
     return draw
 
@@ -172,4 +214,4 @@ def _annealed(start, model, params, x, options):
         num_temperatures=steps,
         schedule=schedule,
     )
-    return lambda key, indices: draw(key, x=jnp.asarray(x[indices]))
+    return lambda key, indices: (draw(key, x=jnp.asarray(x[indices])), None)

@@ -276,13 +276,53 @@ _LIKELIHOOD = {
     "log_likelihood_spread": "standard deviation between images",
     "bits_per_dim": "bits per dimension",
     "effective_samples": "effective samples of the median image",
+    "heavy_tailed_share": "share of images with weights of a Pareto k above .7",
     "log_likelihood_nats_untilted": "log-likelihood of the Gaussian prior, nats",
     "log_likelihood_error_untilted": "its standard error",
     "bits_per_dim_untilted": "bits per dimension of the Gaussian prior",
+    "heavy_tailed_share_untilted": "share of a Pareto k above .7 under it",
     "log_z_nats": "log Z of the tilted prior, nats",
     "log_z_error": "its standard error",
     "log_z_effective_samples": "its effective samples",
+    "log_z_reverse_nats": "log Z backwards from samples of the prior chain, nats",
+    "log_z_reverse_error": "its standard error",
+    "log_z_reverse_effective_samples": "its effective samples",
+    "log_z_gap_nats": "gap of the two, backwards minus forwards, nats",
+    "log_z_unseen_share": "share of these samples that forwards cannot reach",
+    "log_z_agrees": "the two agree",
 }
+_MANY_HEAVY_TAILS = 0.05  # share of images
+
+
+def cautions(found) -> list[str]:
+    """What an evaluation tells against its own errors, a sentence each.
+
+    Example:
+      >>> cautions({"heavy_tailed_share": 0.01, "log_z_agrees": True})
+      []
+    """
+    told = []
+    if not found.get("log_z_agrees", True):
+        forward, back, unseen = (
+            found.get(f"log_z_{name}", float("nan"))
+            for name in ("nats", "reverse_nats", "unseen_share")
+        )
+        told.append(
+            f"log Z and its error are not to be trusted: {forward:.4g} nats by "
+            f"annealing from noise, {back:.4g} nats backwards from samples of the "
+            f"prior chain, of which a share of {unseen:.2g} is where annealing does "
+            "not reach. It has missed a mode, or the chain stays where the prior has "
+            "next to no mass."
+        )
+    for suffix, prior in (("", ""), ("_untilted", " under the Gaussian prior")):
+        share = found.get(f"heavy_tailed_share{suffix}", 0.0)
+        if share > _MANY_HEAVY_TAILS:
+            told.append(
+                f"The error of log p(x){prior} is not to be trusted: the weights of "
+                f"{share:.0%} of the images have a Pareto k above .7, so that the "
+                "log-likelihood is likely higher. Take the estimator 'bridged'."
+            )
+    return told
 
 
 def _density(found):
@@ -291,9 +331,11 @@ def _density(found):
         f"{found['step']}: the mean of log p(x), {found['estimator']} with "
         f"{found['samples_per_image']} samples an image."
     )
-    return about, _table(
-        (text, found[k]) for k, text in _LIKELIHOOD.items() if k in found
+    warned = "".join(
+        f'<p class="rescues">{html.escape(text)}</p>' for text in cautions(found)
     )
+    rows = ((text, found[k]) for k, text in _LIKELIHOOD.items() if k in found)
+    return about, warned + _table(rows)
 
 
 _TABLES = {

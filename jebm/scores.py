@@ -159,7 +159,8 @@ def bound(
       k: layers to draw from the prior, 0 <= k < L; with an energy, 0 only.
       num_samples: samples of q.
       importance: at k = 0, log of the mean of p / q over the samples instead of the
-        mean of the log: tighter, and exact as their number grows.
+        mean of the log: tighter, and exact as their number grows. How far it may still
+        be from it, `importance_log_weights` tells.
       log_z: log Z of the tilted prior, in nats: demanded with an energy, refused
         without. With 0. the value is up to log Z.
 
@@ -206,10 +207,14 @@ def bound(
 def importance_log_weights(
     key: jax.Array, model: Model, params: Params, x: jax.Array, num_samples: int
 ) -> jax.Array:
-    """log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ] of samples of the encoder.
+    """Weighs samples of the encoder: log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ].
 
     `partition.estimate` of it, minus log Z, is log p(x) with an error and effective
-    samples; `bound` with `importance=True` is the value alone.
+    samples; `bound` with `importance=True` is the value alone. The error does not cover
+    what q never draws: where the posterior has heavier tails than q, or a mode beside
+    it, value and error are both too small, whatever the effective samples.
+    `partition.pareto_k` of the weights tells heavy tails: above .7, do not trust the
+    error of that image. An image whose mode q misses it does not tell.
 
     Args:
       key, model, params, x: as of `bound`; errors too.

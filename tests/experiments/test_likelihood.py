@@ -11,6 +11,7 @@ from experiments import evaluate, likelihood, report
 from experiments.command_line import ConfigError
 from experiments.configs import test
 from tests.experiments.runs import run
+from tests.jebm.test_partition import LOG_Z, well_model, well_samples
 from tests.jebm.test_scores import (
     NOISE,
     PIXEL,
@@ -70,13 +71,59 @@ def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
     if with_energy:
         untilted = np.linalg.det(precision(np.zeros(2)))
         log_z = 0.5 * np.log(untilted / np.linalg.det(precision(tilt)))
-        assert abs(found["log_z_nats"] - log_z) < 4 * found["log_z_error"] + 1e-9
+        for name in ("log_z", "log_z_reverse"):
+            error = found[f"{name}_error"]
+            assert abs(found[f"{name}_nats"] - log_z) < 4 * error + 1e-9
+            assert 300 < found[f"{name}_effective_samples"] <= 500
+        assert (
+            found["log_z_gap_nats"]
+            == found["log_z_reverse_nats"] - (found["log_z_nats"])
+        )
+        assert (found["log_z_agrees"], found["log_z_unseen_share"]) == (True, 0)
+    assert report.cautions(found) == []
+    if estimator == "importance":
+        assert 0 <= found["heavy_tailed_share"] <= 0.05  # of 100 weights, k is ~ 0
+    else:
+        assert "heavy_tailed_share" not in found
+    if with_energy:
         model, params = linear_model(loosened(tilt), tilted=False)
         gaussian = likelihood.likelihood(
             KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
         )
         for name, value in gaussian.items():
             assert found[f"{name}_untilted"] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_mode_that_annealing_misses_is_told(monkeypatch, x64):
+    """By a chain that has been there, with the most tellingly small of errors."""
+    samples = well_samples(498, 2)
+    monkeypatch.setattr(likelihood, "_of_prior_chain", lambda *_: samples)
+    told = options(likelihood_estimator="bridged", likelihood_num_samples=4)
+    found = likelihood.likelihood(KEY, *well_model(), IMAGES, told)
+    assert abs(found["log_z_nats"] - LOG_Z) > 5
+    assert found["log_z_error"] < 0.01
+    assert abs(found["log_z_gap_nats"] - LOG_Z) < 2
+    assert found["log_z_agrees"] is False
+    (text,) = report.cautions(found)
+    assert text.startswith("log Z and its error are not to be trusted: ")
+    assert f"{found['log_z_reverse_nats']:.4g} nats backwards" in text
+
+
+def test_weights_with_heavy_tails_are_told():
+    """Of an encoder whose q is half as wide as the posterior: k is 3/4 in each."""
+    q = exact_posterior(TILT)
+    narrow = type(q)(q.top, 0.5 * q.top_scale, q.low, q.pull, 0.5 * q.low_scale)
+    model, params = linear_model(narrow, tilted=False)
+    told = options(likelihood_num_samples=1000)
+    found = likelihood.likelihood(KEY, model, params, IMAGES, told)
+    assert found["heavy_tailed_share"] > 0.3
+    (text,) = report.cautions(found)
+    share = f"{found['heavy_tailed_share']:.0%}"
+    assert f"the weights of {share} of the images have a Pareto k above .7" in text
+    few = options(likelihood_num_samples=24)  # a tail of less than five
+    assert "heavy_tailed_share" not in likelihood.likelihood(
+        KEY, model, params, IMAGES, few
+    )
 
 
 def test_dequantised_values_fill_their_bins_evenly():
@@ -146,8 +193,35 @@ def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp
     report.write(path)
     page = (path / "report.html").read_text()
     assert "Log-likelihood of 30 dequantised held-out images" in page
-    for name in ("bits_per_dim", "log_z_nats", "effective_samples"):
+    for name in ("bits_per_dim", "log_z_nats", "log_z_gap_nats", "effective_samples"):
         assert f"<td>{found[name]:.4g}</td>" in page
+
+
+def test_warnings_are_on_the_page_and_beside_the_numbers(
+    variational_run, tmp_path, capsys, monkeypatch
+):
+    path = shutil.copytree(variational_run, tmp_path / "run")
+    found = json.loads((path / "eval.json").read_text())
+    assert found["log_z_agrees"] is True
+    report.write(path)
+    assert "not to be trusted" not in (path / "report.html").read_text()
+
+    doubted = {"log_z_agrees": False, "heavy_tailed_share": 0.25}
+
+    def measured(*_):
+        names = ("log_z_nats", "log_z_reverse_nats", "log_z_unseen_share")
+        return {name: found[name] for name in names} | doubted
+
+    monkeypatch.setattr(likelihood, "likelihood", measured)
+    evaluate.evaluate(small(), path)
+    printed = capsys.readouterr().out
+    assert printed.count("warning: log Z and its error are not to be trusted") == 1
+    assert printed.count("warning: The error of log p(x) is not to be trusted") == 1
+    assert json.loads((path / "eval.json").read_text())["log_z_agrees"] is False
+    page = (path / "report.html").read_text()
+    assert '<p class="rescues">log Z and its error are not to be trusted' in page
+    assert "25% of the images have a Pareto k above .7" in page
+    assert "<td>the two agree</td><td>False</td>" in page
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 from scipy import stats
 
 import jebm
 from jebm import partition, scores
-from jebm.chains import to_latents
+from jebm.chains import run_chains, to_latents
 from jebm.densities import logdensity
+from jebm.distributions import Normal
+from jebm.kernels import ANCESTRAL
 from tests.jebm.test_scores import (
+    CHAINS,
     NOISE,
     PIXEL,
+    SLOPE,
+    SPREAD,
     TILT,
+    LinearHierarchy,
+    Unbounded,
     X,
     exact_posterior,
     images,
@@ -241,6 +249,270 @@ def test_particles_may_be_sharded_over_devices():
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+# A well of the energy that makes the tilted prior p_beta + MASS N(CENTRE, WIDTH), both
+# unnormalised: Z = 1 + MASS to the digit, and exact samples are those of a mixture.
+MASS, CENTRE, WIDTH = np.exp(5.4), (2.5, 2.0), 0.002
+LOG_Z = np.log1p(MASS)
+
+
+def well_init(key, latents):
+    del key
+    return [jnp.zeros((), z.dtype) for z in latents[:0]]
+
+
+def well_energy(params, latents):
+    """E = -log(1 + MASS N(z; CENTRE, WIDTH) / p_beta(z))."""
+    del params
+
+    def log_prob(z, loc, scale):
+        return Normal(jnp.broadcast_to(loc, z.shape), jnp.full_like(z, scale)).log_prob(
+            z
+        )
+
+    low, top = latents
+    log_p = log_prob(low, SLOPE * top, SPREAD) + log_prob(top, 0.0, 1.0)
+    log_well = log_prob(low, CENTRE[0], WIDTH) + log_prob(top, CENTRE[1], WIDTH)
+    return -jax.nn.softplus(np.log(MASS).item() + log_well - log_p)
+
+
+def well_model():
+    energy = jebm.energies.Function(well_init, well_energy)
+    backbone = LinearHierarchy(exact_posterior(np.zeros(2)))
+    model = jebm.Model((1, 1, 1), backbone, energy, Unbounded(), CHAINS)
+    return model, jebm.init(jax.random.key(0), model)
+
+
+def well_samples(num_inside, num_outside):
+    """Exact samples of the well and of p_beta."""
+    rng = np.random.default_rng(0)
+    inside = CENTRE + WIDTH * rng.normal(size=(num_inside, 2))
+    top = rng.normal(size=num_outside)
+    low = SLOPE * top + SPREAD * rng.normal(size=num_outside)
+    z = np.concatenate([inside, np.stack([low, top], axis=1)])
+    return jnp.asarray(z[:, :1]), jnp.asarray(z[:, 1:])
+
+
+def check_well(latents):
+    return partition.check_log_z(
+        KEY, *well_model(), latents, num_particles=500, num_temperatures=100
+    )
+
+
+def test_quadrature_finds_the_well_of_the_test(x64):
+    line = np.linspace(-8 * WIDTH, 8 * WIDTH, 81)
+    points = np.array(list(itertools.product(line, repeat=2))) + CENTRE
+    z = tuple(jnp.asarray(points[:, i : i + 1]) for i in range(2))
+    values = jebm.prior_logdensity(*well_model(), z)
+    found = jax.nn.logsumexp(values) + 2 * np.log(line[1] - line[0])
+    assert abs(found - LOG_Z) < 0.01  # all but what lies outside the square, 1 / 222
+
+
+def test_a_check_from_exact_samples_finds_a_well_that_annealing_misses(x64):
+    inside = round(2000 * MASS / (1 + MASS))
+    found = check_well(well_samples(inside, 2000 - inside))
+    # Wrong by nats, and sure of itself.
+    assert abs(found.forward.value - LOG_Z) > 5
+    assert found.forward.standard_error < 0.01
+    assert found.forward.effective_samples > 490
+    assert not found.agrees
+    # Nine samples outside carry the mean of 1 / w: an error of about a third.
+    assert found.reverse.standard_error < 0.5
+    assert abs(found.reverse.value - LOG_Z) < 4 * found.reverse.standard_error
+    assert found.gap == found.reverse.value - found.forward.value
+    assert found.unseen_share == pytest.approx(inside / 2000, abs=1e-3)
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(300, 0), (3, 297), (1, 299)])
+def test_a_check_finds_the_well_whatever_share_of_the_samples_is_in_it(
+    inside, outside, x64
+):
+    found = check_well(well_samples(inside, outside))
+    assert not found.agrees
+    # On its way back, a sample from outside may fall into the well as well.
+    assert inside / 300 - 1e-6 < found.unseen_share < inside / 300 + 0.01
+    if outside:  # too few to move the mean: the gap alone would not tell
+        assert abs(found.gap) < 0.1
+    else:  # nobody gets out, so that log Z is far below
+        assert found.gap > 5
+
+
+def test_a_check_cannot_find_what_neither_side_has_seen(x64):
+    found = check_well(well_samples(0, 300))
+    assert found.agrees
+    assert abs(found.forward.value - LOG_Z) > 5
+
+
+def tilted_samples(num):
+    """Exact samples of the linear Gaussian hierarchy tilted by TILT."""
+    root = np.linalg.cholesky(np.linalg.inv(precision(TILT)))
+    z = np.random.default_rng(0).normal(size=(num, 2)) @ root.T
+    return jnp.asarray(z[:, :1]), jnp.asarray(z[:, 1:])
+
+
+@pytest.mark.parametrize("chain", [None, CHAINS.prior, ANCESTRAL])
+def test_a_check_agrees_where_annealing_finds_all_of_a_smooth_prior(chain, x64):
+    """Also from samples of p_beta: the first steps backwards move them to the prior."""
+    model, params = linear_model(exact_posterior(TILT), tilted=True)
+    z = tilted_samples(400)
+    if chain is not None:
+        keys = jax.random.split(jax.random.key(1), 400)
+        z = run_chains(keys, model, params, chain).latents
+    found = partition.check_log_z(
+        KEY, model, params, z, num_particles=400, num_temperatures=60
+    )
+    log_z, _ = evidence(TILT)
+    assert found.agrees
+    assert found.unseen_share == 0
+    assert abs(found.gap) < 0.05
+    for end in (found.forward, found.reverse):
+        assert end.standard_error < 0.01
+        assert abs(end.value - log_z) < 4 * end.standard_error
+    alone = partition.log_z(KEY, model, params, num_particles=400, num_temperatures=60)
+    assert tuple(alone) == tuple(found.forward)
+
+
+def test_a_check_seldom_doubts_what_is_right(x64):
+    """The gap's own error tells how far it is from 0, so that 4 of them are rare."""
+    model, params = linear_model(exact_posterior(TILT), tilted=True)
+    schedule = partition.tune(KEY, model, params, num_temperatures=20)
+
+    @jax.jit
+    @jax.vmap
+    def check(key, z):
+        return partition.check_log_z(
+            key, model, params, z, num_particles=100, schedule=schedule
+        )
+
+    z = jax.tree.map(lambda z: z.reshape(100, 100, 1), tilted_samples(10_000))
+    found = check(jax.random.split(KEY, 100), z)
+    assert found.agrees.all()
+    errors = found.gap / np.hypot(
+        found.forward.standard_error, found.reverse.standard_error
+    )
+    # Of 100 standard normal values, whose deviation has an error of .07.
+    assert np.std(errors) == pytest.approx(1, abs=0.28)
+    assert abs(np.mean(errors)) < 0.4
+    assert np.abs(errors).max() < 4
+
+
+def test_a_check_is_compiled_and_mapped_as_one_function(x64):
+    model, params = linear_model(exact_posterior(TILT), tilted=True)
+    schedule = partition.tune(KEY, model, params, num_temperatures=10)
+
+    @jax.jit
+    def check(key, params, z):
+        return partition.check_log_z(
+            key, model, params, z, num_particles=50, schedule=schedule
+        )
+
+    z = tilted_samples(50)
+    keys = jax.random.split(KEY, 2)
+    both = jax.vmap(check, in_axes=(0, None, None))(keys, params, z)
+    one = check(keys[1], params, z)
+    assert both.agrees.shape == (2,)
+    np.testing.assert_allclose(both.gap[1], one.gap, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "gap", "agrees"),
+    [
+        (0.001, 0.09, True),  # short chains leave a bias
+        (0.001, -0.11, False),
+        (0.1, 0.5, True),  # 4 sqrt(2) .1 = .57
+        (0.1, 0.6, False),
+        (10.0, 0.9, True),
+        (10.0, 1.1, False),  # nobody may agree by knowing nothing
+        (np.inf, 1.1, False),
+        (0.1, np.nan, False),
+    ],
+)
+def test_the_rule_of_agreement(error, gap, agrees):
+    end = partition.Estimate(jnp.zeros(()), jnp.asarray(error), jnp.ones(()))
+    assert bool(abs(gap) <= partition._tolerance(end, end)) == agrees
+
+
+def pareto(k, shape, seed=0):
+    """log of generalised Pareto samples of scale 1."""
+    u = np.random.default_rng(seed).uniform(size=shape)
+    return np.log(np.expm1(-k * np.log(u)) / k)
+
+
+# The estimator draws k to 1/2 as by ten of the 3 sqrt(N) = 300 weights of the tail.
+@pytest.mark.parametrize("k", [-0.3, 0.2, 0.5, 0.7, 1.0, 2.0])
+def test_k_is_that_of_generalised_pareto_samples(k, x64):
+    found = partition.pareto_k(jnp.asarray(pareto(k, (100, 10_000))))
+    expected = (300 * k + 10 * 0.5) / 310
+    error = np.std(found) / 10
+    assert error < 0.02
+    # Quasi-Bayesian and of a finite tail: a bias below .02.
+    assert abs(np.mean(found) - expected) < 4 * error + 0.02
+
+
+@pytest.mark.parametrize("num", [25, 26, 100, 226, 1000])
+def test_k_is_that_of_arviz(num, x64):
+    log_w = np.concatenate(
+        [pareto(k, (5, num)) for k in (-0.3, 0.5, 1.0)]
+        + [s * np.random.default_rng(1).normal(size=(5, num)) for s in (0.1, 3, 20)]
+    )
+    expected = [array_stats.psislw(-w)[1] for w in log_w]  # it takes log q / p
+    found = partition.pareto_k(jnp.asarray(log_w))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    low = partition.pareto_k(jnp.asarray(log_w, jnp.float32))
+    moderate = np.array(expected) < 3
+    np.testing.assert_allclose(low[moderate], found[moderate], atol=1e-3)
+
+
+def test_k_needs_no_scale_and_keeps_its_head_at_the_ends():
+    log_w = jnp.asarray(pareto(0.6, (2, 3, 200)), jnp.float32)
+    found = partition.pareto_k(log_w)
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(partition.pareto_k(log_w + 400), found, atol=1e-2)
+    same = jnp.zeros(200)
+    assert partition.pareto_k(same) == -jnp.inf
+    assert partition.pareto_k(same.at[0].set(-jnp.inf)) == -jnp.inf
+    assert partition.pareto_k(same.at[0].set(30.0)) > 0.7
+    for bad in (jnp.nan, jnp.inf):
+        assert jnp.isnan(partition.pareto_k(same.at[0].set(bad)))
+    assert partition.pareto_k(40 * log_w[0, 0]) > 0.7
+    with pytest.raises(ValueError, match=r"at least 25 weights .* got shape \(24,\)"):
+        partition.pareto_k(same[:24])
+
+
+def test_k_of_an_encoder_that_is_too_narrow_is_that_of_its_weights(x64):
+    """Half as wide in two dimensions, log w is 3/8 of a chi-square of two: k = 3/4."""
+    q = exact_posterior(TILT)
+    narrow = type(q)(q.top, 0.5 * q.top_scale, q.low, q.pull, 0.5 * q.low_scale)
+    model, params = linear_model(narrow, tilted=True)
+    log_w = scores.importance_log_weights(KEY, model, params, images(400), 1000)
+    log_z, log_p = evidence(TILT)
+    above_least = log_w - (log_p + log_z - np.log(4))  # log of 1 / (4 E[w]) at the mode
+    assert stats.kstest(above_least[0], stats.expon(scale=0.75).cdf).pvalue > 1e-3
+    k = partition.pareto_k(log_w)
+    # 94 weights in the tail, k drawn to 1/2 as by ten, a bias of the finite tail.
+    expected = (94 * 0.75 + 10 * 0.5) / 104
+    assert abs(np.mean(k) - expected) < 4 * np.std(k) / 20 + 0.03
+    found = partition.estimate(log_w)
+    held = np.abs(found.value - log_z - log_p) < 2 * found.standard_error
+    assert 0.5 < np.mean(held) < 0.8  # not .95
+    assert np.median(found.effective_samples) > 80
+
+
+# Shares that the docstring of `pareto_k` tells; binomial errors of 2,000 are .011.
+@pytest.mark.parametrize(
+    ("k", "coverage", "effective", "above"),
+    [(0.5, 0.92, 450, 0.1), (0.7, 0.74, 140, 0.4), (0.9, 0.32, 40, 0.8)],
+)
+def test_errors_are_too_small_where_k_is_high(k, coverage, effective, above, x64):
+    u = np.random.default_rng(1).uniform(size=(2000, 1000))
+    log_w = jnp.asarray(-k * np.log(u))
+    found = partition.estimate(log_w)
+    held = np.abs(found.value + np.log(1 - k)) < 2 * found.standard_error
+    assert np.mean(held) == pytest.approx(coverage, abs=0.045)
+    assert np.median(found.effective_samples) == pytest.approx(effective, rel=0.1)
+    share = np.mean(partition.pareto_k(log_w) > 0.7)
+    assert share == pytest.approx(above, abs=0.1)
+
+
 def test_what_cannot_be_estimated_is_refused():
     model, params = tilted((2, 2), jnp.float32)
     z = jebm.sample(KEY, model, params, 3).latents
@@ -266,3 +538,7 @@ def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(ValueError, match="latents"):
         schedule = partition.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
         partition.reverse_log_z(KEY, model, params, z[:1], schedule)
+    with pytest.raises(ValueError, match="latents"):
+        partition.check_log_z(KEY, model, params, z[:1])
+    with pytest.raises(ValueError, match="num_particles must be a positive integer"):
+        partition.check_log_z(KEY, model, params, z, num_particles=0, schedule=schedule)
