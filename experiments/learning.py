@@ -86,7 +86,7 @@ def scale_energy_updates(state: LearnerState, factor: float) -> LearnerState:
     return state.replace(opt_state=opt_state)
 
 
-def create_learner(learning, model: jebm.Model, reduce=None) -> Learner:
+def create_learner(learning, model: jebm.Model, reduce=lambda tree: tree) -> Learner:
     """The learner that config.learning asks for; `reduce` as of `learning.Options`."""
     options = jebm.learning.Options(
         persistent_chains=learning.persistent_chains,

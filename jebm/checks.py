@@ -5,6 +5,7 @@ are the only values on a device that are looked at, by one transfer of two numbe
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,18 @@ def positive_int(name: str, value) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
+def integer(name: str, value, least: int = 0) -> None:
+    """Demands a Python integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def number(name: str, value, most: float = math.inf) -> None:
+    """Demands a finite number in [0, most]; a jax.Array is taken on trust."""
+    if not 0 <= _number(name, value) <= most:
+        raise ValueError(f"{name} must lie in [0, {most}], got {value!r}")
+
+
 def one_of(name: str, value, known) -> None:
     """Demands one of the known values."""
     if value not in known:
@@ -50,6 +63,8 @@ def _number(name, value):
         raise ValueError(f"{name} must be one number, got {_describe(value)}")
     if isinstance(value, jax.Array):  # traced, or on a device: taken on trust
         return 1.0
+    if isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -103,6 +103,21 @@ class Params(NamedTuple):
     energy: Any
 
 
+def trainable(params: Params, frozen: bool = False) -> Params:
+    """Returns the collections "params" alone, {} for a `frozen` backbone.
+
+    That is what an optimiser sees: batch statistics are no parameters.
+    """
+    backbone, energy = (variables.get("params", {}) for variables in params)
+    return Params({} if frozen else backbone, energy)
+
+
+def merge(params: Params, learned: Params) -> Params:
+    """Returns `params` with what `trainable` took of them replaced by `learned`."""
+    parts = zip(params, learned, strict=True)
+    return Params(*(old | {"params": new} if new else old for old, new in parts))
+
+
 def init(
     key: jax.Array, model: Model, dtype: jax.typing.DTypeLike | None = None
 ) -> Params:

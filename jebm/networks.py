@@ -55,6 +55,16 @@ class MLP(nn.Module):
         return nn.Dense(self.features)(x)
 
 
+def required_shape(output_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """Returns a backbone's `output_shape`; raises a ValueError if it is not known."""
+    if output_shape is None:
+        raise ValueError(
+            "output_shape is not known: give it to the backbone, or make the backbone "
+            "part of a jebm.Model"
+        )
+    return output_shape
+
+
 def check_widths(name: str, widths) -> None:
     """Raises a ValueError unless `widths` is a tuple of positive integers."""
     if not isinstance(widths, tuple) or not all(

@@ -16,7 +16,6 @@ Terms are per example: the mean is taken once, by the caller, who may also weigh
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,7 +31,7 @@ from jebm.hierarchy import (
     top_down,
     transport,
 )
-from jebm.model import Model, Params, energy
+from jebm.model import Model, Params, energy, float_dtype
 
 
 class PosteriorTerms(NamedTuple):
@@ -43,9 +42,9 @@ class PosteriorTerms(NamedTuple):
     energy: jax.Array  # [B], E(z+)
     log_q: jax.Array  # [B], log q(z+ | x); 0 where z+ is not of an encoder
     # Of an encoder: [B, L], log q - log p_beta of each layer, bottom to top.
-    kl_per_layer: jax.Array | None = None
+    kl_per_layer: Any = None
     # Of an encoder: collections that the pass wrote, "batch_stats" and "kernels".
-    mutated: Mapping[str, Any] | None = None
+    mutated: Any = None
 
     def loss(self, kl_weights: jax.Array | None = None) -> jax.Array:
         """First line of the loss, [B]; `kl_weights` [L] weigh `kl_per_layer`."""
@@ -142,34 +141,57 @@ def variational_terms(
     )
 
 
-def balanced_kl_weights(
-    model: Model, kl_per_layer: jax.Array, warm_up: jax.typing.ArrayLike
-) -> jax.Array:
-    """Weights of the layers' divergences while these are warmed up, [L].
+def sown_kernels(model: Model, params: Params) -> Any:
+    """Returns the shapes of the kernels that the backbone sows, for `jebm.spectral`.
 
-    Below 1, `warm_up` weighs the sum; within it a layer weighs the more, the more it
-    tells and the fewer its units, so that none is shut off early: in proportion to
-    mean |log q - log p| / alpha, alpha the pixels of its map over the number of layers
-    with such maps. From 1 on every weight is 1. No gradient passes. (arXiv 2007.03898,
-    appendix A)
+    Raises:
+      ValueError: for a backbone that sows none.
+    """
+    x = jnp.zeros((1, *model.image_shape), float_dtype(params))
+    keys = jax.random.split(jax.random.key(0), 1)
+    terms = jax.eval_shape(variational_terms, model, params, x, keys)
+    if "kernels" not in terms.mutated:
+        raise ValueError(
+            "spectral_penalty needs a backbone that sows its kernels, got "
+            f"{type(model.backbone).__name__}"
+        )
+    return terms.mutated["kernels"]
+
+
+def kl_weights(
+    model: Model,
+    size: jax.Array,
+    progress: jax.typing.ArrayLike,
+    balance: bool = True,
+) -> jax.Array:
+    """Returns the weights of the layers' divergences while these are warmed up, [L].
+
+    Below 1, `progress` weighs the sum; within it a layer weighs the more, the larger
+    its divergence and the fewer its units, so that none is shut off early: in
+    proportion to mean |log q - log p| / alpha, alpha the pixels of its map over the
+    number of layers with such maps. From 1 on every weight is 1. No gradient passes.
+    (arXiv 2007.03898, appendix A)
 
     Args:
       model: the model.
-      kl_per_layer: of `variational_terms`, [B, L].
-      warm_up: in [0, 1].
+      size: mean |log q - log p| of each layer, [L]: over a batch, that of
+        `jnp.abs(terms.kl_per_layer).mean(axis=0)`.
+      progress: of the warm-up, in [0, 1].
+      balance: whether layers differ; else each weighs `progress`.
 
     Example:
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
-      >>> balanced_kl_weights(model, jnp.array([[1.0, 3.0]]), 0.5).round(2)
+      >>> kl_weights(model, jnp.array([1.0, 3.0]), 0.5).round(2)
       Array([0.25, 0.75], dtype=float32)
     """
+    progress = jnp.asarray(progress, size.dtype)
+    if not balance:
+        return jnp.broadcast_to(progress, size.shape)
     pixels = [math.prod(shape[:-1]) for shape in model.backbone.latent_shapes]
-    alpha = jnp.asarray([n / pixels.count(n) for n in pixels], kl_per_layer.dtype)
-    size = jnp.abs(kl_per_layer).mean(axis=0) + 0.01
-    share = jax.lax.stop_gradient(size / alpha)
-    warm_up = jnp.asarray(warm_up, kl_per_layer.dtype)
-    return jnp.where(warm_up < 1, warm_up * share / share.mean(), 1)
+    alpha = jnp.asarray([n / pixels.count(n) for n in pixels], size.dtype)
+    share = jax.lax.stop_gradient((size + 0.01) / alpha)
+    return jnp.where(progress < 1, progress * share / share.mean(), 1)
 
 
 def freeze_all_but_encoder(model: Model, params: Params) -> Params:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 Vectors = dict[str, jax.Array]
 
@@ -66,6 +67,25 @@ def norms(
         values[name] = list(jnp.einsum("ni,nio,no->n", v, stack, u))
         found[name] = u
     return jax.tree.map(lambda kernel: values[_name(kernel)].pop(0), kernels), found
+
+
+def total_norm(params: Any, kernels: Any, vectors: Vectors) -> tuple[Any, Vectors]:
+    """Sums the norms of a network's kernels and the largest scale of each of its norms.
+
+    What NVAE penalises. (arXiv 2007.03898)
+
+    Args:
+      params: of the network; leaves called "scale" are those of its normalisations.
+      kernels: what it has sown.
+      vectors: of `start`, or of the call before.
+
+    Returns:
+      The sum, [], and the vectors to go on from.
+    """
+    each, vectors = norms(kernels, vectors)
+    leaves = traverse_util.flatten_dict(params)
+    scales = [jnp.abs(v).max() for path, v in leaves.items() if path[-1] == "scale"]
+    return sum(jax.tree.leaves(each) + scales), vectors
 
 
 def bounded(

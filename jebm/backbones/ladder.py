@@ -16,7 +16,12 @@ import jax.numpy as jnp
 
 from jebm.convolution import ConvTranspose
 from jebm.distributions import Normal
-from jebm.networks import ACTIVATIONS, check_activation, soft_clamp
+from jebm.networks import (
+    ACTIVATIONS,
+    check_activation,
+    required_shape,
+    soft_clamp,
+)
 
 Shape = tuple[int, ...]
 
@@ -98,14 +103,15 @@ class Ladder(nn.Module):
             Head(2 * shape[-1], self.activation) for shape in self.latent_shapes[:-1]
         ]
         # Layer i writes, and the layer below, or the image, reads at its resolution.
-        below = [(*self.output_shape[:2], self.width), *shapes[:-1]]
+        output_shape = required_shape(self.output_shape)
+        below = [(*output_shape[:2], self.width), *shapes[:-1]]
         if len(shapes[0]) == 1:
             below[0] = shapes[0]  # an image from a vector is left to the decoder
         self.writers = [Writer(shape, self.activation) for shape in below]
         if len(shapes[0]) == 1:
-            self.decoder = Resize(self.output_shape)
+            self.decoder = Resize(output_shape)
         else:
-            self.decoder = Head(self.output_shape[-1], self.activation)
+            self.decoder = Head(output_shape[-1], self.activation)
         if self.has_encoder:
             self.encoders = [
                 Reader((*shape[:-1], width), self.activation)

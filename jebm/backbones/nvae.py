@@ -22,7 +22,7 @@ from flax.linen.dtypes import promote_dtype
 from jebm.convolution import conv, depthwise_conv
 from jebm.distributions import Normal
 from jebm.likelihoods import quantise
-from jebm.networks import soft_clamp
+from jebm.networks import required_shape, soft_clamp
 
 
 class NVAE(nn.Module):
@@ -94,7 +94,9 @@ class NVAE(nn.Module):
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Shapes of the groups, bottom (next to the image) to top."""
-        height, width = (n + 2 * self.padding for n in self.output_shape[:2])
+        height, width = (
+            n + 2 * self.padding for n in required_shape(self.output_shape)[:2]
+        )
         return tuple(
             (height >> d, width >> d, self.latent_channels) for d in self.halvings
         )
@@ -181,7 +183,7 @@ class NVAE(nn.Module):
             )
             for d in reversed(range(self.image_halvings))
         ]
-        self.image = Conv(self.output_shape[-1], 3)
+        self.image = Conv(required_shape(self.output_shape)[-1], 3)
 
     def start(self, batch: int) -> jax.Array:
         """The state that the top group reads, [B, H_L, W_L, features]."""
@@ -201,7 +203,7 @@ class NVAE(nn.Module):
         for cells in self.postprocess:
             state = cells(state)
         pad = self.padding
-        height, width, _ = self.output_shape
+        height, width, _ = required_shape(self.output_shape)
         output = self.image(nn.elu(state))
         return output[:, pad : pad + height, pad : pad + width]
 

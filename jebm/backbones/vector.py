@@ -22,6 +22,7 @@ from jebm.networks import (
     check_activation,
     check_stages,
     check_widths,
+    required_shape,
     soft_clamp,
 )
 
@@ -119,14 +120,11 @@ class Vector(nn.Module):
             MLP(self.prior_widths, 2 * dim, self.activation)
             for dim in self.latent_dims[:-1]
         ]
+        shape = required_shape(self.output_shape)
         if self.decoder_type == "deconv":
-            self.decoder = Deconv(
-                self.decoder_widths, self.output_shape, self.activation
-            )
+            self.decoder = Deconv(self.decoder_widths, shape, self.activation)
         else:
-            self.decoder = MLP(
-                self.decoder_widths, math.prod(self.output_shape), self.activation
-            )
+            self.decoder = MLP(self.decoder_widths, math.prod(shape), self.activation)
 
         if self.has_encoder:
             *widths, features = self.encoder_widths
@@ -155,7 +153,7 @@ class Vector(nn.Module):
 
     def decode(self, state: jax.Array) -> jax.Array:
         """Likelihood parameters, [B, *output_shape]."""
-        return self.decoder(state).reshape(-1, *self.output_shape)
+        return self.decoder(state).reshape(-1, *required_shape(self.output_shape))
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Features of images [B, H, W, C] that every layer's q reads, [B, D]."""

@@ -5,10 +5,11 @@ state = learner.init(key)
 state, info = learner.update(key, state, x)
 """
 
-from jebm.learning.divergence import Limits, violated_limits
+from jebm.divergence import Limits, violated_limits
 from jebm.learning.learners import maximum_likelihood, second_stage, variational
-from jebm.learning.options import Options, WarmUp
+from jebm.learning.options import Options
 from jebm.learning.state import Learner, LearnerState
+from jebm.warm_up import WarmUp
 
 __all__ = [
     "Learner",

@@ -8,7 +8,8 @@ once) and pmap. (arXiv 2306.06323)
 
 All take the model; the `chain` of the prior, None for the model's; and an `optimizer`
 of a `Params` of the "params" of backbone and energy, so that `optax.multi_transform`
-with the labels `Params("backbone", "energy")` gives each its own.
+with the labels `Params("backbone", "energy")` gives each its own. All raise a
+ValueError for arguments that cannot work together.
 """
 
 import functools
@@ -20,10 +21,11 @@ from jebm import checks
 from jebm.hierarchy import has_encoder
 from jebm.kernels import ENCODED, Chain, Chains
 from jebm.learning import losses
-from jebm.learning.options import Options, WarmUp
+from jebm.learning.options import Options
 from jebm.learning.state import Learner, Rule, start
 from jebm.learning.update import update
 from jebm.model import Model, check_chains
+from jebm.warm_up import WarmUp
 
 if TYPE_CHECKING:  # slow to import, and not needed to sample
     import optax
@@ -42,18 +44,12 @@ def maximum_likelihood(
 
     A model without energy learns as the Gaussian twin.
 
-    Raises:
-      ValueError: for a posterior chain without steps or from an encoder.
-
     Example:
-      >>> import jax.numpy as jnp, jebm, optax
+      >>> import jebm, optax
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> learner = maximum_likelihood(model, jebm.Langevin(5, 0.3), optax.adam(1e-3))
-      >>> state = learner.init(jax.random.key(0))
-      >>> x = jnp.full((2, 8, 8, 1), 0.5)
-      >>> state, info = learner.update(jax.random.key(1), state, x)
-      >>> int(state.step), info["loss_nats"].shape
-      (1, ())
+      >>> learner.init(jax.random.key(0)).step.item()
+      0
     """
     rule = _rule(model, chain, optimizer, options)
     if rule.posterior.start in ENCODED or not rule.posterior.num_steps:
@@ -88,25 +84,20 @@ def variational(
         encoder, in [0, 1]. 0: these learn as a VAE while the energies tilt its prior.
         With more, q can climb f faster than the prior's chain follows.
 
-    Raises:
-      ValueError: for a backbone without encoder, or a chain that starts elsewhere.
-
     Example:
       >>> import jax.numpy as jnp, jebm, optax
       >>> backbone = jebm.backbones.Vector(encoder_widths=(16,))
       >>> model = jebm.Model((8, 8, 1), backbone, jebm.energies.Joint((16,)))
       >>> learner = variational(model, jebm.Langevin(5, 0.3), optax.adam(1e-3))
-      >>> state = learner.init(jax.random.key(0))
-      >>> x = jnp.full((2, 8, 8, 1), 0.5)
+      >>> state, x = learner.init(jax.random.key(0)), jnp.full((2, 8, 8, 1), 0.5)
       >>> state, info = learner.update(jax.random.key(1), state, x)
-      >>> "kl_nats" in info
-      True
+      >>> state.step.item(), info["loss_nats"].shape
+      (1, ())
     """
-    scale = energy_grad_scale
-    if not isinstance(scale, jax.Array) and not 0 <= scale <= 1:
-        raise ValueError(f"energy_grad_scale must lie in [0, 1], got {scale!r}")
+    checks.number("energy_grad_scale", energy_grad_scale, most=1)
     rule = _rule(model, chain, optimizer, options, encoder=True, warm_up=warm_up)
-    return _learner(rule, losses.variational_loss, model, options, warm_up, scale)
+    arguments = model, options, warm_up, energy_grad_scale
+    return _learner(rule, losses.variational_loss, *arguments)
 
 
 def second_stage(
@@ -126,26 +117,17 @@ def second_stage(
       nce_steps: first updates in which the energies tell z+ from draws of the Gaussian
         prior, without chains: `objectives.noise_contrastive_loss`. (arXiv 2010.02917)
 
-    Raises:
-      ValueError: for a model without energy or encoder, or a chain that starts
-        elsewhere.
-
     Example:
-      >>> import jax.numpy as jnp, jebm, optax
+      >>> import jebm, optax
       >>> model, pretrained = jebm.load_pretrained("digits")
-      >>> learner = second_stage(model, jebm.Langevin(5, 0.3), optax.adam(1e-3))
+      >>> learner = second_stage(model, None, optax.adam(1e-3))
       >>> state = learner.init(jax.random.key(0), pretrained.backbone)
-      >>> x = jnp.full((2, 8, 8, 1), 0.5)
-      >>> state, info = learner.update(jax.random.key(1), state, x)
-      >>> float(info["energy_gap_nats"])  # energies start at 0
-      0.0
     """
     if model.energy is None:
         raise ValueError("second_stage learns energies alone, and the model has none")
-    if isinstance(nce_steps, bool) or not isinstance(nce_steps, int) or nce_steps < 0:
-        raise ValueError(f"nce_steps must be an integer >= 0, got {nce_steps!r}")
-    rule = _rule(model, chain, optimizer, options, encoder=True, frozen=True,
-                 nce_steps=nce_steps)  # fmt: skip
+    checks.integer("nce_steps", nce_steps)
+    fixed = {"frozen": True, "nce_steps": nce_steps}
+    rule = _rule(model, chain, optimizer, options, encoder=True, **fixed)
     return _learner(rule, losses.second_stage_loss, model, options, nce_steps)
 
 
@@ -162,9 +144,6 @@ def _rule(model, chain, optimizer, options, encoder=False, **others):
 
 
 def _learner(rule, loss, *arguments):
-    loss = functools.partial(loss, *arguments)
     # Compiled, so that a plain loop is fast; inside a caller's jit nothing changes.
-    return Learner(
-        init=functools.partial(start, rule),
-        update=jax.jit(functools.partial(update, rule, loss)),
-    )
+    step = jax.jit(functools.partial(update, rule, functools.partial(loss, *arguments)))
+    return Learner(functools.partial(start, rule), step)

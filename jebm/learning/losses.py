@@ -8,19 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
-from jebm import objectives, spectral
-from jebm.hierarchy import Latents
-from jebm.learning.options import Options, WarmUp
+from jebm import divergence, objectives, spectral
+from jebm.learning.options import Options
 from jebm.model import Model, Params, energy
-
-
-class PriorSamples(NamedTuple):
-    """z- of the tilted prior."""
-
-    latents: Latents  # each [B, *shape_i]
-    eps: Latents  # the noise of T behind them
+from jebm.spectral import Vectors
+from jebm.warm_up import WarmUp
 
 
 class Batch(NamedTuple):
@@ -28,10 +21,11 @@ class Batch(NamedTuple):
 
     x: jax.Array  # [B, H, W, C] in [0, 1]
     keys: jax.Array  # [B], of the encoder's draws
-    positive: Latents | None  # z+; None where the encoder draws them in the loss
-    negative: PriorSamples | None  # None for a Gaussian prior
+    positive: Any  # z+, Latents; None where the encoder draws them in the loss
+    negative: Any  # z-, Latents; None for a Gaussian prior
+    eps: Any  # the noise of T behind z-
     step: jax.Array  # []
-    spectral: dict[str, spectral.Vectors]  # as of `LearnerState`
+    spectral: dict[str, Vectors]  # as of `LearnerState`
 
 
 class Found(NamedTuple):
@@ -39,7 +33,7 @@ class Found(NamedTuple):
 
     info: dict[str, jax.Array]  # per example or []
     statistics: dict[str, Any]  # collection "batch_stats" of the backbone, if any
-    spectral: dict[str, spectral.Vectors]  # "backbone", where its norms are penalised
+    spectral: dict[str, Vectors]  # "backbone", where its norms are penalised
 
 
 def maximum_likelihood_loss(
@@ -48,8 +42,7 @@ def maximum_likelihood_loss(
     """Of samples z+ of the posterior."""
     plus = objectives.posterior_terms(model, params, batch.x, batch.positive)
     loss, info = _with_prior(model, options, params, batch, plus, 1.0)
-    loss += plus.loss().mean()
-    return loss, Found(info | {"loss_nats": loss}, {}, {})
+    return _found(loss + plus.loss().mean(), info)
 
 
 def variational_loss(
@@ -71,19 +64,28 @@ def variational_loss(
     plus = objectives.variational_terms(
         model, learned, batch.x, batch.keys, energy_grad_scale
     )
-    loss = plus.loss(_kl_weights(model, warm_up, batch, plus)).mean()
+    weights = None
+    if warm_up.kl_steps:
+        size = jax.lax.stop_gradient(jnp.abs(plus.kl_per_layer)).mean(axis=0)
+        weights = objectives.kl_weights(
+            model,
+            options.reduce(size),
+            warm_up.progress(batch.step),
+            warm_up.kl_balance,
+        )
+    loss = plus.loss(weights).mean()
     info, vectors = {"kl_nats": plus.log_q - plus.log_prior}, {}
     if warm_up.spectral_penalty:
-        norms, vectors = _spectral_norms(params, batch, plus)
+        before, kernels = batch.spectral["backbone"], plus.mutated["kernels"]
+        norms, after = spectral.total_norm(params.backbone["params"], kernels, before)
         loss += warm_up.spectral_weight(batch.step) * norms
-        info["spectral_norms"] = norms
+        info["spectral_norms"], vectors["backbone"] = norms, after
     statistics = {k: v for k, v in plus.mutated.items() if k == "batch_stats"}
     if refined:
         plus = objectives.posterior_terms(model, params, batch.x, batch.positive)
         loss += plus.loss().mean()
-    prior_loss, prior_info = _with_prior(model, options, params, batch, plus, scale)
-    loss += prior_loss
-    return loss, Found(info | prior_info | {"loss_nats": loss}, statistics, vectors)
+    of_prior, more = _with_prior(model, options, params, batch, plus, scale)
+    return _found(loss + of_prior, info | more, statistics, vectors)
 
 
 def second_stage_loss(
@@ -91,14 +93,17 @@ def second_stage_loss(
 ) -> tuple[jax.Array, Found]:
     """E(z+) - E(z-), or in the first steps `objectives.noise_contrastive_loss`."""
     plus = energy(model, params, batch.positive)
-    minus = energy(model, params, batch.negative.latents)
+    minus = energy(model, params, batch.negative)
     contrast = (plus - minus).mean()
     if nce_steps:
         nce = objectives.noise_contrastive_loss(plus, minus).mean()
         contrast = jnp.where(batch.step < nce_steps, nce, contrast)
-    penalty, info = _penalties(model, options, params, plus, minus, batch.negative)
-    loss = penalty + contrast
-    return loss, Found(info | {"loss_nats": loss}, {}, {})
+    penalty, info = _penalties(model, options, params, batch, plus, minus)
+    return _found(contrast + penalty, info)
+
+
+def _found(loss, info, statistics=None, vectors=None):
+    return loss, Found(info | {"loss_nats": loss}, statistics or {}, vectors or {})
 
 
 def _with_prior(model, options, params, batch, plus, scale):
@@ -109,44 +114,19 @@ def _with_prior(model, options, params, batch, plus, scale):
     }
     if batch.negative is None:
         return 0.0, info
-    minus = objectives.prior_terms(model, params, batch.negative.latents, scale)
-    penalty, found = _penalties(
-        model, options, params, plus.energy, minus.energy, batch.negative
-    )
-    info |= found | {"log_prior_negative_nats": minus.log_prior}
+    minus = objectives.prior_terms(model, params, batch.negative, scale)
+    energies = plus.energy, minus.energy
+    penalty, more = _penalties(model, options, params, batch, *energies)
+    info |= more | {"log_prior_negative_nats": minus.log_prior}
     return minus.loss().mean() + penalty, info
 
 
-def _penalties(model, options, params, plus, minus, negative):
+def _penalties(model, options, params, batch, plus, minus):
     """Penalties of energies [B] at z+ and z-, and what to watch of them."""
     loss = options.energy_penalty * ((plus**2).mean() + (minus**2).mean())
     weight = options.gradient_penalty
     if isinstance(weight, jax.Array) or weight:  # a traced one is not known to be 0
-        steepness = objectives.energy_gradient_penalty(model, params, negative.eps)
+        steepness = objectives.energy_gradient_penalty(model, params, batch.eps)
         loss += weight * steepness.mean()
-    eps = [e.reshape(e.shape[0], -1) for e in negative.eps]
-    return loss, {
-        "energy_positive_nats": plus,
-        "energy_negative_nats": minus,
-        "energy_gap_nats": minus.mean() - plus.mean(),
-        # Of the noise behind the prior samples: 1 under the Gaussian prior.
-        "prior_eps_square": (jnp.concatenate(eps, axis=1) ** 2).mean(axis=1),
-    }
-
-
-def _kl_weights(model, warm_up, batch, plus):
-    """Weights of the layers' divergences, [L]; None for all 1."""
-    if not warm_up.kl_steps:
-        return None
-    progress = warm_up.progress(batch.step)
-    if warm_up.kl_balance:
-        return objectives.balanced_kl_weights(model, plus.kl_per_layer, progress)
-    return jnp.full_like(plus.kl_per_layer[0], progress)
-
-
-def _spectral_norms(params, batch, plus):
-    """The norms of the backbone's kernels and scales, summed, and their vectors."""
-    each, vectors = spectral.norms(plus.mutated["kernels"], batch.spectral["backbone"])
-    leaves = traverse_util.flatten_dict(params.backbone["params"])
-    scales = [jnp.abs(v).max() for path, v in leaves.items() if path[-1] == "scale"]
-    return sum(jax.tree.leaves(each) + scales), {"backbone": vectors}
+    info = {"energy_positive_nats": plus, "energy_negative_nats": minus}
+    return loss, info | divergence.watched(plus, minus, batch.eps)

@@ -11,8 +11,9 @@ from jebm import checks, objectives, spectral
 from jebm.chains import start_positions
 from jebm.hierarchy import Latents
 from jebm.kernels import Chain
-from jebm.learning.options import Options, WarmUp
-from jebm.model import Model, Params, float_dtype, init
+from jebm.learning.options import Options
+from jebm.model import Model, Params, init, trainable
+from jebm.warm_up import WarmUp
 
 if TYPE_CHECKING:  # slow to import, and not needed to sample
     import optax
@@ -37,14 +38,14 @@ class LearnerState:
 class Learner(NamedTuple):
     """A learning rule as two pure functions.
 
-    `init(key, backbone=None) -> LearnerState` starts at drawn parameters; `backbone`
-    are the variables of a trained one, `params.backbone`.
+    `init(key, backbone=None) -> LearnerState` starts at drawn parameters, or at the
+    variables of a trained backbone, `params.backbone`.
 
     `update(key, state, x, index=None) -> (LearnerState, info)` takes a step on images
-    `x` [B, H, W, C], floating-point in [0, 1]. `key` is a typed key, another at each
-    update; example n draws from it and from `index[n]`, its number in a batch that is
-    spread over devices, or else n. `info` has means over the batch by name, [] each:
-    terms of the loss in nats, the gap of the energies, norms of gradients.
+    `x` [B, H, W, C], floating-point in [0, 1], with another typed key each time.
+    Example n draws from that key and `index[n]`, its number in a batch that is spread
+    over devices, or else n. `info` has means over the batch by name, [] each: terms of
+    the loss in nats, the gap of the energies, norms of gradients.
     """
 
     init: Callable[..., LearnerState]
@@ -92,32 +93,12 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
     )
 
 
-def trainable(params: Params, frozen: bool) -> Params:
-    """What the optimiser sees: the collections "params", none of a frozen backbone."""
-    backbone, energy = (variables.get("params", {}) for variables in params)
-    return Params({} if frozen else backbone, energy)
-
-
-def merge(params: Params, learned: Params) -> Params:
-    """`params` with what `trainable` took of them replaced by `learned`."""
-    parts = zip(params, learned, strict=True)
-    return Params(*(old | {"params": new} if new else old for old, new in parts))
-
-
 def _spectral_vectors(rule, key, params):
-    model, vectors = rule.model, {}
+    vectors = {}
     if rule.warm_up.spectral_penalty:
-        x = jnp.zeros((1, *model.image_shape), float_dtype(params))
-        terms = jax.eval_shape(
-            objectives.variational_terms, model, params, x, jax.random.split(key, 1)
-        )
-        if "kernels" not in terms.mutated:
-            raise ValueError(
-                "spectral_penalty needs a backbone that sows its kernels, got "
-                f"{type(model.backbone).__name__}"
-            )
-        vectors["backbone"] = spectral.start(key, terms.mutated["kernels"])
-    if rule.options.energy_spectral_bound and model.energy is not None:
+        kernels = objectives.sown_kernels(rule.model, params)
+        vectors["backbone"] = spectral.start(key, kernels)
+    if rule.options.energy_spectral_bound and params.energy:
         kernels = spectral.kernels_of(params.energy["params"])
         vectors["energy"] = spectral.start(jax.random.fold_in(key, 1), kernels)
     return vectors

@@ -12,8 +12,8 @@ from absl.testing import flagsaver
 
 import jebm
 from experiments import learning, main, train, workdir
-from jebm import checkpoints
-from jebm.learning import losses, update
+from jebm import chains, checkpoints
+from jebm.learning import losses
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'test.py'}"
@@ -24,7 +24,7 @@ def run(config, path, **patches):
     with pytest.MonkeyPatch.context() as patch:
         _leave_out_figures(patch)
         for name, value in patches.items():
-            modules = (losses, update, learning, train)
+            modules = (losses, chains, learning, train)
             module = next(module for module in modules if hasattr(module, name))
             patch.setattr(module, name, value)
         train.train(config, path)

@@ -13,7 +13,7 @@ from experiments import guard, learning, parallel, train, workdir
 from experiments.command_line import Diverged
 from jebm import checkpoints
 from jebm.learning import losses
-from jebm.learning.state import trainable
+from jebm.model import trainable
 from tests.experiments.runs import (
     CONFIG,
     flip_bytes,

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from experiments import datasets, learning, parallel, train
-from jebm.learning import update
+from jebm import chains
 from tests.models import random_params
 
 
@@ -65,7 +65,7 @@ def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, ba
 def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
     test_config, batch, monkeypatch
 ):
-    run_chains = update.run_chains
+    run_chains = chains.run_chains
     seen = []
 
     def recording(keys, *arguments, **kwargs):
@@ -75,7 +75,7 @@ def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
         )
         return run_chains(keys, *arguments, **kwargs)
 
-    monkeypatch.setattr(update, "run_chains", recording)
+    monkeypatch.setattr(chains, "run_chains", recording)
     params = random_params(train.build_model(test_config, (8, 8, 1)), scale=1e-3)
     by_devices = []
     for num_devices in (1, 2):

@@ -10,7 +10,7 @@ import pytest
 import jebm
 from experiments import datasets, learning, parallel, sample, train
 from experiments.command_line import ConfigError
-from jebm import checkpoints, spec
+from jebm import chains, checkpoints, spec
 from jebm.backbones.vector import Vector
 from jebm.chains import draw_noise, example_keys, to_eps
 from jebm.hierarchy import infer
@@ -27,7 +27,7 @@ def again(tmp_path_factory):
         name: mock.Mock(side_effect=getattr(module, name))
         for module, name in (
             (losses, "maximum_likelihood_loss"),
-            (update, "run_chains"),
+            (chains, "run_chains"),
             (train, "write_samples"),
         )
     }
@@ -39,7 +39,7 @@ def again(tmp_path_factory):
 def gaussian(tmp_path_factory):
     """A run of the Gaussian twin, with a record of its chains."""
     path = tmp_path_factory.mktemp("gaussian") / "run"
-    run_chains = mock.Mock(side_effect=update.run_chains)
+    run_chains = mock.Mock(side_effect=chains.run_chains)
     run(config_with(prior="gaussian"), path, run_chains=run_chains)
     return path, run_chains
 
@@ -85,8 +85,8 @@ def test_step_runs_one_posterior_chain_and_one_prior_chain(again):
     ]
     assert given == [True, False] * traces
     used = [call.args[3] for call in calls["run_chains"].mock_calls]
-    chains = train.build_model(config_with(), (8, 8, 1)).chains
-    assert used == [chains.posterior, chains.prior] * traces
+    own = train.build_model(config_with(), (8, 8, 1)).chains
+    assert used == [own.posterior, own.prior] * traces
 
 
 def test_samples_are_drawn_with_the_averaged_parameters(again):
@@ -163,7 +163,7 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     config.learning.num_steps = 200
     config.log.update(every=50, checkpoint_every=50, sample_every=200)
     config.log.diagnose_every = 200
-    run_chains = mock.Mock(side_effect=update.run_chains)
+    run_chains = mock.Mock(side_effect=chains.run_chains)
     run(config, path, run_chains=run_chains)
     chained = {call.kwargs.get("x") is not None for call in run_chains.mock_calls}
     assert chained == ({True} if refinement else set()) | (
@@ -197,13 +197,15 @@ def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reach
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     keys = jax.random.split(jax.random.key(1), 4)
     latents = jebm.sample(jax.random.key(2), joint, params, 4).latents
-    negative = losses.PriorSamples(latents, to_eps(joint, params, latents))
+    negative = latents, to_eps(joint, params, latents)
 
     def grads(prior, params, negative):
         config = variational_config(prior)
         model = train.build_model(config, (8, 8, 1))
 
-        batch = losses.Batch(x, keys, None, negative, jnp.int32(0), {})
+        batch = losses.Batch(
+            x, keys, None, *(negative or (None, None)), jnp.int32(0), {}
+        )
 
         def loss(params):
             arguments = jebm.learning.Options(), jebm.learning.WarmUp(), share
@@ -257,11 +259,11 @@ def steps_of(config, num=3):
             )
         return run_chains(*args, start=start, **kwargs)
 
-    run_chains = update.run_chains
+    run_chains = chains.run_chains
     devices = jax.local_devices()[:1]
     states = [learning.distribute(train.create_state(config, model), devices)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update, "run_chains", recording)
+        patch.setattr(chains, "run_chains", recording)
         step = parallel.pmap(
             learning.make_train_step(config.learning, model), devices, donate=False
         )
@@ -274,8 +276,8 @@ def steps_of(config, num=3):
 
 def slots(state, batch_size=20):
     """The persistent chains of each example, per layer [B, slots, *shape_i]."""
-    chains = state.learner.persistent
-    return [p.reshape(batch_size, -1, *p.shape[1:]) for p in chains]
+    stood = state.learner.persistent
+    return [p.reshape(batch_size, -1, *p.shape[1:]) for p in stood]
 
 
 def test_persistent_chains_go_on_where_their_slot_stood():
@@ -284,8 +286,8 @@ def test_persistent_chains_go_on_where_their_slot_stood():
     (first, *states), starts = steps_of(config)
     first, second = slots(first), slots(states[0])
     assert [p.shape for p in first] == [(20, 2, 4), (20, 2, 2)]
-    for t, chains in enumerate([first, first, second]):
-        for start, positions in zip(starts[t], chains, strict=True):
+    for t, stood in enumerate([first, first, second]):
+        for start, positions in zip(starts[t], stood, strict=True):
             np.testing.assert_array_equal(start, positions[:, t % 2])
     for before, after in zip(first, second, strict=True):
         assert (before[:, 0] != after[:, 0]).all()

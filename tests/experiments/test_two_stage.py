@@ -107,8 +107,8 @@ def test_gradient_of_a_step_is_the_contrast_of_energies(both):
     x = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
     positive = encode(model, params, x, draw_noise(keys, model, params))[0]
     negative = jebm.sample(jax.random.key(2), model, params, 6).latents
-    samples = losses.PriorSamples(negative, to_eps(model, params, negative))
-    batch = losses.Batch(x, keys, positive, samples, jnp.int32(0), {})
+    samples = negative, to_eps(model, params, negative)
+    batch = losses.Batch(x, keys, positive, *samples, jnp.int32(0), {})
     options = jebm.learning.Options(gradient_penalty=0.0)
 
     def loss(params):

@@ -357,9 +357,12 @@ def test_balance_weighs_a_layer_by_what_it_tells_and_by_the_pixels_of_its_map(x6
     }  # fmt: skip
     model = jebm.build({"image_shape": (4, 4, 1), "backbone": backbone})
     layers = jnp.array([[2.0, -1.0, 0.5], [0.0, 3.0, 0.5]])
-    weights = objectives.balanced_kl_weights(model, layers, 0.5)
+    size = jnp.abs(layers).mean(axis=0)
+    weights = objectives.kl_weights(model, size, 0.5)
     # alpha: 16 pixels in two maps, 4 in one.
     share = np.array([1.01 / 8, 2.01 / 8, 0.51 / 4])
     np.testing.assert_allclose(weights, 0.5 * share / share.mean(), rtol=1e-12)
-    whole = objectives.balanced_kl_weights(model, layers, 1.0)
+    whole = objectives.kl_weights(model, size, 1.0)
     np.testing.assert_array_equal(whole, 1)
+    even = objectives.kl_weights(model, size, 0.5, balance=False)
+    np.testing.assert_array_equal(even, 0.5)

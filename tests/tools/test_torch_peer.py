@@ -94,8 +94,8 @@ def test_the_gradient_of_the_loss_is_ours(sides):
         )
     theirs.backward()
 
-    samples = losses.PriorSamples(negative, to_eps(model, params, negative))
-    batch = losses.Batch(x, keys, positive, samples, jnp.int32(0), {})
+    samples = negative, to_eps(model, params, negative)
+    batch = losses.Batch(x, keys, positive, *samples, jnp.int32(0), {})
     options = jebm.learning.Options(gradient_penalty=config.learning.gradient_penalty)
 
     def loss(params):

@@ -10,6 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from jebm.hierarchy import Latents
+
 
 class Limits(NamedTuple):
     """Largest sound magnitudes of what an update's info calls by these names."""
@@ -18,6 +23,20 @@ class Limits(NamedTuple):
     prior_grad_norm: float = 1e3  # of the log-density, mean over a chain
     posterior_grad_norm: float = 1e5
     prior_eps_square: float = 10.0  # mean eps^2 behind z-; 1 under N(0, I)
+
+
+def watched(plus: jax.Array, minus: jax.Array, eps: Latents) -> dict[str, jax.Array]:
+    """Returns what there is to watch of energies [B] at z+ and z-, and of z-'s noise.
+
+    Example:
+      >>> watched(jnp.ones(2), jnp.zeros(2), (jnp.ones((2, 3)),))["energy_gap_nats"]
+      Array(-1., dtype=float32)
+    """
+    flat = [e.reshape(e.shape[0], -1) for e in eps]
+    return {
+        "energy_gap_nats": minus.mean() - plus.mean(),
+        "prior_eps_square": (jnp.concatenate(flat, axis=1) ** 2).mean(axis=1),
+    }
 
 
 def violated_limits(info: Mapping[str, float], limits: Limits = Limits()) -> list[str]:

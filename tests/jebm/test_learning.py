@@ -1,0 +1,450 @@
+"""Learners: one contract that all pass, oracles through `update`, and what they refuse.
+
+A new learner is one row of LEARNERS.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jebm
+from jebm import chains, checkpoints, learning, objectives
+from jebm.chains import ChainEnd, to_eps, to_latents
+from jebm.densities import logdensity
+from tests.jebm.test_objectives import negative_log_likelihood
+from tests.models import grid_nodes, random_params, small_model
+from tests.precision import enable_x64
+
+KEY = jax.random.key(0)
+BATCH, SHAPE = 4, (2, 2, 1)
+STEP = jebm.Langevin(num_steps=2, step_size=0.2)
+OPTIONS = learning.Options(persistent_chains=2 * BATCH, energy_penalty=0.01)
+
+
+def model_of(encoder, energy=True):
+    model = small_model(
+        (3, 2), image_shape=SHAPE, encoder_widths=(5,) if encoder else None
+    )
+    return model if energy else dataclasses.replace(model, energy=None)
+
+
+def mle(**options):
+    model = model_of(encoder=False)
+    options = dataclasses.replace(OPTIONS, posterior=STEP, **options)
+    return model, jebm.maximum_likelihood(model, STEP, optimizer(), options)
+
+
+def variational(**options):
+    model = model_of(encoder=True)
+    options = dataclasses.replace(OPTIONS, **options)
+    warm_up = learning.WarmUp(kl_steps=5, kl_balance=True)
+    return model, jebm.variational(
+        model, STEP, optimizer(), options, warm_up=warm_up, energy_grad_scale=0.5
+    )
+
+
+def refined(**options):
+    model = model_of(encoder=True)
+    posterior = jebm.Langevin(2, 0.1, start="encoder")
+    options = dataclasses.replace(OPTIONS, posterior=posterior, **options)
+    return model, jebm.variational(model, jebm.MALA(2, 0.2), optimizer(), options)
+
+
+def second_stage(**options):
+    model = model_of(encoder=True)
+    options = dataclasses.replace(OPTIONS, energy_spectral_bound=1.0, **options)
+    return model, jebm.second_stage(model, STEP, optimizer(), options, nce_steps=1)
+
+
+def twin(**options):
+    model = model_of(encoder=True, energy=False)
+    options = dataclasses.replace(OPTIONS, **options)
+    return model, jebm.variational(model, None, optimizer(), options)
+
+
+def optimizer():
+    """Each part at its own rate, as a user would have it."""
+    return optax.multi_transform(
+        {"backbone": optax.adam(1e-2), "energy": optax.sgd(1e-1)},
+        jebm.Params("backbone", "energy"),
+    )
+
+
+LEARNERS = {
+    "mle": mle,
+    "variational": variational,
+    "refined": refined,
+    "second_stage": second_stage,
+    "twin": twin,
+}
+
+
+@pytest.fixture(params=LEARNERS, scope="module")
+def make(request):
+    return LEARNERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def made(make):
+    """Model, learner, a state before the first update, and images."""
+    model, learner = make()
+    return model, learner, start(model, learner), images()
+
+
+def start(model, learner, seed=0, dtype=None):
+    backbone = random_params(model, seed, dtype=dtype).backbone
+    return learner.init(jax.random.key(seed), backbone)
+
+
+def images(num=BATCH, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).uniform(size=(num, *SHAPE)).astype(dtype)
+
+
+def run(learner, state, x, num=3, update=None):
+    infos = []
+    for i in range(num):
+        state, info = (update or learner.update)(jax.random.fold_in(KEY, i), state, x)
+        infos.append(info)
+    return state, infos
+
+
+def assert_close(a, b, tolerance):
+    leaves, others = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(leaves) == len(others)
+    for one, two in zip(leaves, others, strict=True):
+        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance)
+
+
+def test_updates_move_what_learns_alone_and_info_is_finite_scalars(made):
+    model, learner, state, x = made
+    after, infos = run(learner, state, x)
+    assert int(after.step) == 3
+    for info in infos:
+        assert {"loss_nats", "grad_norm"} <= info.keys()
+        assert all(v.shape == () and np.isfinite(v) for v in info.values())
+    before, moved = (jax.tree.leaves(s.params.energy) for s in (state, after))
+    assert all((a != b).any() for a, b in zip(before, moved, strict=True))
+    same = jax.tree.map(np.array_equal, state.params.backbone, after.params.backbone)
+    frozen = learner.update.__wrapped__.args[0].frozen
+    assert all(jax.tree.leaves(same)) == frozen
+    assert any(jax.tree.leaves(same)) == frozen
+    if model.energy is not None:
+        for old, new in zip(state.persistent, after.persistent, strict=True):
+            assert old.shape == new.shape == (2 * BATCH, *old.shape[1:])
+            assert (old != new).any(axis=1).all()  # both slots were visited
+        assert infos[0]["energy_gap_nats"] == 0  # energies start at 0
+        assert abs(infos[-1]["energy_gap_nats"]) > 0
+
+
+def test_averages_follow_the_parameters_as_stated(made):
+    _, learner, state, x = made
+    after, _ = run(learner, state, x, num=1)
+    decay = 2 / 11  # (1 + step) / (10 + step), below the .999 of the options
+    expected = jax.tree.map(
+        lambda old, new: old + (1 - decay) * (new - old), state.ema, after.params
+    )
+    assert_close(after.ema, expected, 1e-6)
+
+
+def test_under_the_callers_jit_and_vmap_it_is_the_same(make, made):
+    model, learner, state, x = made
+    alone = run(learner, state, x, 2)
+    jitted = run(learner, state, x, 2, jax.jit(lambda *a: learner.update(*a)))
+    assert_close(alone, jitted, 1e-6)
+    seeds = (0, 1)
+    states = [start(model, learner, seed) for seed in seeds]
+    batch = np.stack([images(seed=seed) for seed in seeds])
+    many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    keys = jax.random.split(KEY, 2)
+    together, infos = jax.vmap(learner.update)(keys, many, batch)
+    for i in range(2):
+        state, info = learner.update(keys[i], states[i], batch[i])
+        assert_close(jax.tree.map(lambda a, i=i: a[i], together), state, 2e-5)
+        assert_close(jax.tree.map(lambda a, i=i: a[i], infos), info, 2e-4)
+
+
+def test_second_call_is_not_traced_and_init_is_a_function_of_its_key(make):
+    model, learner = make()
+    state, x = start(model, learner), images()
+    assert checkpoints.digests(state) == checkpoints.digests(start(model, learner))
+    run(learner, state, x, 3)
+    assert learner.update._cache_size() == 1
+
+
+def test_one_device_and_two_take_the_same_step(make, x64):
+    """Same noise by global index; sums over the batch differ by rounding alone."""
+    assert len(jax.devices()) == 2
+    model, learner = make()
+    state, x = start(model, learner, dtype=jnp.float64), images(dtype=np.float64)
+    assert jax.tree.leaves(state.params)[0].dtype == np.float64
+    one, info = learner.update(KEY, state, x)
+    _, spread = make(reduce=functools.partial(jax.lax.pmean, axis_name="devices"))
+
+    def split(tree):
+        return jax.tree.map(lambda a: jnp.reshape(a, (2, -1, *a.shape[1:])), tree)
+
+    def each(state):
+        copied = dataclasses.replace(state, persistent=())
+        copied = jax.tree.map(lambda a: jnp.stack([a, a]), copied)
+        return dataclasses.replace(copied, persistent=split(state.persistent))
+
+    index = split(jnp.arange(BATCH))
+    update = jax.pmap(spread.update, "devices", in_axes=(None, 0, 0, 0))
+    two, infos = update(KEY, each(state), split(x), index)
+    assert_close(two, each(one), 1e-9)
+    assert_close(jax.tree.map(lambda a: a[1], infos), info, 1e-9)
+
+
+def test_saved_state_goes_on_to_the_same_bits(made, tmp_path):
+    _, learner, state, x = made
+    after, _ = run(learner, state, x, 2)
+    items = {"ema": after.ema, "train_state": dict(vars(after))}
+    with checkpoints.manager(tmp_path, keep=1) as manager:
+        checkpoints.save(manager, 2, items)
+    _, read = checkpoints.restore(tmp_path, items)
+    restored = learning.LearnerState(**read["train_state"])
+    ends = (learner.update(KEY, s, x)[0] for s in (after, restored))
+    one, two = map(checkpoints.digests, ends)
+    assert one == two
+
+
+def posterior_and_prior(model, params, x, num):
+    """Nodes of equal weight for p(eps | x) and p(eps), from quadrature.
+
+    Systematic resampling: each node of the grid comes num times its weight, to within
+    one, so that means over these are integrals to about 1 / num.
+    """
+    eps, _ = grid_nodes(bound=5, num=61)
+    given = jnp.broadcast_to(x, (len(eps[0]), *x.shape[1:]))
+    picked = []
+    for image in (given, None):
+        weights = jax.nn.softmax(logdensity(model, params, eps, space="eps", x=image))
+        where = np.searchsorted(
+            np.cumsum(np.asarray(weights)), (np.arange(num) + 0.5) / num
+        )
+        picked.append(tuple(e[jnp.asarray(where)] for e in eps))
+    return picked
+
+
+def stub_chains(monkeypatch, positive, negative):
+    """Lets chains end at these positions in eps-space."""
+
+    def ended(keys, model, params, chain, *, x=None, start=None):
+        eps = negative if x is None else positive
+        zeros = jnp.zeros(len(keys))
+        info = jebm.langevin.LangevinInfo(zeros, zeros, zeros)
+        return ChainEnd(to_latents(model, params, eps, "eps"), eps, info, None)
+
+    monkeypatch.setattr(chains, "run_chains", ended)
+
+
+def gradient_of_update(learner, state, x):
+    """What plain descent at rate 1 has taken."""
+    after, _ = learner.update(KEY, state, x)
+    return jax.tree.map(lambda a, b: a - b, state.params, after.params)
+
+
+def test_update_descends_the_likelihood_by_quadrature(x64, monkeypatch):
+    """-log p(x) and its gradient for decoder, hierarchy and energies by quadrature."""
+    model = small_model((1, 1))
+    params, num = random_params(model, dtype=jnp.float64, scale=0.7), 200_000
+    x = jnp.full((1, 1, 1, 1), 0.8)
+    expected = jax.grad(lambda p: negative_log_likelihood(model, p, x))(params)
+    stub_chains(monkeypatch, *posterior_and_prior(model, params, x, num))
+    options = learning.Options(gradient_penalty=0.0, posterior=STEP)
+    learner = jebm.maximum_likelihood(model, STEP, optax.sgd(1.0), options)
+    state = dataclasses.replace(learner.init(KEY), params=params)
+    got = gradient_of_update(learner, state, jnp.broadcast_to(x, (num, 1, 1, 1)))
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
+    for part in ("backbone", "energy"):
+        assert_close(
+            jax.tree.map(lambda g: g / largest, getattr(got, part)),
+            jax.tree.map(lambda g: g / largest, getattr(expected, part)),
+            3e-4,
+        )
+
+
+def test_second_stage_descends_the_contrast_by_quadrature(x64, monkeypatch):
+    """E_q E(z) + log Z, whose gradient is that of the cross entropy of q and p."""
+    model = small_model((1, 1), encoder_widths=(4,))
+    params, num = random_params(model, dtype=jnp.float64, scale=0.7), 100_000
+    x = jnp.full((num, 1, 1, 1), 0.8)
+    _, negative = posterior_and_prior(model, params, x[:1], num)
+    stub_chains(monkeypatch, None, negative)
+    options = learning.Options(gradient_penalty=0.0)
+    learner = jebm.second_stage(model, STEP, optax.sgd(1.0), options)
+    state = learner.init(KEY, params.backbone)
+    state = dataclasses.replace(state, params=params)
+    got = gradient_of_update(learner, state, x)
+    keys = chains.example_keys(jax.random.fold_in(KEY, 0), jnp.arange(num))
+    noise = chains.draw_noise(keys, model, params)
+    positive = chains.encode(model, params, x, noise)[0]
+
+    def cross_entropy(energy):
+        p = params._replace(energy=energy)
+        eps, _ = grid_nodes(bound=6, num=121)
+        log_z = jax.nn.logsumexp(logdensity(model, p, eps, space="eps"))
+        return jebm.energy(model, p, positive).mean() + log_z
+
+    expected = jax.grad(cross_entropy)(params.energy)
+    assert_close(got.energy, expected, 1e-3)
+    assert all(np.all(g == 0) for g in jax.tree.leaves(got.backbone))
+
+
+def test_penalties_are_those_of_the_options(x64):
+    model = small_model((2, 1))
+    params = random_params(model, dtype=jnp.float64)
+    x = jnp.full((3, 1, 1, 1), 0.3)
+
+    def terms(**weights):
+        options = learning.Options(posterior=STEP, **weights)
+        learner = jebm.maximum_likelihood(model, STEP, optax.sgd(1.0), options)
+        state = dataclasses.replace(learner.init(KEY), params=params)
+        return learner.update(KEY, state, x)[1]
+
+    off = terms(gradient_penalty=0.0)
+    square = terms(gradient_penalty=0.0, energy_penalty=0.7)
+    plus, minus = drawn(model, params, x)
+    energies = [jebm.energy(model, params, z) for z in (plus, minus)]
+    expected = 0.7 * sum((e**2).mean() for e in energies)
+    np.testing.assert_allclose(square["loss_nats"] - off["loss_nats"], expected)
+    steep = terms(gradient_penalty=0.3)
+    slope = objectives.energy_gradient_penalty(
+        model, params, to_eps(model, params, minus)
+    )
+    np.testing.assert_allclose(
+        steep["loss_nats"] - off["loss_nats"], 0.3 * slope.mean()
+    )
+    gap = energies[1].mean() - energies[0].mean()
+    np.testing.assert_allclose(off["energy_gap_nats"], gap)
+    eps = np.concatenate(to_eps(model, params, minus), axis=1)
+    np.testing.assert_allclose(off["prior_eps_square"], (eps**2).mean())
+
+
+def drawn(model, params, x):
+    """The samples of an update with key KEY: its roles are 0 and 1."""
+    found = []
+    for role, given in ((0, x), (1, None)):
+        keys = chains.example_keys(jax.random.fold_in(KEY, role), jnp.arange(len(x)))
+        found.append(chains.run_chains(keys, model, params, STEP, x=given).latents)
+    return found
+
+
+def test_initial_parameters_follow_x64_and_a_dtype():
+    model = model_of(encoder=True)
+    plain = jebm.init(KEY, model)
+    half = jebm.init(KEY, model, jnp.bfloat16)
+    with enable_x64(True):
+        double = jebm.init(KEY, model)
+        single = jebm.init(KEY, model, jnp.float32)
+        sample = jebm.sample(KEY, model, double, 2, num_steps=2)
+        assert sample.x.dtype == jnp.float64
+    for tree, dtype in ((plain, "float32"), (half, "bfloat16"), (double, "float64")):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} == {dtype}
+        # One seed means one start in any precision.
+        assert_close(jax.tree.map(lambda a: a.astype(np.float32), tree), plain, 1e-2)
+    assert checkpoints.digests(single) == checkpoints.digests(plain)
+    with pytest.raises(ValueError, match="dtype must be floating-point, got int32"):
+        jebm.init(KEY, model, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: jebm.variational(model_of(False), None, optax.sgd(1.0)),
+            "needs a backbone with an encoder .*got Vector",
+        ),
+        (
+            lambda: jebm.variational(
+                model_of(True), None, optax.sgd(1.0), learning.Options(posterior=STEP)
+            ),
+            "starts at 'encoder', got Vector and Langevin",
+        ),
+        (
+            lambda: jebm.maximum_likelihood(model_of(True), None, optax.sgd(1.0)),
+            "posterior chain of at least one step .* got .*num_steps=0",
+        ),
+        (
+            lambda: jebm.second_stage(model_of(True, False), None, optax.sgd(1.0)),
+            "learns energies alone, and the model has none",
+        ),
+        (
+            lambda: jebm.second_stage(model_of(True), None, optax.sgd(1.0)).init(KEY),
+            r"needs a trained backbone: init\(key, params.backbone\)",
+        ),
+        (
+            lambda: jebm.second_stage(model_of(True), None, optax.sgd(1.0)).init(
+                KEY, random_params(model_of(False)).backbone
+            ),
+            "params do not fit the model",
+        ),
+        (
+            lambda: jebm.second_stage(
+                model_of(True), None, optax.sgd(1.0), nce_steps=-1
+            ),
+            "nce_steps must be an integer >= 0, got -1",
+        ),
+        (
+            lambda: jebm.variational(model_of(True), 40, optax.sgd(1.0)),
+            "kernel must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got 40",
+        ),
+        (
+            lambda: jebm.variational(
+                model_of(True), jebm.Langevin(start="encoder"), optax.sgd(1.0)
+            ),
+            "prior chain has no image to start",
+        ),
+        (
+            lambda: jebm.variational(
+                model_of(True), None, optax.sgd(1.0), energy_grad_scale=1.5
+            ),
+            r"energy_grad_scale must lie in \[0, 1\], got 1.5",
+        ),
+        (lambda: learning.Options(ema_decay=1.1), r"ema_decay must lie in \[0, 1\]"),
+        (
+            lambda: learning.Options(gradient_penalty=float("nan")),
+            "gradient_penalty must be finite, got nan",
+        ),
+        (
+            lambda: learning.Options(persistent_chains=2.0),
+            "persistent_chains must be an integer >= 0, got 2.0",
+        ),
+        (
+            lambda: learning.Options(persistent_steps=0),
+            "persistent_steps must be a positive integer, got 0",
+        ),
+        (lambda: learning.WarmUp(kl_balance=True), "kl_balance works in the warm-up"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_images_and_chains_that_do_not_fit_are_refused_by_update(made):
+    model, learner, state, x = made
+    with pytest.raises(ValueError, match=r"x must have shape \[N, 2, 2, 1\]"):
+        learner.update(KEY, state, x[..., 0])
+    with pytest.raises(ValueError, match=r"floating-point in .*got uint8"):
+        learner.update(KEY, state, (x * 255).astype(np.uint8))
+    if model.energy is not None:
+        with pytest.raises(ValueError, match="multiple of the batch size, got 8 for 3"):
+            learner.update(KEY, state, x[:3])
+
+
+def test_limits_tell_what_is_wrong():
+    limits = learning.Limits(energy_gap_nats=5.0)
+    sound = {"energy_gap_nats": -5.0, "loss_nats": 1e30}
+    assert learning.violated_limits(sound, limits) == []
+    wrong = {"energy_gap_nats": -5.1, "prior_eps_square": 11.0}
+    assert learning.violated_limits(wrong, limits) == [
+        "energy_gap_nats of -5.1 beyond 5",
+        "prior_eps_square of 11 beyond 10",
+    ]
+    assert learning.violated_limits({"loss_nats": np.nan}) == ["loss_nats not finite"]
