@@ -102,9 +102,13 @@ def run_chains(
         )
         return state.position, info
 
-    position, info = vmap_chains(
-        one, keys, model, params, chain, x, temperature, above, start
-    )
+    if chain.num_steps:
+        position, info = vmap_chains(
+            one, keys, model, params, chain, x, temperature, above, start
+        )
+    else:  # no density need be traced
+        zeros = jnp.zeros_like(start[0], shape=keys.shape)
+        position, info = start, langevin.LangevinInfo(zeros, zeros, zeros)
     if reached is None or chain.num_steps:
         reached = reach(model, params, position, chain.space, temperature, above)
     latents, state = reached

@@ -112,9 +112,12 @@ def _pixels(x):
         )
     if isinstance(x, jax.core.Tracer):
         return
-    # Also inside a caller's jit that has closed over `x`; the one wait for a device.
-    with jax.ensure_compile_time_eval():
-        low, high = np.asarray(_range(jnp.asarray(x))).tolist()
+    if isinstance(x, jax.Array):
+        # Also inside a caller's jit that has closed over it; the one wait for a device.
+        with jax.ensure_compile_time_eval():
+            low, high = np.asarray(_range(x)).tolist()
+    else:
+        low, high = np.min(x).item(), np.max(x).item()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("x must be finite, got NaN or infinite pixels")
     if low < 0 or high > 1:

@@ -1,6 +1,7 @@
 """The log-density of one position, for samplers of other libraries."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,11 @@ class LogDensity:
     def potential(self, position: Latents) -> jax.Array:
         """Returns minus the log-density, [] in nats: numpyro's potential."""
         return -self(position)
+
+    @property
+    def size(self) -> int:
+        """Latent units in all: the dimension of a position."""
+        return sum(math.prod(shape) for shape in self.model.backbone.latent_shapes)
 
     def init(self, key: jax.Array) -> Latents:
         """Draws a position to start at, from N(0, I): a draw of the untilted prior."""
