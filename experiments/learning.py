@@ -22,10 +22,11 @@ from jebm.model import float_dtype
 
 
 class Role(enum.IntEnum):
-    """What noise is for: folded into the seed's key, so that no two roles share it."""
+    """What noise is for: folded into the seed's key, so that no two roles share it.
 
-    INIT = 0
-    LEARNING = 1
+    Other numbers are those of `jebm.learning.state.Role`.
+    """
+
     PICTURES = 3
     FIGURES = 4
     DIAGNOSTICS = 5
@@ -121,7 +122,6 @@ def create_state(
 
     `backbone` are the variables of one that is frozen.
     """
-    key = jax.random.fold_in(key, Role.INIT)
     try:
         state = create_learner(learning, model).init(key, backbone)
     except ValueError as error:
@@ -138,8 +138,6 @@ def make_train_step(learning, model: jebm.Model):
     learner = create_learner(learning, model, reduce=parallel.mean)
 
     def train_step(key, state, images):
-        key = jax.random.fold_in(key, Role.LEARNING)
-        key = jax.random.fold_in(key, state.learner.step)
         index = parallel.example_index(images.shape[0])
         after, info = learner.update(key, state.learner, _images(state, images), index)
         return state.replace(learner=after), info

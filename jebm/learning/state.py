@@ -1,5 +1,6 @@
 """What learners carry from one update to the next, and how it begins."""
 
+import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,10 +43,11 @@ class Learner(NamedTuple):
     variables of a trained backbone, `params.backbone`.
 
     `update(key, state, x, index=None) -> (LearnerState, info)` takes a step on images
-    `x` [B, H, W, C], floating-point in [0, 1], with another typed key each time.
-    Example n draws from that key and `index[n]`, its number in a batch that is spread
-    over devices, or else n. `info` has means over the batch by name, [] each: terms of
-    the loss in nats, the gap of the energies, norms of gradients.
+    `x` [B, H, W, C], floating-point in [0, 1]. Example n draws from the typed key, from
+    `state.step`, so that one key will do for all steps, and from `index[n]`, its number
+    in a batch that is spread over devices, or else n. `info` has means over the batch
+    by name, [] each: terms of the loss in nats, the gap of the energies, norms of
+    gradients.
     """
 
     init: Callable[..., LearnerState]
@@ -65,22 +67,25 @@ class Rule(NamedTuple):
     nce_steps: int = 0
 
 
-# What the key of the start is folded with.
-_INIT, _CHAINS, _SPECTRAL = 0, 1, 2
+class Role(enum.IntEnum):
+    """What a key is folded with, so that no two draws share their noise."""
+
+    INIT, POSTERIOR, PRIOR, REINIT, SPECTRAL = 0, 1, 2, 7, 8
 
 
 def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
     """Makes the state before the first update: `Learner.init`."""
     checks.key(key)
-    params = init(jax.random.fold_in(key, _INIT), rule.model)
+    params = init(jax.random.fold_in(key, Role.INIT), rule.model)
     if backbone is not None:
         params = params._replace(backbone=backbone)
         checks.params(rule.model, params)
     elif rule.frozen:
         raise ValueError("init needs a trained backbone: init(key, params.backbone)")
+    key_spectral = jax.random.fold_in(key, Role.SPECTRAL)
     persistent: Latents = ()
     if rule.model.energy is not None and rule.options.persistent_chains:
-        key_chains = jax.random.fold_in(key, _CHAINS)
+        key_chains = jax.random.fold_in(key, Role.REINIT)
         keys = jax.random.split(key_chains, rule.options.persistent_chains)
         persistent = start_positions(keys, rule.model, params, rule.chain)
     return LearnerState(
@@ -89,7 +94,9 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         ema=params,
         opt_state=rule.optimizer.init(trainable(params, rule.frozen)),
         persistent=persistent,
-        spectral=_spectral_vectors(rule, jax.random.fold_in(key, _SPECTRAL), params),
+        spectral=_spectral_vectors(
+            rule, jax.random.fold_in(key, Role.SPECTRAL), params
+        ),
     )
 
 

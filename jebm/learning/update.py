@@ -10,11 +10,8 @@ from jebm import chains, checks, persistent, spectral
 from jebm.kernels import ANCESTRAL
 from jebm.langevin import global_norm
 from jebm.learning.losses import Batch, Found
-from jebm.learning.state import LearnerState, Rule
+from jebm.learning.state import LearnerState, Role, Rule
 from jebm.model import Params, float_dtype, merge, trainable
-
-# What an update's key is folded with, so that no two draws share their noise.
-_POSTERIOR, _PRIOR, _REINIT = 0, 1, 2
 
 
 def update(
@@ -31,8 +28,10 @@ def update(
     x = x.astype(float_dtype(state.params))
     index = jnp.arange(x.shape[0]) if index is None else index
     positive_keys, prior_keys, reinit_keys = (
-        chains.example_keys(jax.random.fold_in(key, role), index)
-        for role in (_POSTERIOR, _PRIOR, _REINIT)
+        chains.example_keys(
+            jax.random.fold_in(jax.random.fold_in(key, role), state.step), index
+        )
+        for role in (Role.POSTERIOR, Role.PRIOR, Role.REINIT)
     )
     positive, info = _posterior_samples(rule, positive_keys, state.params, x)
     negative = eps = None

@@ -11,10 +11,16 @@ from tests.experiments.runs import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+# Libraries that a page is about; BlackJAX needs jax 0.9.
+NEEDS = {"samplers.md": ("blackjax", "numpyro")}
+
+
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if pages.blocks(p)], ids=lambda page: page.name
 )
 def test_code_of_a_page_runs(page, trained_run, tmp_path, monkeypatch):
+    for library in NEEDS.get(page.name, ()):
+        pytest.importorskip(library, reason=f"{page.name} is about {library}")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(trained_run)
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,8 @@ from jebm import chains, checkpoints, spec
 from jebm.backbones.vector import Vector
 from jebm.chains import draw_noise, example_keys, to_eps
 from jebm.hierarchy import infer
-from jebm.learning import losses, update
+from jebm.learning import losses
+from jebm.learning.state import Role
 from tests.experiments.runs import contents, metrics, run, state_digests
 from tests.models import random_params
 
@@ -412,9 +413,7 @@ def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
 
     def latents(device):  # what the norm has seen there
         index = np.arange(8) + 8 * device
-        step_key = jax.random.fold_in(key, learning.Role.LEARNING)
-        step_key = jax.random.fold_in(step_key, 0)
-        role = jax.random.fold_in(step_key, update._POSTERIOR)
+        role = jax.random.fold_in(jax.random.fold_in(key, Role.POSTERIOR), 0)
         x = datasets.to_unit(images[device])
         keys = example_keys(role, index)
         noise = draw_noise(keys, built, state.learner.params)

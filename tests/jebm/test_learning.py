@@ -16,6 +16,7 @@ import jebm
 from jebm import chains, checkpoints, learning, objectives
 from jebm.chains import ChainEnd, to_eps, to_latents
 from jebm.densities import logdensity
+from jebm.learning.state import Role
 from tests.jebm.test_objectives import negative_log_likelihood
 from tests.models import grid_nodes, random_params, small_model
 from tests.precision import enable_x64
@@ -281,7 +282,7 @@ def test_second_stage_descends_the_contrast_by_quadrature(x64, monkeypatch):
     state = learner.init(KEY, params.backbone)
     state = dataclasses.replace(state, params=params)
     got = gradient_of_update(learner, state, x)
-    keys = chains.example_keys(jax.random.fold_in(KEY, 0), jnp.arange(num))
+    keys = step_keys(Role.POSTERIOR, num)
     noise = chains.draw_noise(keys, model, params)
     positive = chains.encode(model, params, x, noise)[0]
 
@@ -326,11 +327,16 @@ def test_penalties_are_those_of_the_options(x64):
     np.testing.assert_allclose(off["prior_eps_square"], (eps**2).mean())
 
 
+def step_keys(role, num, step=0):
+    key = jax.random.fold_in(jax.random.fold_in(KEY, role), step)
+    return chains.example_keys(key, jnp.arange(num))
+
+
 def drawn(model, params, x):
-    """The samples of an update with key KEY: its roles are 0 and 1."""
+    """The samples of a first update with key KEY."""
     found = []
-    for role, given in ((0, x), (1, None)):
-        keys = chains.example_keys(jax.random.fold_in(KEY, role), jnp.arange(len(x)))
+    for role, given in ((Role.POSTERIOR, x), (Role.PRIOR, None)):
+        keys = step_keys(role, len(x))
         found.append(chains.run_chains(keys, model, params, STEP, x=given).latents)
     return found
 
