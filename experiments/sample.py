@@ -31,10 +31,20 @@ def open_run(config, path: pathlib.Path):
     check_log(config)
     workdir.check_settings(path, config, "read")
     splits = datasets.load(**config.data)
-    model = build_model(config, splits["test"].images.shape[1:])
+    model = read_model(config, path)
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})
     return model, items["ema"], step, splits
+
+
+def read_model(config, path: pathlib.Path) -> jebm.Model:
+    """The model of the run in `path`, as its model.json has it, with config's chains."""
+    spec = workdir.read_json(path / "model.json")
+    own = {"chains": workdir.plain(config)["chains"], "remat": config.remat}
+    try:
+        return jebm.build(spec | own)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path / 'model.json'}: {error}") from error
 
 
 def write_samples(config, folder, model, params, split, step) -> list[pathlib.Path]:

@@ -32,7 +32,6 @@ from experiments.prefetch import Prefetch
 from experiments.sample import (
     build_model,
     check_log,
-    model_spec,
     restore_aloud,
     write_samples,
 )
@@ -180,7 +179,7 @@ def train(config, path: pathlib.Path) -> None:
             )
         with parallel.together():
             if first_process:
-                workdir.write_settings(path, config, model_spec(config, image_shape))
+                workdir.write_settings(path, config, jebm.to_spec(model))
         if first == last:
             print(f"{path} is trained already, for {first} steps.")
         else:

@@ -23,7 +23,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jebm import checks
+from jebm import checks, types
 from jebm.hierarchy import (
     Latents,
     given,
@@ -124,7 +124,9 @@ def _z_logdensity(model, params, latents, x):
     return logdensity(model, params, latents, space="z", x=x)
 
 
-def prior_logdensity(model: Model, params: Params, latents: Latents) -> jax.Array:
+def prior_logdensity(
+    model: Model, params: Params, latents: types.Latents
+) -> types.PerExample:
     """log p_beta(z) - E(z), the joint EBM prior (arXiv 2306.06323) up to log Z.
 
     Args:
@@ -152,8 +154,8 @@ def prior_logdensity(model: Model, params: Params, latents: Latents) -> jax.Arra
 
 
 def joint_logdensity(
-    model: Model, params: Params, x: jax.Array, latents: Latents
-) -> jax.Array:
+    model: Model, params: Params, x: types.Images, latents: types.Latents
+) -> types.PerExample:
     """log p(x | z) + log p_beta(z) - E(z), up to log Z.
 
     Args:

@@ -5,11 +5,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from jebm import checks
+from jebm import checks, types
 from jebm.chains import decode, reach
 from jebm.densities import one_chain
-from jebm.hierarchy import Latents
 from jebm.langevin import normal_like
 from jebm.model import Model, Params, float_dtype
 
@@ -32,7 +32,7 @@ class LogDensity:
     params: Params
     x: jax.Array | None
 
-    def __call__(self, position: Latents) -> jax.Array:
+    def __call__(self, position: types.Position) -> types.Scalar:
         """Returns the log-density of eps, in nats, up to log Z.
 
         Args:
@@ -43,7 +43,7 @@ class LogDensity:
         """
         return one_chain(self.model, self.params, "eps", self.x, 1.0)(position)
 
-    def potential(self, position: Latents) -> jax.Array:
+    def potential(self, position: types.Position) -> types.Scalar:
         """Returns minus the log-density, [] in nats: numpyro's potential."""
         return -self(position)
 
@@ -52,17 +52,17 @@ class LogDensity:
         """Latent units in all: the dimension of a position."""
         return sum(math.prod(shape) for shape in self.model.backbone.latent_shapes)
 
-    def init(self, key: jax.Array) -> Latents:
+    def init(self, key: types.Key) -> types.Position:
         """Draws a position to start at, from N(0, I): a draw of the untilted prior."""
         dtype = float_dtype(self.params)
         shapes = self.model.backbone.latent_shapes
         return normal_like(key, tuple(jnp.zeros(shape, dtype) for shape in shapes))
 
-    def latents(self, position: Latents) -> Latents:
+    def latents(self, position: types.Position) -> types.Position:
         """Maps eps to z = T(eps), a tuple bottom to top of [*shape_i]."""
         return jax.tree.map(lambda z: z[0], self._reached(position)[0])
 
-    def image(self, position: Latents) -> jax.Array:
+    def image(self, position: types.Position) -> Float[jax.Array, "h w c"]:
         """Maps eps to E[x | T(eps)], [H, W, C] in [0, 1]."""
         return decode(self.model, self.params, *self._reached(position))[0]
 
@@ -72,7 +72,7 @@ class LogDensity:
 
 
 def logdensity_fn(
-    model: Model, params: Params, x: jax.Array | None = None
+    model: Model, params: Params, x: types.Image | None = None
 ) -> LogDensity:
     """Makes the log-density of one position that other libraries' samplers take.
 

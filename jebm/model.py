@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jebm import types
 from jebm.energies import reads_state
-from jebm.hierarchy import Latents, given, has_encoder, infer, top_down, transport
+from jebm.hierarchy import given, has_encoder, infer, top_down, transport
 from jebm.kernels import ENCODED, Chains, Langevin
 from jebm.likelihoods import Gaussian
 
@@ -119,7 +120,7 @@ def merge(params: Params, learned: Params) -> Params:
 
 
 def init(
-    key: jax.Array, model: Model, dtype: jax.typing.DTypeLike | None = None
+    key: types.Key, model: Model, dtype: jax.typing.DTypeLike | None = None
 ) -> Params:
     """Draws initial parameters.
 
@@ -193,8 +194,8 @@ _compiled_init = functools.partial(
 
 
 def energy(
-    model: Model, params: Params, latents: Latents, state: Any = None
-) -> jax.Array:
+    model: Model, params: Params, latents: types.Latents, state: Any = None
+) -> types.PerExample:
     """E(z) in nats, [B]; 0 for a Gaussian prior.
 
     `state` is that of `jebm.hierarchy.top_down` at `latents`, for a caller that has it;

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jebm import checks, mala
+from jebm import checks, mala, types
 from jebm.chains import example_keys, start_positions, to_eps
 from jebm.densities import one_chain
 from jebm.hierarchy import Latents, has_encoder
@@ -74,7 +74,7 @@ class LogZCheck(NamedTuple):
 
 
 def log_z(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
     *,
@@ -118,10 +118,10 @@ def log_z(
 
 
 def log_z_given(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    above: Latents,
+    above: types.Latents,
     *,
     num_particles: int = 100,
     num_temperatures: int = 500,
@@ -156,10 +156,10 @@ def log_z_given(
 
 
 def log_likelihood(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     *,
     log_z: jax.typing.ArrayLike,
     start: str = "prior",
@@ -199,10 +199,10 @@ def log_likelihood(
 
 
 def reverse_log_z(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    latents: Latents,
+    latents: types.Latents,
     schedule: Schedule,
 ) -> Estimate:
     """Estimates log Z by annealing backwards from samples of the tilted prior.
@@ -238,10 +238,10 @@ def reverse_log_z(
 
 
 def check_log_z(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    latents: Latents,
+    latents: types.Latents,
     *,
     num_particles: int = 500,
     num_temperatures: int = 500,
@@ -313,12 +313,12 @@ def check_log_z(
 
 
 def tune(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
     *,
-    x: jax.Array | None = None,
-    above: Latents = (),
+    x: types.Images | None = None,
+    above: types.Latents = (),
     start: str = "prior",
     num_temperatures: int = 500,
 ) -> Schedule:

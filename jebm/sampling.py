@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from jebm import checks
+from jebm import checks, types
 from jebm.chains import decode, example_keys, override, run_chains
-from jebm.hierarchy import Latents
 from jebm.kernels import ANCESTRAL, STARTS, Chain, Chains
 from jebm.model import Model, Params, check_chains, float_dtype
 
@@ -19,12 +19,12 @@ from jebm.model import Model, Params, check_chains, float_dtype
 class Samples(NamedTuple):
     """Images and the latents they were decoded from."""
 
-    x: jax.Array  # [N, H, W, C] in [0, 1], the decoder's mean
-    latents: Latents  # z, bottom to top, each [N, *shape_i]
+    x: Float[jax.Array, "n h w c"]  # in [0, 1], the decoder's mean
+    latents: types.Latents  # z, bottom to top, each [N, *shape_i]
 
 
 def sample(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
     num_samples: int,
@@ -34,7 +34,7 @@ def sample(
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
-    above: Latents = (),
+    above: types.Latents = (),
 ) -> Samples:
     """Draws images from the model.
 
@@ -91,16 +91,16 @@ def _sample(keys, model, params, chain, temperature, above):
 
 
 def posterior_sample(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     *,
     kernel: Chain | None = None,
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
     start: str | None = None,
-) -> Latents:
+) -> types.Latents:
     """Draws latents of p(z | x): by a chain, an encoder, or one after the other.
 
     Args:
@@ -135,16 +135,16 @@ def posterior_sample(
 
 
 def reconstruct(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     *,
     kernel: Chain | None = None,
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
     start: str | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "n h w c"]:
     """Decodes `posterior_sample(...)`; arguments and errors are its own.
 
     Returns:

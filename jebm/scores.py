@@ -16,8 +16,9 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from jebm import checks
+from jebm import checks, types
 from jebm.chains import draw_noise, example_keys, prior_chain, run_chains
 from jebm.hierarchy import given, infer, log_prior, top_down
 from jebm.kernels import Chain, Chains
@@ -26,16 +27,16 @@ from jebm.objectives import PosteriorTerms, posterior_terms
 
 
 def score(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     k: int = 0,
     *,
     num_samples: int = 1,
     kernel: Chain | None = None,
     posterior: Chain | None = None,
-) -> jax.Array:
+) -> types.PerExample:
     """Returns score(k) of each image; minus score(0) is an anomaly score.
 
     Args:
@@ -73,10 +74,10 @@ def score(
 
 
 def score_terms(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     k: int = 0,
     *,
     num_samples: int = 1,
@@ -102,16 +103,16 @@ def score_terms(
 
 
 def log_likelihood_ratio(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     k: int,
     *,
     num_samples: int = 1,
     kernel: Chain | None = None,
     posterior: Chain | None = None,
-) -> jax.Array:
+) -> types.PerExample:
     """Returns LLR^{>k} = score(0) - score(k) of each image, of the same z_{>k}.
 
     What the lowest k layers gain by having seen the image. Low layers explain any
@@ -139,16 +140,16 @@ def log_likelihood_ratio(
 
 
 def bound(
-    key: jax.Array,
+    key: types.Key,
     model: Model,
     params: Params,
-    x: jax.Array,
+    x: types.Images,
     k: int = 0,
     *,
     num_samples: int = 1,
     importance: bool = False,
     log_z: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
+) -> types.PerExample:
     """bound(k) of each image, a lower bound of log p(x) in expectation.
 
     Args:
@@ -205,8 +206,8 @@ def bound(
 
 
 def importance_log_weights(
-    key: jax.Array, model: Model, params: Params, x: jax.Array, num_samples: int
-) -> jax.Array:
+    key: types.Key, model: Model, params: Params, x: types.Images, num_samples: int
+) -> Float[jax.Array, "n samples"]:
     """Weighs samples of the encoder: log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ].
 
     `partition.estimate` of it, minus log Z, is log p(x) with an error and effective

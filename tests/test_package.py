@@ -81,7 +81,7 @@ def test_wheel_says_what_it_needs(wheel):
         for r in about.get_all("Requires-Dist")
         if "extra ==" not in r
     }
-    assert needed == {"jax", "flax", "numpy", "orbax-checkpoint"}
+    assert needed == {"jax", "flax", "jaxtyping", "numpy", "orbax-checkpoint"}
     licences = [n for n in archive.namelist() if n.endswith("LICENSE")]
     assert len(licences) == 1
 

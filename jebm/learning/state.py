@@ -94,9 +94,7 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         ema=params,
         opt_state=rule.optimizer.init(trainable(params, rule.frozen)),
         persistent=persistent,
-        spectral=_spectral_vectors(
-            rule, jax.random.fold_in(key, Role.SPECTRAL), params
-        ),
+        spectral=_spectral_vectors(rule, key_spectral, params),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import command_line, datasets, main, workdir
 from experiments.configs import default
-from jebm import model
+from jebm import kernels, spec
 from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
 CONFIG_NAMES = (
@@ -132,11 +132,11 @@ def test_help_names_modes_and_settings_that_exist():
     ("override", "known"),
     [
         ("data.name", datasets.LOADERS),
-        ("backbone.name", model.BACKBONES),
-        ("energy.name", model.ENERGIES),
-        ("likelihood.name", model.LIKELIHOODS),
-        ("chains.prior.space", model.SPACES),
-        ("chains.posterior.start", model.STARTS),
+        ("backbone.name", spec.BACKBONES),
+        ("energy.name", spec.ENERGIES),
+        ("likelihood.name", spec.LIKELIHOODS),
+        ("chains.prior.space", kernels.SPACES),
+        ("chains.posterior.start", kernels.STARTS),
         ("prior", ["ebm", "gaussian"]),
         ("learning.method", ["mle", "variational"]),
         ("eval.protocol", ["classifier"]),
