@@ -38,7 +38,7 @@ def open_run(config, path: pathlib.Path):
 
 
 def read_model(config, path: pathlib.Path) -> jebm.Model:
-    """The model of the run in `path`, as its model.json has it, with config's chains."""
+    """The model that model.json of `path` holds, with the chains of config."""
     spec = workdir.read_json(path / "model.json")
     own = {"chains": workdir.plain(config)["chains"], "remat": config.remat}
     try:

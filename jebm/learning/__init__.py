@@ -1,9 +1,4 @@
-"""Learning rules of the joint EBM prior, each a pair of pure functions.
-
-learner = jebm.variational(model, chain, optax.adam(1e-3))
-state = learner.init(key)
-state, info = learner.update(key, state, x)
-"""
+"""Learning rules of the joint EBM prior: see `learners`."""
 
 from jebm.divergence import Limits, violated_limits
 from jebm.learning.learners import maximum_likelihood, second_stage, variational

@@ -16,6 +16,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from jebm import checks
 from jebm.hierarchy import has_encoder
@@ -146,4 +147,10 @@ def _rule(model, chain, optimizer, options, encoder=False, **others):
 def _learner(rule, loss, *arguments):
     # Compiled, so that a plain loop is fast; inside a caller's jit nothing changes.
     step = jax.jit(functools.partial(update, rule, functools.partial(loss, *arguments)))
-    return Learner(functools.partial(start, rule), step)
+
+    def checked(key, state, x, index=None):
+        if isinstance(x, np.ndarray):  # its values are known without waiting
+            checks.images(rule.model, x)
+        return step(key, state, x, index)
+
+    return Learner(functools.partial(start, rule), checked)

@@ -43,11 +43,11 @@ class Learner(NamedTuple):
     variables of a trained backbone, `params.backbone`.
 
     `update(key, state, x, index=None) -> (LearnerState, info)` takes a step on images
-    `x` [B, H, W, C], floating-point in [0, 1]. Example n draws from the typed key, from
-    `state.step`, so that one key will do for all steps, and from `index[n]`, its number
-    in a batch that is spread over devices, or else n. `info` has means over the batch
-    by name, [] each: terms of the loss in nats, the gap of the energies, norms of
-    gradients.
+    `x` [B, H, W, C] in [0, 1]; of NumPy arrays the range is checked. Example n draws
+    from the typed key, from `state.step`, so that one key will do for all steps, and
+    from `index[n]`, its number in a batch that is spread over devices, or else n.
+    `info` has means over the batch by name, [] each: terms of the loss in nats, the gap
+    of the energies, norms of gradients.
     """
 
     init: Callable[..., LearnerState]

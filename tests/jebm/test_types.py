@@ -1,5 +1,7 @@
 """The axes that annotations promise are those of what comes and goes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +82,7 @@ def test_log_density_keeps_what_it_promises(model, params):
         for name in ("__call__", "potential", "latents", "image"):
             method = checked(getattr(jebm.LogDensity, name))
             method(logdensity, position)
-            jax.jit(lambda p, method=method: method(logdensity, p))(position)
+            jax.jit(functools.partial(method, logdensity))(position)
 
 
 def test_what_is_wrong_is_found(model, params):
