@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import datasets, guard, learning, parallel, train, workdir
+from experiments import datasets, guard, learning, parallel, steps, train, workdir
 from experiments.command_line import ConfigError
 from jebm import checkpoints
 
@@ -105,34 +105,30 @@ def _train_lanes(config, path, model, lanes, names):
     batches = [
         datasets.training_batches(config, lane.images, lane.seed) for lane in lanes
     ]
+
+    def feed(step):
+        return np.stack([lane(step) for lane in batches])[None]
+
     step_fn = parallel.pmap(jax.vmap(lane_step), devices)
     diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)
     state = parallel.replicate(state, devices)
-    last, pending = config.learning.num_steps, []
+    last = config.learning.num_steps
     with (
         contextlib.closing(history),
         checkpoints.manager(path, config.log.keep) as manager,
-        tqdm(
-            initial=step, total=last, unit="step", desc=str(path), disable=None
-        ) as progress,
+        tqdm(initial=step, total=last, unit="step", disable=None) as progress,
     ):
-        while step < last:
-            batch = np.stack([lane(step) for lane in batches])[None]
-            state, metrics = step_fn((keys, traced), state, batch)
-            step += 1
-            pending.append(metrics)
-            progress.update()
-            if step % config.log.every and step != last:
-                continue
-            values = parallel.unreplicate(pending)
-            values = {k: np.mean([v[k] for v in values], axis=0) for k in values[0]}
-            pending = []
+        loop = steps.intervals(
+            step_fn, (keys, traced), state, feed, progress, first=step, last=last,
+            every=config.log.every,
+        )  # fmt: skip
+        for step, state, values, batch, _ in loop:
             if step % config.log.diagnose_every == 0 or step == last:
                 found = diagnose_fn((keys, traced), state, batch[:, :, :16])
                 values |= parallel.unreplicate(found)
             wrong = history.add(step, values, config.guard)
             said = f"{wrong}/{len(lanes)} beyond the limits"
-            progress.set_postfix_str(said)
+            progress.set_postfix_str(f"{said}, in {path}")
             if progress.disable:
                 print(f"{path}: step {step}/{last}: {said}", flush=True)
             if step % config.log.checkpoint_every == 0 or step == last:

@@ -89,9 +89,10 @@ def scale_energy_updates(state: LearnerState, factor: float) -> LearnerState:
 
 def create_learner(learning, model: jebm.Model, reduce=lambda tree: tree) -> Learner:
     """The learner that config.learning asks for; `reduce` as of `learning.Options`."""
+    steps = learning.persistent_steps if learning.persistent_chains else None
     options = jebm.learning.Options(
         persistent_chains=learning.persistent_chains,
-        persistent_steps=learning.persistent_steps,
+        persistent_steps=steps,
         reinit_probability=learning.restart_fraction,
         gradient_penalty=learning.gradient_penalty,
         energy_penalty=learning.energy_penalty,

@@ -4,7 +4,6 @@ import contextlib
 import math
 import pathlib
 import shutil
-import time
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from experiments import (
     parallel,
     pictures,
     report,
+    steps,
     stop,
     two_stage,
     workdir,
@@ -214,7 +214,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
     devices, first_process = parallel.devices(), parallel.is_first()
     num_here = parallel.num_here(devices)
     step, last = int(state.learner.step), config.learning.num_steps
-    first, guarded = step, state.guard
+    guarded = state.guard
     key = jax.random.key(config.seed)
     batches = datasets.training_batches(
         config,
@@ -234,10 +234,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
         initial=step, total=last, unit="step", disable=silent, ncols=columns
     )
     replicated = learning.distribute(state, devices)
-    pending, clock, warned = [], _Clock(), set()
-
-    def due(interval):
-        return step % interval == 0 or step == last
+    warned, alone = set(), jax.process_count() == 1
 
     with asked.saving(), contextlib.ExitStack() as files, progress:
         files.enter_context(contextlib.closing(feed))
@@ -245,58 +242,35 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
             manager = files.enter_context(checkpoints.manager(path, config.log.keep))
             metrics = workdir.Metrics(path, step, int(guarded.rescues))
             files.enter_context(contextlib.closing(metrics))
-        progress.set_description("compiling")
-        while step < last:
-            images = feed(step)
-            replicated, values = step_fn(key, replicated, images)
-            step += 1
-            pending.append(values)
-            clock.add(config.learning.batch_size)
-            progress.update()
-            if step == first + 1:  # it compiled
-                jax.block_until_ready(values)
-                progress.set_description("training")
-                progress.unpause()
-                clock.restart()
-            alone = jax.process_count() == 1
-            if not (due(config.log.every) or (asked and alone)):
-                continue
 
-            values = _mean_metrics(pending) | clock.rate()
-            pending = []
-            if due(config.log.diagnose_every):
-                few = images[:, : max(1, _NUM_DIAGNOSED // len(devices))]
-                found = diagnose_fn(key, replicated, few)
-                values |= _mean_metrics([found])
-                _warn_of_stiffness(progress, step, values, warned)
-            if model.energy is not None:
-                values["rescues"] = int(guarded.rescues)
-            _show(progress, step, values)
-            wrong = guard.verdict(values, config.guard)
-            stopping, save = parallel.agree(asked, due(config.log.checkpoint_every))
-            if save or stopping:
-                saved = checkpoint_items(learning.collect(replicated))
-                wrong = wrong or guard.verdict(_sums(saved), config.guard)
-            [any_wrong] = parallel.agree(wrong)
-            if any_wrong:
-                wrong = wrong or "another process has found values beyond the limits"
-                state = create_state(config, model, backbone)
-                with parallel.together():
-                    if first_process:
-                        metrics.write(step, values)
-                        state, said = _rescue(
-                            config, path, state, model, step, wrong, guarded
-                        )
-                        progress.write(said)
-                        back, rescues = state.learner.step, state.guard.rescues
-                        metrics.rewind(int(back), int(rescues), said)
-                        manager.reload()
-                        report.write(path)
-                state = parallel.share(state)
-                replicated = learning.distribute(state, devices)
-                step, guarded = int(state.learner.step), state.guard
-                progress.n = step
-            else:
+        def due(interval):
+            return step % interval == 0 or step == last
+
+        while step < last:
+            loop = steps.intervals(
+                step_fn, key, replicated, feed, progress, first=step, last=last,
+                every=config.log.every, stop=lambda: bool(asked and alone),
+            )  # fmt: skip
+            for step, replicated, values, images, rate in loop:
+                values = {name: float(value) for name, value in values.items()}
+                if rate is not None:
+                    values["images_per_second"] = rate * config.learning.batch_size
+                if due(config.log.diagnose_every):
+                    few = images[:, : max(1, _NUM_DIAGNOSED // len(devices))]
+                    found = steps.means([diagnose_fn(key, replicated, few)])
+                    values |= {name: float(value) for name, value in found.items()}
+                    _warn_of_stiffness(progress, step, values, warned)
+                if model.energy is not None:
+                    values["rescues"] = int(guarded.rescues)
+                _show(progress, step, values)
+                wrong = guard.verdict(values, config.guard)
+                stopping, save = parallel.agree(asked, due(config.log.checkpoint_every))
+                if save or stopping:
+                    saved = checkpoint_items(learning.collect(replicated))
+                    wrong = wrong or guard.verdict(_sums(saved), config.guard)
+                [any_wrong] = parallel.agree(wrong)
+                if any_wrong:
+                    break
                 with parallel.together():
                     if first_process:
                         metrics.write(step, values)
@@ -310,8 +284,25 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
                         f"Stopped at step {step}, which is saved in {path}: the same "
                         "command goes on from there."
                     )
-            progress.unpause()  # saving and drawing is not training
-            clock.restart()
+            else:
+                return
+            wrong = wrong or "another process has found values beyond the limits"
+            state = create_state(config, model, backbone)
+            with parallel.together():
+                if first_process:
+                    metrics.write(step, values)
+                    state, said = _rescue(
+                        config, path, state, model, step, wrong, guarded
+                    )
+                    progress.write(said)
+                    back, rescues = state.learner.step, state.guard.rescues
+                    metrics.rewind(int(back), int(rescues), said)
+                    manager.reload()
+                    report.write(path)
+            state = parallel.share(state)
+            replicated = learning.distribute(state, devices)
+            step, guarded = int(state.learner.step), state.guard
+            progress.n = step
 
 
 def draw(config, path, model, params, split, step) -> None:
@@ -387,34 +378,6 @@ def checkpoint_items(state: learning.TrainState) -> dict[str, Any]:
     """What is saved of a state, by item of `jebm.checkpoints`."""
     learner = dict(vars(state.learner))
     return {"ema": learner.pop("ema"), "train_state": learner | {"guard": state.guard}}
-
-
-class _Clock:
-    """Speed of training alone; read it when the device has finished."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self):
-        self._started, self._images = time.perf_counter(), 0
-
-    def add(self, images):
-        self._images += images
-
-    def rate(self):
-        if not self._images:
-            return {}
-        return {
-            "images_per_second": self._images / (time.perf_counter() - self._started)
-        }
-
-
-def _mean_metrics(pending):
-    pending = parallel.unreplicate(pending)
-    return {
-        name: float(np.mean([values[name] for values in pending]))
-        for name in pending[0]
-    }
 
 
 _SHOWN = {

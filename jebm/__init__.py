@@ -24,11 +24,11 @@ from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.distributions import Normal
 from jebm.kernels import MALA, Chains, Langevin, Tempered
 from jebm.learning import maximum_likelihood, second_stage, variational
-from jebm.logdensity import LogDensity, logdensity_fn
 from jebm.model import Model, Params, energy, init
 from jebm.pretrained import load_pretrained
 from jebm.sampling import Samples, posterior_sample, reconstruct, sample
 from jebm.spec import build, to_spec
+from jebm.target import LogDensity, logdensity_fn
 
 __version__ = "0.1.0"
 __all__ = [

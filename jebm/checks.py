@@ -6,6 +6,8 @@ are the only values on a device that are looked at, by one transfer of two numbe
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,8 @@ def integer(name: str, value, least: int = 0) -> None:
 def number(name: str, value, most: float = math.inf) -> None:
     """Demands a finite number in [0, most]; a jax.Array is taken on trust."""
     if not 0 <= _number(name, value) <= most:
-        raise ValueError(f"{name} must lie in [0, {most}], got {value!r}")
+        due = "be at least 0" if most == math.inf else f"lie in [0, {most}]"
+        raise ValueError(f"{name} must {due}, got {value!r}")
 
 
 def one_of(name: str, value, known) -> None:
@@ -74,15 +77,74 @@ def _number(name, value):
     return number
 
 
-def chain(value, default):
+def chain(value, default, name: str = "kernel"):
     """Demands a chain of `jebm.kernels`; None becomes `default`."""
     if value is None:
         return default
     if not isinstance(value, Chain):
         raise ValueError(
-            f"kernel must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got {value!r}"
+            f"{name} must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got {value!r}"
         )
     return value
+
+
+def instance(name: str, value, cls: type) -> None:
+    """Demands an object of a class."""
+    if not isinstance(value, cls):
+        raise ValueError(f"{name} must be a {cls.__name__}, got {_describe(value)}")
+
+
+def optimizer(value) -> None:
+    """Demands a pair of `init` and `update`, as optax has it."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise ValueError(
+            f"optimizer must be an optax.GradientTransformation, got {value!r:.60}"
+        )
+
+
+def backbone(model, value) -> None:
+    """Demands the variables of a trained backbone, `params.backbone`."""
+    if not isinstance(value, Mapping) or "params" not in value:
+        raise ValueError(
+            f"backbone must be the variables `params.backbone`, got {_describe(value)}"
+        )
+    expected = jax.eval_shape(model_lib.init, jax.random.key(0), model)
+    params(model, expected._replace(backbone=value))
+
+
+def persistent(num: int, batch_size: int, held) -> None:
+    """Demands the persistent chains that the options ask for, of whole batches."""
+    found = held[0].shape[0] if held else 0  # of several devices, the share of one
+    if bool(found) != bool(num) or (found and num % found):
+        raise ValueError(
+            f"state holds {found} persistent chains, and options.persistent_chains is "
+            f"{num}: begin with `init` of this learner"
+        )
+    if found % batch_size:
+        raise ValueError(
+            "persistent_chains must be a multiple of the batch size, got "
+            f"{found} for {batch_size} images"
+        )
+
+
+def index(value, num: int) -> None:
+    """Demands the numbers of the examples of a batch, [num] integers."""
+    kind: Any = getattr(value, "dtype", object)
+    if np.shape(value) != (num,) or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f"index must be integers [{num}], got {_describe(value)}")
+
+
+def position(model, value) -> None:
+    """Demands one position, a tuple of [*shape_i] without a batch axis."""
+    shapes = tuple(map(tuple, model.backbone.latent_shapes))
+    got: Any = _describe(value)
+    if isinstance(value, tuple | list):
+        got = tuple(getattr(leaf, "shape", None) for leaf in value)
+    if got != shapes:
+        raise ValueError(
+            f"position must be a tuple of one array per layer, of shapes {shapes}, got "
+            f"{got}"
+        )
 
 
 def images(model, x) -> None:

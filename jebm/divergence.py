@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jebm.hierarchy import Latents
 
@@ -48,6 +49,8 @@ def violated_limits(info: Mapping[str, float], limits: Limits = Limits()) -> lis
       >>> violated_limits({"loss_nats": float("nan"), "grad_norm": float("inf")})
       ['grad_norm, loss_nats not finite']
     """
+    if any(np.ndim(value) for value in info.values()):
+        raise ValueError("info must hold scalars: take one of vmapped updates")
     if wrong := sorted(n for n, v in info.items() if not math.isfinite(v)):
         return [f"{', '.join(wrong)} not finite"]
     return [

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jebm import langevin, mala, tempering
 from jebm.names import unknown
@@ -25,7 +26,9 @@ STARTS = ("normal", "prior", *ENCODED)
 
 
 def _check_step_size(value):
-    """Demands a positive, finite number; an array [] is taken on trust."""
+    """Demands a positive, finite number; a jax.Array [] is taken on trust."""
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()  # known without waiting for a device
     if hasattr(value, "dtype"):
         if value.shape:
             got = f"{value.dtype}{list(value.shape)}"

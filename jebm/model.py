@@ -48,6 +48,7 @@ class Model:
     remat: bool = False
 
     def __post_init__(self):
+        _check_parts(self)
         if not isinstance(self.remat, bool):
             raise ValueError(f"remat must be True or False, got {self.remat!r}")
         # Frozen: these are set once, to what was left open.
@@ -76,10 +77,36 @@ class Model:
         return self.backbone.clone(output_shape=outputs)
 
 
+def _check_parts(model):
+    """Refuses parts that are of another kind: classes, functions, names."""
+    shape, likelihood = model.image_shape, model.likelihood
+    whole = isinstance(shape, tuple) and len(shape) == 3
+    if not whole or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(
+            f"image_shape must be three positive integers (H, W, C), got {shape!r}"
+        )
+    if not isinstance(model.backbone, nn.Module):
+        raise ValueError(f"backbone must be a Linen module, got {model.backbone!r}")
+    if not isinstance(model.energy, nn.Module | None):
+        raise ValueError(
+            f"energy must be a Linen module or None, got {model.energy!r}; "
+            "jebm.energies.Function makes one of functions"
+        )
+    if isinstance(likelihood, type) or not hasattr(likelihood, "log_prob"):
+        raise ValueError(
+            f"likelihood must be one of jebm.likelihoods, got {likelihood!r}"
+        )
+    if not isinstance(model.chains, Chains):
+        raise ValueError(f"chains must be a jebm.Chains, got {model.chains!r}")
+
+
 def check_chains(backbone: nn.Module, chains: Chains) -> None:
     """Raises a ValueError where a chain starts at an encoder that is not there."""
     if chains.prior.start in ENCODED:
-        raise ValueError("the prior chain has no image to start at an encoder with")
+        raise ValueError(
+            "start of the prior chain must be 'normal' or 'prior', as it has no image, "
+            f"got {chains.prior.start!r}"
+        )
     posterior = chains.posterior
     if posterior and posterior.start in ENCODED and not has_encoder(backbone):
         raise ValueError(
@@ -209,19 +236,27 @@ def energy(
       0.0
     """
     layers = len(model.backbone.latent_shapes)
-    if len(latents) != layers:
-        raise ValueError(f"latents must have {layers} layers, got {len(latents)}")
+    if not isinstance(latents, tuple | list) or len(latents) != layers:
+        got = len(latents) if isinstance(latents, tuple | list) else type(latents)
+        raise ValueError(f"latents must be a tuple of {layers} layers, got {got}")
     if model.energy is None:
         return jnp.zeros_like(latents[0], shape=latents[0].shape[:1])
-    if not reads_state(model.energy):
-        return model.energy.apply(params.energy, latents)
-    if state is None:
+    seen: tuple[Any, ...] = (latents,)
+    if reads_state(model.energy) and state is None:
 
         def reached(backbone):
             return top_down(backbone, latents[0].shape[0], given(latents))[2]
 
         state = nn.apply(reached, model.backbone)(params.backbone)
-    return model.energy.apply(params.energy, latents, state)
+    if reads_state(model.energy):
+        seen = (latents, state)
+    value: Any = model.energy.apply(params.energy, *seen)
+    if jnp.shape(value) != latents[0].shape[:1]:
+        raise ValueError(
+            f"the energy must return one value per example, {latents[0].shape[:1]}, "
+            f"got {jnp.shape(value)}"
+        )
+    return value
 
 
 def float_dtype(params: Params) -> jnp.dtype:

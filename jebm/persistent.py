@@ -25,9 +25,6 @@ def read(chains: PyTree, step: jax.Array, batch_size: int) -> PyTree:
     Returns:
       Leaves [B, ...].
 
-    Raises:
-      ValueError: unless num is a multiple of B.
-
     Example:
       >>> read(jnp.arange(6), jnp.int32(1), 2)  # examples have 0, 1, 2 and 3, 4, 5
       Array([1, 4], dtype=int32)
@@ -81,9 +78,4 @@ def reinitialise(
 
 def _slots(chains, batch_size):
     """[num, ...] as [B, num / B, ...]."""
-    if chains.shape[0] % batch_size:
-        raise ValueError(
-            "persistent_chains must be a multiple of the batch size, got "
-            f"{chains.shape[0]} for {batch_size} images"
-        )
     return chains.reshape(batch_size, -1, *chains.shape[1:])

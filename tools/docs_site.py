@@ -28,8 +28,8 @@ _MODULES = (
     "hierarchy",
     "energies",
     "distributions",
-    "likelihoods",
-    "backbones",
+    "kernels",
+    "chains",
     "densities",
     "objectives",
     "metrics",
@@ -185,6 +185,12 @@ def departures(name: str):
     ]
 
 
+def _defined(module: str, name: str) -> str:
+    """The path of the definition of a public name."""
+    thing = getattr(importlib.import_module(module), name)
+    return f"{thing.__module__}.{name}"
+
+
 def api() -> str:
     """The public names of `jebm` in their order, then the modules for building more."""
     tree = ast.parse((ROOT / "jebm" / "__init__.py").read_text())
@@ -193,14 +199,19 @@ def api() -> str:
         for node in tree.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
     )
-    modules = [name for name in names if (ROOT / "jebm" / f"{name}.py").is_file()]
+    folder = ROOT / "jebm"
+    modules = [
+        name
+        for name in names
+        if (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+    ]
     where = {
         alias.name: node.module
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    own = [f"{where[name]}.{name}" for name in names if name not in modules]
+    own = [_defined(where[name], name) for name in names if name not in modules]
     lines = ["# API", "", "All of these are names of `jebm` itself."]
     lines += [f"\n::: {path}" for path in own]
     lines += [f"\n::: jebm.{name}" for name in dict.fromkeys((*modules, *_MODULES))]

@@ -1,10 +1,7 @@
 """The learners: maximum likelihood, variational, and the second of two stages.
 
-    state = learner.init(key)
-    state, info = learner.update(key, state, x)
-
-Both functions are pure, on explicit pytrees, and run under jit, vmap (many seeds at
-once) and pmap. (arXiv 2306.06323)
+A learner is two pure functions on explicit pytrees, which run under jit, vmap (many
+seeds at once) and pmap: see `Learner`. (arXiv 2306.06323)
 
 All take the model; the `chain` of the prior, None for the model's; and an `optimizer`
 of a `Params` of the "params" of backbone and energy, so that `optax.multi_transform`
@@ -55,8 +52,9 @@ def maximum_likelihood(
     rule = _rule(model, chain, optimizer, options)
     if rule.posterior.start in ENCODED or not rule.posterior.num_steps:
         raise ValueError(
-            "maximum_likelihood needs a posterior chain of at least one step that "
-            f"starts at 'normal' or 'prior', got {rule.posterior}"
+            "maximum_likelihood needs a posterior chain with steps, and not from an "
+            "encoder, such as Options(posterior=jebm.Langevin(20, 0.1)), got "
+            f"{rule.posterior}"
         )
     return _learner(rule, losses.maximum_likelihood_loss, model, options)
 
@@ -78,12 +76,10 @@ def variational(
     The posterior chain starts at the encoder; its steps, if any, refine the draws that
     generator and energies learn from. A model without energy is a plain VAE.
 
-    Args:
-      model, chain, optimizer, options: of every learner.
-      warm_up: of the divergence of q from p_beta.
-      energy_grad_scale: share of the energy's gradient that reaches generator and
-        encoder, in [0, 1]. 0: these learn as a VAE while the energies tilt its prior.
-        With more, q can climb f faster than the prior's chain follows.
+    `warm_up` is that of the divergence of q from p_beta. `energy_grad_scale` is the
+    share of the energy's gradient, in [0, 1], that reaches generator and encoder. At 0
+    these learn as a VAE while the energies tilt its prior; with more, q can climb f
+    faster than the prior's chain follows.
 
     Example:
       >>> import jax.numpy as jnp, jebm, optax
@@ -96,6 +92,7 @@ def variational(
       (1, ())
     """
     checks.number("energy_grad_scale", energy_grad_scale, most=1)
+    checks.instance("warm_up", warm_up, WarmUp)
     rule = _rule(model, chain, optimizer, options, encoder=True, warm_up=warm_up)
     arguments = model, options, warm_up, energy_grad_scale
     return _learner(rule, losses.variational_loss, *arguments)
@@ -113,10 +110,8 @@ def second_stage(
 
         loss = mean E(z+) - mean E(z-),      z+ ~ q(z|x),  z- ~ p(z), held fixed
 
-    Args:
-      model, chain, optimizer, options: of every learner.
-      nce_steps: first updates in which the energies tell z+ from draws of the Gaussian
-        prior, without chains: `objectives.noise_contrastive_loss`. (arXiv 2010.02917)
+    In the first `nce_steps` updates the energies tell z+ from draws of the Gaussian
+    prior, without chains: `objectives.noise_contrastive_loss`. (arXiv 2010.02917)
 
     Example:
       >>> import jebm, optax
@@ -124,23 +119,25 @@ def second_stage(
       >>> learner = second_stage(model, None, optax.adam(1e-3))
       >>> state = learner.init(jax.random.key(0), pretrained.backbone)
     """
+    checks.integer("nce_steps", nce_steps)
+    rule = _rule(model, chain, optimizer, options, encoder=True, frozen=True)
+    rule = rule._replace(nce_steps=nce_steps)
     if model.energy is None:
         raise ValueError("second_stage learns energies alone, and the model has none")
-    checks.integer("nce_steps", nce_steps)
-    fixed = {"frozen": True, "nce_steps": nce_steps}
-    rule = _rule(model, chain, optimizer, options, encoder=True, **fixed)
     return _learner(rule, losses.second_stage_loss, model, options, nce_steps)
 
 
 def _rule(model, chain, optimizer, options, encoder=False, **others):
-    chain = checks.chain(chain, model.chains.prior)
-    posterior = checks.chain(options.posterior, model.chains.posterior)
+    checks.instance("model", model, Model)
+    checks.instance("options", options, Options)
+    checks.optimizer(optimizer)
+    chain = checks.chain(chain, model.chains.prior, "chain")
+    posterior = checks.chain(options.posterior, model.chains.posterior, "posterior")
     check_chains(model.backbone, Chains(chain, posterior))
-    if encoder and not (has_encoder(model.backbone) and posterior.start == "encoder"):
-        raise ValueError(
-            "this learner needs a backbone with an encoder and a posterior chain that "
-            f"starts at 'encoder', got {type(model.backbone).__name__} and {posterior}"
-        )
+    if encoder and not has_encoder(model.backbone):
+        raise ValueError("this learner needs a backbone with an encoder")
+    if encoder and posterior.start != "encoder":
+        raise ValueError(f"the posterior must start at 'encoder', got {posterior}")
     return Rule(model, chain, posterior, optimizer, options, **others)
 
 

@@ -1,6 +1,5 @@
 """The surrogate losses: `jebm.objectives`, averaged, with penalties.
 
-Each takes parameters and a `Batch` and returns its loss and what it `Found` on the way.
 Samples of the batch are held fixed; those of the encoder are drawn in the loss.
 """
 

@@ -42,6 +42,10 @@ class Options:
         checks.integer("persistent_chains", self.persistent_chains)
         if self.persistent_steps is not None:
             checks.positive_int("persistent_steps", self.persistent_steps)
+            if not self.persistent_chains:
+                raise ValueError("persistent_steps needs persistent_chains")
+        if not callable(self.reduce):
+            raise ValueError(f"reduce must be a function, got {self.reduce!r}")
         for name in ("reinit_probability", "ema_decay"):
             checks.number(name, getattr(self, name), most=1)
         for name in ("gradient_penalty", "energy_penalty", "energy_spectral_bound"):

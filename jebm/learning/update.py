@@ -24,9 +24,12 @@ def update(
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
     """Takes one step of a learning rule: `Learner.update`."""
     checks.key(key)
+    checks.instance("state", state, LearnerState)
+    checks.params(rule.model, state.params)
     checks.images(rule.model, x)
     x = x.astype(float_dtype(state.params))
     index = jnp.arange(x.shape[0]) if index is None else index
+    checks.index(index, x.shape[0])
     positive_keys, prior_keys, reinit_keys = (
         chains.example_keys(
             jax.random.fold_in(jax.random.fold_in(key, role), state.step), index
@@ -36,6 +39,7 @@ def update(
     positive, info = _posterior_samples(rule, positive_keys, state.params, x)
     negative = eps = None
     if rule.model.energy is not None:
+        checks.persistent(rule.options.persistent_chains, len(x), state.persistent)
         negative, eps, moved, found = _prior_samples(
             rule, prior_keys, reinit_keys, state
         )
@@ -93,9 +97,9 @@ def _prior_samples(rule, keys, reinit_keys, state):
         drawn = tilted(params)
     latents, position, grad_norm = drawn
     eps = chains.to_eps(model, params, latents) if chain.space == "z" else position
-    moved = state.persistent and persistent.write(
-        state.persistent, state.step, position
-    )
+    moved = state.persistent
+    if moved:
+        moved = persistent.write(moved, state.step, position)
     return latents, eps, moved, {"prior_grad_norm": grad_norm}
 
 

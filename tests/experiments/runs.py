@@ -111,3 +111,11 @@ def contents(path):
     return {
         str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()
     }
+
+
+def rescued_fields(digests):
+    """What a rescue changes: its own record, and the factor of the energies' steps."""
+    guarded = {f"['train_state']['guard'].{field}" for field in ("rescues", "good")}
+    factor = {name for name in digests if "step_size" in name}
+    assert len(factor) == 1 and guarded <= digests.keys()
+    return guarded | factor

@@ -18,6 +18,7 @@ from tests.experiments.runs import (
     CONFIG,
     flip_bytes,
     metrics,
+    rescued_fields,
     run,
     run_main,
     start_main,
@@ -255,14 +256,6 @@ def still():
     config.learning.update(num_steps=16, energy_lr=0.0)
     config.log.update(sample_every=16, diagnose_every=16, keep=4)
     return config
-
-
-def rescued_fields(digests):
-    """What a rescue changes: its own record, and the factor of the energies' steps."""
-    guarded = {f"['train_state']['guard'].{field}" for field in ("rescues", "good")}
-    factor = {name for name in digests if "step_size" in name}
-    assert len(factor) == 1 and guarded <= digests.keys()
-    return guarded | factor
 
 
 @pytest.mark.parametrize(

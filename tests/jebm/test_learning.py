@@ -371,17 +371,17 @@ def test_initial_parameters_follow_x64_and_a_dtype():
     [
         (
             lambda: jebm.variational(model_of(False), None, optax.sgd(1.0)),
-            "needs a backbone with an encoder .*got Vector",
+            "needs a backbone with an encoder",
         ),
         (
             lambda: jebm.variational(
                 model_of(True), None, optax.sgd(1.0), learning.Options(posterior=STEP)
             ),
-            "starts at 'encoder', got Vector and Langevin",
+            "posterior must start at 'encoder', got Langevin",
         ),
         (
             lambda: jebm.maximum_likelihood(model_of(True), None, optax.sgd(1.0)),
-            "posterior chain of at least one step .* got .*num_steps=0",
+            r"chain with steps.* Options\(posterior=.* got .*num_steps=0",
         ),
         (
             lambda: jebm.second_stage(model_of(True, False), None, optax.sgd(1.0)),
@@ -405,13 +405,13 @@ def test_initial_parameters_follow_x64_and_a_dtype():
         ),
         (
             lambda: jebm.variational(model_of(True), 40, optax.sgd(1.0)),
-            "kernel must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got 40",
+            "chain must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got 40",
         ),
         (
             lambda: jebm.variational(
                 model_of(True), jebm.Langevin(start="encoder"), optax.sgd(1.0)
             ),
-            "prior chain has no image to start",
+            "start of the prior chain must be 'normal' or 'prior', .* got 'encoder'",
         ),
         (
             lambda: jebm.variational(
@@ -432,6 +432,29 @@ def test_initial_parameters_follow_x64_and_a_dtype():
             lambda: learning.Options(persistent_steps=0),
             "persistent_steps must be a positive integer, got 0",
         ),
+        (
+            lambda: learning.Options(persistent_steps=3),
+            "persistent_steps needs persistent_chains",
+        ),
+        (
+            lambda: learning.Options(gradient_penalty=-1.0),
+            "gradient_penalty must be at least 0, got -1.0",
+        ),
+        (lambda: learning.Options(reduce=None), "reduce must be a function, got None"),
+        (
+            lambda: jebm.variational(model_of(True), None, 1e-3),
+            "optimizer must be an optax.GradientTransformation, got 0.001",
+        ),
+        (
+            lambda: jebm.variational(model_of(True), None, optax.sgd(1.0), {"a": 1}),
+            "options must be a Options, got dict",
+        ),
+        (
+            lambda: jebm.second_stage(model_of(True), None, optax.sgd(1.0)).init(
+                KEY, random_params(model_of(True))
+            ),
+            "backbone must be the variables `params.backbone`, got 2 of Params",
+        ),
         (lambda: learning.WarmUp(kl_balance=True), "kl_balance works in the warm-up"),
     ],
 )
@@ -448,7 +471,14 @@ def test_images_and_chains_that_do_not_fit_are_refused_by_update(made):
         learner.update(KEY, state, (x * 255).astype(np.uint8))
     with pytest.raises(ValueError, match=r"x must lie in \[0, 1\], got values in"):
         learner.update(KEY, state, 255 * x)
+    with pytest.raises(ValueError, match="state must be a LearnerState, got 2 of Par"):
+        learner.update(KEY, state.params, x)
+    with pytest.raises(ValueError, match=r"index must be integers \[4\], got"):
+        learner.update(KEY, state, x, jnp.arange(9))
     if model.energy is not None:
+        without = dataclasses.replace(state, persistent=())
+        with pytest.raises(ValueError, match="state holds 0 persistent chains"):
+            learner.update(KEY, without, x)
         with pytest.raises(ValueError, match="multiple of the batch size, got 8 for 3"):
             learner.update(KEY, state, x[:3])
 

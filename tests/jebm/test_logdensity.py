@@ -64,6 +64,25 @@ def test_images_that_do_not_fit_are_refused(x, words):
         jebm.logdensity_fn(model, random_params(model), x)
 
 
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        (
+            (jnp.zeros(3), jnp.zeros(3)),
+            r"\(2,\)\), got \(\(3,\), \(3,\)\)",
+        ),
+        ((jnp.zeros((4, 3)), jnp.zeros((4, 2))), r"got \(\(4, 3\), \(4, 2\)\)"),
+        (jnp.zeros(5), r"position must be a tuple .* got float32\[5\]"),
+    ],
+)
+def test_positions_that_do_not_fit_are_refused(position, words):
+    model = small_model((3, 2))
+    logdensity = jebm.logdensity_fn(model, random_params(model))
+    for call in (logdensity, logdensity.latents, logdensity.image):
+        with pytest.raises(ValueError, match=words):
+            call(position)
+
+
 def check_moments(positions, model, params, independent):
     """Means of z against quadrature, by the spread between independent chains."""
     expected, _ = moments_by_quadrature(model, params)

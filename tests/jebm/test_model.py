@@ -202,3 +202,46 @@ def test_importing_jebm_needs_neither_tensorflow_nor_the_experiments_packages():
         for c in (code, flax_code)
     ]
     assert run[0] == run[1] != ""
+
+
+class Flat(nn.Module):
+    """An energy of shape [B, 1], and one summed over the batch."""
+
+    total: bool = False
+
+    @nn.compact
+    def __call__(self, latents):
+        value = nn.Dense(1)(latents[0])
+        return value.sum() if self.total else value
+
+
+@pytest.mark.parametrize(("total", "got"), [(False, r"\(1, 1\)"), (True, r"\(\)")])
+def test_an_energy_of_another_shape_is_refused(total, got):
+    base = jebm.build({"image_shape": (4, 4, 1)})
+    model = dataclasses.replace(base, energy=Flat(total))
+    params = jebm.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match=rf"one value per example, \(1,\), got {got}"):
+        jebm.sample(jax.random.key(1), model, params, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_shape": (8, 8)}, r"three positive integers \(H, W, C\), got \(8, 8\)"),
+        (
+            {"backbone": jebm.backbones.Vector},
+            "backbone must be a Linen module",
+        ),
+        (
+            {"energy": jebm.energies.Joint},
+            "energy must be a Linen module or None",
+        ),
+        ({"energy": lambda z: 0}, r"jebm\.energies\.Function makes one of functions"),
+        ({"likelihood": "gaussian"}, r"one of jebm\.likelihoods, got 'gaussian'"),
+        ({"chains": jebm.Langevin()}, r"chains must be a jebm\.Chains, got Langevin"),
+    ],
+)
+def test_parts_of_another_kind_are_refused_at_once(change, words):
+    parts = {"image_shape": (8, 8, 1), "backbone": jebm.backbones.Vector()}
+    with pytest.raises(ValueError, match=words):
+        jebm.Model(**({**parts, "energy": None} | change))

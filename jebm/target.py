@@ -41,6 +41,7 @@ class LogDensity:
         Returns:
           [], nats.
         """
+        checks.position(self.model, position)
         return one_chain(self.model, self.params, "eps", self.x, 1.0)(position)
 
     def potential(self, position: types.Position) -> types.Scalar:
@@ -67,6 +68,7 @@ class LogDensity:
         return decode(self.model, self.params, *self._reached(position))[0]
 
     def _reached(self, position):
+        checks.position(self.model, position)
         batched = jax.tree.map(lambda eps: eps[None], tuple(position))
         return reach(self.model, self.params, batched, "eps")
 
