@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm.hierarchy import Latents
-from jebm.networks import ACTIVATIONS, MLP, check_activation
+from jebm.networks import ACTIVATIONS, MLP, check_activation, check_widths
 
 
 class Layerwise(nn.Module):
@@ -45,6 +45,9 @@ class Layerwise(nn.Module):
         check_activation(self.activation)
         if not isinstance(self.widths, tuple):
             raise ValueError(f"energy widths must be a tuple, got {self.widths!r}")
+        for widths in self.widths:
+            whole = widths if isinstance(widths, tuple) else (widths,)
+            check_widths("energy widths", whole)
         super().__post_init__()
 
     @nn.compact

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jebm import checks, types
 from jebm.chains import decode, example_keys, override, run_chains
-from jebm.kernels import ANCESTRAL, STARTS, Chain, Chains
+from jebm.kernels import ANCESTRAL, ENCODED, STARTS, Chain, Chains
 from jebm.model import Model, Params, check_chains, float_dtype
 
 
@@ -46,7 +46,7 @@ def sample(
       prior: "ebm" for the tilted prior, by a chain; "gaussian" for the hierarchy
         p_beta alone, exactly. For a model without energy the two are one.
       kernel: the chain, `jebm.Langevin`, `jebm.MALA` or `jebm.Tempered`; None for the
-        model's own.
+        model's own. None runs with prior="gaussian".
       num_steps: of the chain; None for the kernel's. Each new value compiles anew.
       step_size: of the chain; None for the kernel's.
       temperature: scales every sigma_i of the hierarchy, for both priors.
@@ -170,6 +170,11 @@ def _posterior(key, model, params, x, kernel, num_steps, step_size, start):
     if start is not None:
         checks.one_of("start", start, STARTS)
         chain = dataclasses.replace(chain, start=start)
+        if not chain.num_steps and start not in ENCODED:
+            raise ValueError(
+                f"start={start!r} needs steps of the posterior chain to see the image: "
+                "pass num_steps or a kernel with steps"
+            )
     check_chains(model.backbone, Chains(posterior=chain))
     return example_keys(key, jnp.arange(x.shape[0])), model, params, x, chain
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # slow to import, and not needed to sample
 
 @struct.dataclass
 class LearnerState:
-    """A pytree of arrays."""
+    """What an update needs and returns: a pytree of arrays, to copy and to save."""
 
     step: jax.Array  # int32 [], updates taken
     params: Params

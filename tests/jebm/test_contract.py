@@ -240,7 +240,7 @@ class NoMerge(nn.Module):
 @pytest.mark.parametrize(
     ("backbone", "words"),
     [
-        (lambda: "vector", "must be a Linen module, got str"),
+        (lambda: "vector", "must be a Linen module, got 'vector'"),
         (NoMerge, r"lacks the verbs \['merge'\]"),
         (Promises, r"lacks the verbs \['encode', 'posterior'\]"),
         (Undeclared, "a posterior and no attribute has_encoder"),
