@@ -357,11 +357,24 @@ def restore(path, state: learning.TrainState) -> learning.TrainState:
     """The newest sound checkpoint; `state` itself where there is none."""
     if not checkpoints.steps(path):
         return state
+    _check_age(path)
     step, items = restore_aloud(path, checkpoint_items(state))
     checkpoints.set_aside_after(path, step)
     saved = dict(items["train_state"])
     guarded = saved.pop("guard")
     return learning.TrainState(LearnerState(**saved, ema=items["ema"]), guarded)
+
+
+def _check_age(path):
+    """Refuses a run whose training state is that of a version before the learners."""
+    file = path / "model.json"
+    spec = workdir.read_json(file) if file.is_file() else {}
+    if "chains" in spec and "name" not in spec["chains"].get("prior", {}):
+        raise ConfigError(
+            f"{path} was begun by an older version, and training cannot resume from "
+            "its state. It can still be sampled, evaluated and used as a backbone; to "
+            "train further, start anew in another --workdir"
+        )
 
 
 def _sums(items):

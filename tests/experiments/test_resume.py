@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import signal
@@ -122,6 +123,24 @@ def test_run_without_a_sound_checkpoint_is_refused_and_left_as_it_is(
     for step in (4, 8):
         assert str(copied_run / "checkpoints" / str(step)) in str(raised.value)
     assert contents(copied_run) == before
+
+
+def test_run_of_an_older_version_is_told_by_what_it_can_still_do(
+    copied_run, trained_run, test_config
+):
+    """Its model.json names no kernels; it loads, and cannot be trained on."""
+    spec = json.loads((copied_run / "model.json").read_text())
+    for chain in spec["chains"].values():
+        del chain["name"]
+    (copied_run / "model.json").write_text(json.dumps(spec))
+    test_config.learning.num_steps = 16
+    before = contents(copied_run)
+    with pytest.raises(ConfigError, match=r"begun by an older version, .* start anew"):
+        run(test_config, copied_run)
+    assert contents(copied_run) == before
+    (model, params), (_, same) = jebm.load(copied_run), jebm.load(trained_run)
+    assert checkpoints.digests(params) == checkpoints.digests(same)
+    assert model == jebm.load(trained_run)[0]
 
 
 def test_only_averaged_parameters_are_needed_to_load(copied_run, trained_run):
