@@ -178,7 +178,7 @@ def test_latents_that_do_not_fit_are_refused(latents, message):
 
 def test_energy_refuses_another_number_of_layers():
     model = small_model((3, 2))
-    with pytest.raises(ValueError, match="latents must have 2 layers, got 1"):
+    with pytest.raises(ValueError, match="latents must be a tuple of 2 layers, got 1"):
         jebm.energy(model, random_params(model), (jnp.ones((4, 3)),))
 
 
