@@ -54,9 +54,8 @@ from matplotlib.ticker import MaxNLocator
 class Terms(NamedTuple):
     """The terms of score(0) that an image's score is made of, in nats."""
 
-    moved: (
-        PosteriorTerms  # [1 + num_maps, N], of A x; the images as they are come first
-    )
+    # [1 + num_maps, N], of A x; the images as they are come first.
+    moved: PosteriorTerms
     nearest: PosteriorTerms  # [N, num_neighbours], of x_n
     log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
 
@@ -161,17 +160,18 @@ def _terms(key, model, params, images, options):
 def _positions(key, model, params, images, options):
     """eps of a posterior sample of each image, [N, D]."""
 
-    @jax.jit
-    def drawn(keys, params, x):
-        chain = model.chains.posterior
-        end = run_chains(keys, model, params, chain, x=x)
-        return end_eps(model, params, chain, end)
-
     def one_batch(key, x):
-        eps = drawn(example_keys(key, jnp.arange(len(x))), params, x)
+        eps = _posterior_eps(example_keys(key, jnp.arange(len(x))), model, params, x)
         return jnp.concatenate([e.reshape(len(x), -1) for e in eps], axis=1)
 
     return _of_images(key, one_batch, images, options)
+
+
+@jax.jit
+def _posterior_eps(keys, model, params, x):
+    chain = model.chains.posterior
+    end = run_chains(keys, model, params, chain, x=x)
+    return end_eps(model, params, chain, end.latents, end.position)
 
 
 def _of_images(key, one_batch, images, options):

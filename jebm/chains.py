@@ -92,14 +92,7 @@ def run_chains(
         start, reached = _start(keys, model, params, chain, x, temperature, above)
 
     def one(key, position, logdensity_fn):
-        state, info = langevin.run(
-            key,
-            position,
-            logdensity_fn,
-            num_steps=chain.num_steps,
-            step_size=chain.step_size,
-            kernel=chain.kernel,
-        )
+        state, info = run_one(key, chain, position, logdensity_fn)
         return state.position, info
 
     if chain.num_steps:
@@ -113,6 +106,20 @@ def run_chains(
         reached = reach(model, params, position, chain.space, temperature, above)
     latents, state = reached
     return ChainEnd(latents, position, info, state)
+
+
+def run_one(
+    key: jax.Array, chain: Chain, position: Any, logdensity_fn: langevin.LogDensity
+) -> tuple[Any, Any]:
+    """Runs one chain by its own kernel and steps; returns as `langevin.run`."""
+    return langevin.run(
+        key,
+        position,
+        logdensity_fn,
+        num_steps=chain.num_steps,
+        step_size=chain.step_size,
+        kernel=chain.kernel,
+    )
 
 
 def trace_chains(
@@ -150,7 +157,7 @@ def trace_chains(
     paths = vmap_chains(one, keys, model, params, chain, x, temperature, above)
 
     def latents(position):
-        return reach(model, params, position, chain.space, temperature, above)[0]
+        return to_latents(model, params, position, chain.space, temperature, above)
 
     # One time after the other: together they are more than a deep hierarchy's memory.
     return jax.lax.map(latents, jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), paths))
@@ -205,7 +212,7 @@ def _start(keys, model, params, chain, x, temperature, above):
         return position[:moving], None if above else (latents, state)
     eps = draw_noise(keys, model, params, moving)
     if chain.space == "z" and chain.start == "prior":
-        eps = reach(model, params, eps, "eps", temperature, above)[0][:moving]
+        eps = to_latents(model, params, eps, "eps", temperature, above)[:moving]
     return eps, None
 
 
@@ -263,19 +270,16 @@ def to_latents(
     return reach(model, params, position, space, temperature, above)[0]
 
 
-def to_positions(model: Model, params: Params, latents: Latents, space: str) -> Latents:
-    """Returns the position of a chain in `space` at z, the inverse of `to_latents`."""
-    return latents if space == "z" else to_eps(model, params, latents)
-
-
 def to_eps(model: Model, params: Params, latents: Latents) -> Latents:
     """Returns the noise eps of z = T(eps)."""
     return inverse_transport(latents, priors_at(model, params, latents))
 
 
-def end_eps(model: Model, params: Params, chain: Chain, end: ChainEnd) -> Latents:
-    """Returns the noise eps of z = T(eps) where `chain` has ended."""
-    return to_eps(model, params, end.latents) if chain.space == "z" else end.position
+def end_eps(
+    model: Model, params: Params, chain: Chain, latents: Latents, position: Latents
+) -> Latents:
+    """Returns the noise eps of z = T(eps) where `chain` has ended at these."""
+    return to_eps(model, params, latents) if chain.space == "z" else position
 
 
 def priors_at(model: Model, params: Params, latents: Latents) -> tuple[Normal, ...]:

@@ -102,14 +102,15 @@ def optimizer(value) -> None:
         )
 
 
-def backbone(model, value) -> None:
-    """Demands the variables of a trained backbone, `params.backbone`."""
+def backbone(model, drawn, value):
+    """Demands variables `params.backbone`; returns the Params `drawn` with these."""
     if not isinstance(value, Mapping) or "params" not in value:
         raise ValueError(
             f"backbone must be the variables `params.backbone`, got {_describe(value)}"
         )
-    expected = jax.eval_shape(model_lib.init, jax.random.key(0), model)
-    params(model, expected._replace(backbone=value))
+    replaced = drawn._replace(backbone=value)
+    params(model, replaced)
+    return replaced
 
 
 def persistent(num: int, batch_size: int, held) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jebm import langevin, mala
-from jebm.chains import vmap_chains
+from jebm.chains import run_one, vmap_chains
 from jebm.kernels import Chain
 from jebm.langevin import LogDensity, PyTree
 from jebm.model import Model, Params
@@ -61,14 +61,7 @@ def chain_diagnostics(
 
     def one(key, position, logdensity_fn):
         key_chain, key_mala, key_curvature = jax.random.split(key, 3)
-        state, _ = langevin.run(
-            key_chain,
-            position,
-            logdensity_fn,
-            num_steps=chain.num_steps,
-            step_size=chain.step_size,
-            kernel=chain.kernel,
-        )
+        state, _ = run_one(key_chain, chain, position, logdensity_fn)
         _, info = langevin.run(
             key_mala,
             state.position,

@@ -77,14 +77,19 @@ class Model:
         return self.backbone.clone(output_shape=outputs)
 
 
-def _check_parts(model):
-    """Refuses parts that are of another kind: classes, functions, names."""
-    shape, likelihood = model.image_shape, model.likelihood
+def check_image_shape(shape: Any) -> None:
+    """Raises a ValueError unless `shape` is three positive integers."""
     whole = isinstance(shape, tuple) and len(shape) == 3
     if not whole or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(
             f"image_shape must be three positive integers (H, W, C), got {shape!r}"
         )
+
+
+def _check_parts(model):
+    """Refuses parts that are of another kind: classes, functions, names."""
+    likelihood = model.likelihood
+    check_image_shape(model.image_shape)
     if not isinstance(model.backbone, nn.Module):
         raise ValueError(f"backbone must be a Linen module, got {model.backbone!r}")
     if not isinstance(model.energy, nn.Module | None):

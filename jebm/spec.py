@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 
 from jebm.backbones import NVAE, Ladder, Vector
 from jebm.energies import Conv, Function, Joint, JointConv, Layerwise, State
 from jebm.kernels import KERNELS, Chain, Chains, Langevin
 from jebm.likelihoods import Bernoulli, Gaussian, LearnedGaussian, LogisticMixture
-from jebm.model import Model
+from jebm.model import Model, check_image_shape
 from jebm.names import nearest, unknown
 
 BACKBONES = {"vector": Vector, "ladder": Ladder, "nvae": NVAE}
@@ -86,12 +85,7 @@ def build(spec: Mapping[str, Any]) -> Model:
     if "image_shape" not in spec:
         raise ValueError("the model needs an image_shape, (H, W, C)")
     image_shape = _freeze(spec["image_shape"])
-    if np.shape(image_shape) != (3,) or not all(
-        isinstance(n, int) and n > 0 for n in image_shape
-    ):
-        raise ValueError(
-            f"image_shape must be three positive integers (H, W, C), got {image_shape}"
-        )
+    check_image_shape(image_shape)
     likelihood = _make(_LIKELIHOOD, spec.get("likelihood", {}))
     height, width, channels = image_shape
     outputs = (height, width, likelihood.num_outputs(channels))

@@ -78,8 +78,7 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
     checks.key(key)
     params = init(jax.random.fold_in(key, Role.INIT), rule.model)
     if backbone is not None:
-        checks.backbone(rule.model, backbone)
-        params = params._replace(backbone=backbone)
+        params = checks.backbone(rule.model, params, backbone)
     elif rule.frozen:
         raise ValueError("init needs a trained backbone: init(key, params.backbone)")
     key_spectral = jax.random.fold_in(key, Role.SPECTRAL)

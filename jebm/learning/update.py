@@ -96,7 +96,7 @@ def _prior_samples(rule, keys, reinit_keys, state):
     else:
         drawn = tilted(params)
     latents, position, grad_norm = drawn
-    eps = chains.to_eps(model, params, latents) if chain.space == "z" else position
+    eps = chains.end_eps(model, params, chain, latents, position)
     moved = state.persistent
     if moved:
         moved = persistent.write(moved, state.step, position)
