@@ -81,7 +81,7 @@ def mixing(
 def tempered(model: jebm.Model, num_temperatures: int) -> jebm.Tempered:
     """As many and as long steps as those of the model's prior chain, tempered."""
     own = model.chains.prior
-    b = tempering.ladder(num_temperatures)
+    b = tempering.temperature_schedule(num_temperatures)
     return jebm.Tempered(own.num_steps, own.step_size, inverse_temperatures=b)
 
 

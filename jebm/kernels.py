@@ -156,7 +156,7 @@ class Tempered(Chain):
       num_steps, step_size, space, start: of `Chain`; space must be "eps" and start
         "normal", where the replica at b = 0 is known exactly.
       inverse_temperatures: b rising from 0 to 1, numbers or an array [R]; None for
-        `tempering.ladder()`.
+        `tempering.temperature_schedule()`.
       adjusted: whether each move is tested as MALA's are.
 
     Raises:
@@ -184,7 +184,7 @@ class Tempered(Chain):
     def kernel(self) -> langevin.Kernel:
         """`tempering.tempered` at the inverse temperatures."""
         b = self.inverse_temperatures
-        b = tempering.ladder() if b is None else jnp.asarray(b)
+        b = tempering.temperature_schedule() if b is None else jnp.asarray(b)
         return tempering.tempered(b, adjusted=self.adjusted)
 
 

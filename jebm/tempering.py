@@ -8,8 +8,8 @@ probability
 
     min(1, exp[ (b_{r+1} - b_r) (g(eps_r) - g(eps_{r+1})) ])
 
-which keeps prod_r pi_{b_r}. What is found where g hardly counts travels up the ladder,
-over barriers that a chain at b = 1 would not cross.
+which keeps prod_r pi_{b_r}. What is found where g hardly counts travels up to b = 1,
+over barriers that a chain there would not cross.
 
 With moves by `jebm.mala` the last replica shows exactly the tilted prior, at any step
 size. That is not always what is wanted: energies learn from uncorrected chains, and
@@ -29,19 +29,19 @@ from jebm.langevin import Kernel, LogDensity, global_norm, normal_like, update
 from jebm.mala import MalaNoise, MalaState
 
 
-def ladder(num_temperatures: int = 8) -> jax.Array:
+def temperature_schedule(num_temperatures: int = 8) -> jax.Array:
     """b = (r / (R - 1))^2, [R]: dense at the Gaussian end, where energies vary most.
 
     Neighbours must exchange often (`TemperedInfo.exchange`, .2 and more). An energy
-    that asks for another ladder finds it in `partition.tune`, which places its
+    that asks for another schedule finds it in `partition.tune`, which places its
     `inverse_temperatures` where the energy varies.
 
     Example:
-      >>> [round(float(b), 2) for b in ladder(3)]
+      >>> [round(float(b), 2) for b in temperature_schedule(3)]
       [0.0, 0.25, 1.0]
     """
     if num_temperatures < 2:
-        raise ValueError(f"a ladder has at least 2 rungs, got {num_temperatures}")
+        raise ValueError(f"num_temperatures must be at least 2, got {num_temperatures}")
     return jnp.linspace(0.0, 1.0, num_temperatures) ** 2
 
 
@@ -96,7 +96,7 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
 
     For `langevin.run` on a log-density in eps-space, log N(eps; 0, I) + g(eps), of a
     tuple of layers; a step costs R gradients. All replicas start at the same position:
-    what the ladder needs to forget it is a few steps.
+    what the replicas need to forget it is a few steps.
 
     Example:
       >>> from jebm import langevin
@@ -104,7 +104,8 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
       ...     return log_reference(eps) - 4 * jnp.sum((abs(eps[0]) - 2) ** 2)
       >>> def chain(key):
       ...     state, info = langevin.run(key, (jnp.full((1,), 2.0),), two_wells,
-      ...         num_steps=200, step_size=0.4, kernel=tempered(ladder(4)))
+      ...         num_steps=200, step_size=0.4,
+      ...         kernel=tempered(temperature_schedule(4)))
       ...     return state.position[0][0]
       >>> end = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 100))
       >>> 30 < int((end < 0).sum()) < 70

@@ -41,7 +41,9 @@ def test_replicas_cross_a_barrier_that_one_chain_does_not():
     num = 2000
     alone, _ = ends(mala.MALA, num)
     assert np.all(alone > 0)
-    drawn, info = ends(tempering.tempered(tempering.ladder(4), adjusted=True), num)
+    drawn, info = ends(
+        tempering.tempered(tempering.temperature_schedule(4), adjusted=True), num
+    )
     # Chains are independent: the count is binomial.
     assert abs((drawn < 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(num)
     # N(eps; 0, 1) exp(-c (|eps| - w)^2), where the other well is out of reach.
@@ -85,7 +87,7 @@ def test_moves_are_those_of_langevin_where_they_are_not_adjusted():
 
 def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
     num, trials = 5, 4000
-    b = tempering.ladder(num)
+    b = tempering.temperature_schedule(num)
     position = (jnp.linspace(-1.0, 3.0, num)[:, None],)
     replicas = MalaState(position, jax.vmap(two_wells)(position), position)
     keys = jax.random.split(KEY, trials)
@@ -132,7 +134,7 @@ def test_samples_have_the_moments_of_quadrature(x64):
 
 
 def test_another_temperature_is_refused():
-    kernel = tempering.tempered(tempering.ladder(3))
+    kernel = tempering.tempered(tempering.temperature_schedule(3))
     with pytest.raises(ValueError, match="temperature must be 1, got 2"):
         langevin.run(
             KEY, (jnp.zeros(1),), two_wells, num_steps=2, step_size=0.1,
@@ -171,7 +173,7 @@ def test_sampler_is_another_and_its_draws_depend_on_their_own_key(model, params)
     np.testing.assert_array_equal(exact[0].x, exact[1].x)
 
 
-def test_another_ladder_of_the_same_length_compiles_nothing(model, params):
+def test_another_schedule_of_the_same_length_compiles_nothing(model, params):
     def draw(b):
         kernel = Tempered(5, 0.3, inverse_temperatures=b)
         return jebm.sample(KEY, model, params, 2, kernel=kernel)
@@ -184,7 +186,7 @@ def test_another_ladder_of_the_same_length_compiles_nothing(model, params):
 
 def test_what_is_traced_ends_where_the_run_ends(model, params):
     keys = example_keys(KEY, jnp.arange(3))
-    chain = Tempered(6, 0.3, inverse_temperatures=tempering.ladder(3))
+    chain = Tempered(6, 0.3, inverse_temperatures=tempering.temperature_schedule(3))
     path = trace_chains(keys, model, params, chain, every=2)
     end = run_chains(keys, model, params, chain)
     assert path[0].shape == (4, 3, 3)
@@ -200,7 +202,7 @@ def test_energy_that_is_infinite_somewhere_is_never_shown():
     def chain(key):
         state, _ = langevin.run(
             key, (jnp.full((1,), 1.0),), half_line, num_steps=50, step_size=1.0,
-            kernel=tempering.tempered(tempering.ladder(3), adjusted=True),
+            kernel=tempering.tempered(tempering.temperature_schedule(3), adjusted=True),
         )  # fmt: skip
         return state.position[0][0]
 
@@ -235,6 +237,6 @@ def test_what_is_no_chain_is_refused_as_a_kernel(model, params):
         jebm.sample(KEY, model, params, 2, kernel=mala.MALA)
 
 
-def test_ladder_of_one_rung_is_refused():
-    with pytest.raises(ValueError, match="at least 2 rungs, got 1"):
-        tempering.ladder(1)
+def test_schedule_of_one_temperature_is_refused():
+    with pytest.raises(ValueError, match="num_temperatures must be at least 2, got 1"):
+        tempering.temperature_schedule(1)
