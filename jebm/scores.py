@@ -2,12 +2,12 @@
 
     score(k)  = E[ log p(x|z) + log p_beta(z) - E(z) ]
     LLR^{>k}  = score(0) - score(k)
-    bound(k)  = E[ log p(x|z) + log p_beta(z_{>k}) - log q(z_{>k}|x) ] <= log p(x)
+    elbo(k)   = E[ log p(x|z) + log p_beta(z_{>k}) - log q(z_{>k}|x) ] <= log p(x)
 
 where z_{>k} is drawn given the image, and the k layers below from the prior given
 z_{>k}: at k = 0 all layers have seen the image, at higher k only the upper ones. A
 score is L^{>k} of arXiv 2306.06323: unnormalised, without entropy, to compare images
-under one model. The bound is L^{>k} of arXiv 2102.08248, with the layers below drawn
+under one model. elbo(k) is L^{>k} of arXiv 2102.08248, with the layers below drawn
 from the prior, not at its mode.
 """
 
@@ -139,7 +139,7 @@ def log_likelihood_ratio(
     return at(0) - at(k)
 
 
-def bound(
+def elbo(
     key: types.Key,
     model: Model,
     params: Params,
@@ -150,7 +150,7 @@ def bound(
     importance: bool = False,
     log_z: jax.typing.ArrayLike | None = None,
 ) -> types.PerExample:
-    """bound(k) of each image, a lower bound of log p(x) in expectation.
+    """elbo(k) of each image, a lower bound of log p(x) in expectation.
 
     Args:
       key: typed key, []. Image n draws from `fold_in(key, n)`.
@@ -159,9 +159,9 @@ def bound(
       x: images [N, H, W, C], floating-point in [0, 1].
       k: layers to draw from the prior, 0 <= k < L; with an energy, 0 only.
       num_samples: samples of q.
-      importance: at k = 0, log of the mean of p / q over the samples instead of the
-        mean of the log: tighter, and exact as their number grows. How far it may still
-        be from it, `importance_log_weights` tells.
+      importance: at k = 0, the importance-weighted bound, log of the mean of p / q
+        over the samples instead of the mean of the log: tighter, and exact as their
+        number grows. How far it may still be from it, `importance_log_weights` tells.
       log_z: log Z of the tilted prior, in nats: demanded with an energy, refused
         without. With 0. the value is up to log Z.
 
@@ -181,7 +181,7 @@ def bound(
       ...                     "chains": chains, "energy": None})
       >>> params = jebm.init(jax.random.key(0), model)
       >>> x = jnp.full((3, 8, 8, 1), 0.5)
-      >>> bound(jax.random.key(1), model, params, x, k=1).shape
+      >>> elbo(jax.random.key(1), model, params, x, k=1).shape
       (3,)
     """
     keys = _check(key, model, params, x, k, num_samples)
@@ -194,7 +194,7 @@ def bound(
     elif k:
         raise ValueError(
             "with an energy, the normaliser of the layers below depends on z_{>k}: "
-            f"bound is defined at k = 0 alone, got k={k}"
+            f"elbo is defined at k = 0 alone, got k={k}"
         )
     elif log_z is None:
         raise ValueError("log_z must be given for a model with an energy")
@@ -211,14 +211,14 @@ def importance_log_weights(
     """Weighs samples of the encoder: log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ].
 
     `partition.estimate` of it, minus log Z, is log p(x) with an error and effective
-    samples; `bound` with `importance=True` is the value alone. The error does not cover
+    samples; `elbo` with `importance=True` is the value alone. The error does not cover
     what q never draws: where the posterior has heavier tails than q, or a mode beside
     it, value and error are both too small, whatever the effective samples.
     `partition.pareto_k` of the weights tells heavy tails: above .7, do not trust the
     error of that image. An image whose mode q misses it does not tell.
 
     Args:
-      key, model, params, x: as of `bound`; errors too.
+      key, model, params, x: as of `elbo`; errors too.
       num_samples: samples of q; time, not memory, grows.
 
     Returns:

@@ -204,7 +204,7 @@ def test_the_ratio_is_of_the_same_upper_layers(x64):
 
 
 @pytest.mark.parametrize("k", [0, 1])
-def test_bound_is_that_of_hvae_where_there_is_no_energy(k, x64):
+def test_elbo_is_that_of_hvae_where_there_is_no_energy(k, x64):
     model, params = linear_model(Q, tilted=False)
     log_x, log_1, log_2, _ = expected_terms(
         *(Q.joint() if k == 0 else with_conditional_prior(*Q.joint(), np.zeros(2))),
@@ -214,20 +214,20 @@ def test_bound_is_that_of_hvae_where_there_is_no_energy(k, x64):
     expected = log_x + log_2 + entropy
     if k == 0:
         expected += log_1 + stats.norm.entropy(scale=Q.low_scale)
-    values = scores.bound(jax.random.key(0), model, params, images(NUM), k)
+    values = scores.elbo(jax.random.key(0), model, params, images(NUM), k)
     assert_mean(values, expected)
 
 
 @pytest.mark.parametrize("tilted", [False, True])
 @pytest.mark.parametrize("importance", [False, True])
-def test_bound_is_log_p_at_the_exact_posterior(tilted, importance, x64):
+def test_elbo_is_log_p_at_the_exact_posterior(tilted, importance, x64):
     tilt = TILT if tilted else np.zeros(2)
     model, params = linear_model(exact_posterior(tilt), tilted)
     p = precision(tilt)
     variance = PIXEL @ np.linalg.inv(p) @ PIXEL + NOISE**2
     untilted = np.linalg.det(precision(np.zeros(2)))
     log_z = 0.5 * np.log(untilted / np.linalg.det(p))
-    values = scores.bound(
+    values = scores.elbo(
         *(jax.random.key(0), model, params, images(5)),
         num_samples=3,
         importance=importance,
@@ -243,7 +243,7 @@ def test_importance_weights_reach_log_p_from_below(x64):
     exact = stats.norm.logpdf(X, scale=np.sqrt(variance))
 
     def mean(num_samples):
-        return scores.bound(
+        return scores.elbo(
             *(jax.random.key(0), model, params, images(2000)),
             num_samples=num_samples,
             importance=True,
@@ -266,7 +266,7 @@ def encoder_model(energy):
     )
 
 
-def test_bound_of_one_sample_is_minus_the_variational_loss(x64):
+def test_elbo_of_one_sample_is_minus_the_variational_loss(x64):
     model = encoder_model({"widths": (6,), "activation": "tanh"})
     params = random_params(model, dtype=jnp.float64)
     key, x = jax.random.key(0), jnp.full((4, 1, 1, 1), 0.5)
@@ -276,7 +276,7 @@ def test_bound_of_one_sample_is_minus_the_variational_loss(x64):
         many = jnp.full((4000, 1, 1, 1), 0.5)
         return variational_terms(model, params, many, keys).loss()
 
-    value = scores.bound(key, model, params, x, num_samples=4000, log_z=0.0)
+    value = scores.elbo(key, model, params, x, num_samples=4000, log_z=0.0)
     loss = losses(1)
     error = np.std(loss) * np.sqrt(2 / 4000)
     np.testing.assert_allclose(value, -loss.mean(), atol=4 * error)
@@ -302,10 +302,10 @@ def test_an_image_is_scored_alike_alone_and_among_others(x64):
         ("score", {"num_samples": 0}, "num_samples must be a positive integer, got 0"),
         ("score", {"x": np.zeros((2, 3, 1, 1))}, "x must have shape"),
         ("log_likelihood_ratio", {"k": 0}, "k must be at least 1"),
-        ("bound", {"k": 2}, "k must be an integer from 0 to 1, .* got 2"),
-        ("bound", {"k": 1}, "bound is defined at k = 0 alone, got k=1"),
-        ("bound", {"k": 1, "importance": True}, "importance weighting .* got k=1"),
-        ("bound", {}, "log_z must be given for a model with an energy"),
+        ("elbo", {"k": 2}, "k must be an integer from 0 to 1, .* got 2"),
+        ("elbo", {"k": 1}, "elbo is defined at k = 0 alone, got k=1"),
+        ("elbo", {"k": 1, "importance": True}, "importance weighting .* got k=1"),
+        ("elbo", {}, "log_z must be given for a model with an energy"),
     ],
 )
 def test_wrong_arguments_are_refused(function, changes, words):
@@ -324,14 +324,14 @@ def test_wrong_arguments_are_refused(function, changes, words):
         ({"start": "encoder", "num_steps": 5}, "not known after 5 steps"),
     ],
 )
-def test_bound_is_refused_where_log_q_is_not_known(chain, words):
+def test_elbo_is_refused_where_log_q_is_not_known(chain, words):
     model = encoder_model(None)
     chains = dataclasses.replace(model.chains, posterior=jebm.Langevin(**chain))
     model = dataclasses.replace(model, chains=chains)
     params = jebm.init(jax.random.key(0), model)
     x = jnp.zeros((2, 1, 1, 1))
     with pytest.raises(ValueError, match=words):
-        scores.bound(jax.random.key(0), model, params, x)
+        scores.elbo(jax.random.key(0), model, params, x)
 
 
 def test_log_z_of_a_gaussian_prior_is_not_taken():
@@ -339,4 +339,4 @@ def test_log_z_of_a_gaussian_prior_is_not_taken():
     params = jebm.init(jax.random.key(0), model)
     x = jnp.zeros((2, 1, 1, 1))
     with pytest.raises(ValueError, match="log_z is 0 for a Gaussian prior"):
-        scores.bound(jax.random.key(0), model, params, x, log_z=1.0)
+        scores.elbo(jax.random.key(0), model, params, x, log_z=1.0)

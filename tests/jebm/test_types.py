@@ -49,7 +49,7 @@ CALLS = {
     "scores.score": lambda f, m, p: f(KEY, m, p, X, 1, kernel=SHORT),
     "scores.score_terms": lambda f, m, p: f(KEY, m, p, X),
     "scores.log_likelihood_ratio": lambda f, m, p: f(KEY, m, p, X, 1),
-    "scores.bound": lambda f, m, p: f(KEY, m, p, X, log_z=0.0),
+    "scores.elbo": lambda f, m, p: f(KEY, m, p, X, log_z=0.0),
     "scores.importance_log_weights": lambda f, m, p: f(KEY, m, p, X, 5),
     "partition.log_z": lambda f, m, p: f(
         KEY, m, p, num_particles=4, num_temperatures=2
