@@ -6,7 +6,7 @@
 The two are one law with the same Z: T is invertible, and N(eps; 0, I) is p_beta(z)
 times its Jacobian. With an image x both gain log p(x | z). Another law is that of
 
-    eps_released           log p_beta(T(eps)) - E(T(eps))
+    eps_no_jacobian        log p_beta(T(eps)) - E(T(eps))
 
 which leaves the Jacobian out, as the paper's code for two stages does: it favours
 eps at which the sigma_i are small. And the law of z given x, seen from an encoder:

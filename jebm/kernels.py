@@ -20,7 +20,8 @@ import numpy as np
 from jebm import langevin, mala, tempering
 from jebm.names import unknown
 
-SPACES = ("eps", "z", "eps_released")
+SPACES = ("eps", "z", "eps_no_jacobian")
+RENAMED_SPACES = {"eps_released": "eps_no_jacobian"}  # of older versions: the new name
 ENCODED = ("encoder", "mode")  # starts of a chain that an encoder knows
 STARTS = ("normal", "prior", *ENCODED)
 
@@ -50,7 +51,7 @@ class Chain:
       step_size: s of `jebm.langevin`; a Python number or an array [].
       space: "eps" moves the noise of z = T(eps), whose Gaussian part is N(0, I)
         whatever the hierarchy has learned; "z" moves the latents themselves.
-        "eps_released" moves eps by the density of z, see `jebm.densities`: for
+        "eps_no_jacobian" moves eps by the density of z, see `jebm.densities`: for
         comparison with the paper's code.
       start: "normal" starts at N(0, I) in every layer of that space, "prior" at a
         sample of p_beta(z); in eps-space the two are one. For posterior chains,
@@ -70,7 +71,10 @@ class Chain:
         langevin.check_num_steps(self.num_steps)
         _check_step_size(self.step_size)
         if self.space not in SPACES:
-            raise ValueError(unknown("space", self.space, SPACES))
+            message = unknown("space", self.space, SPACES)
+            if str(self.space) in RENAMED_SPACES:
+                message += f"; it is now called {RENAMED_SPACES[self.space]!r}"
+            raise ValueError(message)
         if self.start not in STARTS:
             raise ValueError(unknown("start", self.start, STARTS))
 

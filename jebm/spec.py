@@ -15,7 +15,7 @@ import flax.linen as nn
 
 from jebm.backbones import NVAE, Ladder, Vector
 from jebm.energies import Conv, Function, Joint, JointConv, Layerwise, State
-from jebm.kernels import KERNELS, Chain, Chains, Langevin
+from jebm.kernels import KERNELS, RENAMED_SPACES, Chain, Chains, Langevin
 from jebm.likelihoods import Bernoulli, Gaussian, LearnedGaussian, LogisticMixture
 from jebm.model import Model, check_image_shape
 from jebm.names import nearest, unknown
@@ -246,6 +246,9 @@ def _chain(name: str, default: Chain, options) -> Chain:
         raise ValueError(unknown(f"kernel of the {what}", kernel, KERNELS))
     cls = KERNELS[kernel]
     _check_known(f"field of the {what}", options, _fields(cls))
+    # Specs of older runs hold names that chains themselves refuse.
+    if (space := str(options.get("space"))) in RENAMED_SPACES:
+        options["space"] = RENAMED_SPACES[space]
     try:
         return cls(**(dataclasses.asdict(default) | options))
     except ValueError as error:

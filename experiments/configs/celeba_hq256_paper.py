@@ -19,7 +19,7 @@ def get_config():
     config.energy.activation = "leaky_relu"
     config.chains.prior.num_steps = 10
     config.chains.prior.step_size = 1e-5**0.5
-    config.chains.prior.space = "eps_released"
+    config.chains.prior.space = "eps_no_jacobian"
     config.learning.batch_size = 4
     config.learning.num_steps = 6500
     config.learning.persistent_chains = 0

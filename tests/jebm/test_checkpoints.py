@@ -75,6 +75,14 @@ def test_load_gives_model_and_averaged_parameters(run):
     assert jebm.sample(jax.random.key(0), model, params, 2).x.shape == (2, 2, 2, 1)
 
 
+def test_load_takes_the_former_name_of_a_space(run):
+    chains = {"prior": {"space": "eps_released"}}
+    (run / "model.json").write_text(json.dumps(SPEC | {"chains": chains}))
+    model, _ = jebm.load(run)
+    assert model.chains.prior.space == "eps_no_jacobian"
+    assert jebm.to_spec(model)["chains"]["prior"]["space"] == "eps_no_jacobian"
+
+
 @pytest.mark.parametrize("item", ["ema", "train_state"])
 def test_any_damaged_array_file_is_noticed_and_the_one_before_is_read(run, item):
     flip(max(data_files(run, 3, item), key=lambda p: p.stat().st_size))

@@ -17,6 +17,12 @@ ALL = {
 }
 
 
+def test_the_former_name_of_a_space_is_refused_with_the_present_one():
+    words = "unknown space 'eps_released'; .*; it is now called 'eps_no_jacobian'"
+    with pytest.raises(ValueError, match=words):
+        jebm.Langevin(space="eps_released")
+
+
 @pytest.fixture(scope="module")
 def model():
     return small_model((3, 2), image_shape=(2, 2, 1))

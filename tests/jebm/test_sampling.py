@@ -36,7 +36,7 @@ def params(model):
 @pytest.mark.parametrize("dims", [(3,), (3, 2), (2, 1, 3)])
 @pytest.mark.parametrize("conditioning", ["next", "above"])
 @pytest.mark.parametrize("energy", [{}, None])
-@pytest.mark.parametrize("space", ["eps", "z", "eps_released"])
+@pytest.mark.parametrize("space", ["eps", "z", "eps_no_jacobian"])
 def test_shapes_and_range_for_one_two_and_three_layers(
     dims, conditioning, energy, space
 ):
