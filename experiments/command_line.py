@@ -9,7 +9,7 @@ from collections.abc import Callable
 from absl import flags
 
 from jebm.checkpoints import CorruptCheckpointError
-from jebm.names import nearest
+from jebm.names import did_you_mean
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -91,7 +91,7 @@ def parse(
     """
     path = _config_file(argv)
     if path is not None and not pathlib.Path(path).is_file():
-        near = nearest(pathlib.Path(path).name, _known_configs())
+        near = did_you_mean(pathlib.Path(path).name, _known_configs())
         sys.exit(f"error: no file {path}; {_there_are()}{near}")
     if any(a.lstrip("-") in ("help", "h", "helpfull", "helpshort") for a in argv[1:]):
         print(describe(path))
@@ -188,10 +188,10 @@ def _unknown_field(path, argv):
 
 def nearest_field(config, node, field) -> str:
     """Which field was meant: one near in name here, or of that name elsewhere."""
-    if near := nearest(field, node.keys()):
+    if near := did_you_mean(field, node.keys()):
         return near
     full = [name for name, _ in _flat(config)]
     elsewhere = [name for name in full if name.split(".")[-1] == field]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
-    return nearest(field, full)
+    return did_you_mean(field, full)

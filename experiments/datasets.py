@@ -13,7 +13,7 @@ from absl import flags
 from experiments import fake, sources
 from experiments.command_line import ConfigError
 from experiments.loaders import CROPPED, LOADERS, Options, Split
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 AUGMENTATIONS = ("flip", "crop", "affine")
 _THREADS = min(16, os.cpu_count() or 1)  # that decode batches ahead
@@ -51,16 +51,18 @@ def load(
         not prepared, classes of which there is no image, or fields that do not fit.
     """
     if name not in LOADERS:
-        raise ConfigError(unknown("data set", name, LOADERS))
+        raise ConfigError(unknown_name_message("data set", name, LOADERS))
     if image_shape is not None and name != "folder":
         raise ConfigError(f"data.image_shape is of data.name 'folder', not of {name!r}")
     if on_corrupt not in sources.ON_CORRUPT:
-        raise ConfigError(unknown("data.on_corrupt", on_corrupt, sources.ON_CORRUPT))
+        raise ConfigError(
+            unknown_name_message("data.on_corrupt", on_corrupt, sources.ON_CORRUPT)
+        )
     if num_workers < 0:
         raise ConfigError(f"data.num_workers must be at least 0, got {num_workers}")
     for kind in augment:
         if kind not in AUGMENTATIONS:
-            raise ConfigError(unknown("data.augment", kind, AUGMENTATIONS))
+            raise ConfigError(unknown_name_message("data.augment", kind, AUGMENTATIONS))
     if "affine" in augment:
         _host()
     cropped = "crop" in augment

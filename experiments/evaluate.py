@@ -54,7 +54,7 @@ from jebm.chains import decode, example_keys, run_chains
 from jebm.diagnostics import chain_diagnostics
 from jebm.kernels import ENCODED, STARTS
 from jebm.metrics import feature_statistics, frechet_distance
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 _LONG_CHAIN = 4
 
@@ -122,7 +122,9 @@ def _file(path, config):
 def check_eval(config) -> None:
     """Refuses settings of eval that cannot work, naming the field."""
     if config.eval.protocol not in PROTOCOLS:
-        raise ConfigError(unknown("eval.protocol", config.eval.protocol, PROTOCOLS))
+        raise ConfigError(
+            unknown_name_message("eval.protocol", config.eval.protocol, PROTOCOLS)
+        )
     if config.eval.protocol == "anomaly" and config.data.heldout_digit is None:
         raise ConfigError(
             "eval.protocol 'anomaly' needs a data.heldout_digit, got None"
@@ -163,7 +165,9 @@ def check_eval(config) -> None:
     own = config.chains.posterior.start
     start = config.eval.anomaly.posterior_start or own
     if start not in STARTS:
-        raise ConfigError(unknown("eval.anomaly.posterior_start", start, STARTS))
+        raise ConfigError(
+            unknown_name_message("eval.anomaly.posterior_start", start, STARTS)
+        )
     if start in ENCODED and own not in ENCODED:
         raise ConfigError(
             f"eval.anomaly.posterior_start {start!r} needs an encoder that learns, "

@@ -38,7 +38,7 @@ from experiments.command_line import ConfigError
 from experiments.sample import in_batches
 from jebm import partition, scores
 from jebm.chains import example_keys, prior_chain, run_chains
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 ESTIMATORS = ("importance", "annealed", "bridged")
 _NUM_DRAWS = 500  # that log Z is annealed back from
@@ -50,7 +50,9 @@ def check(config) -> None:
     options = config.eval
     if options.likelihood_estimator not in ESTIMATORS:
         name = options.likelihood_estimator
-        raise ConfigError(unknown("eval.likelihood_estimator", name, ESTIMATORS))
+        raise ConfigError(
+            unknown_name_message("eval.likelihood_estimator", name, ESTIMATORS)
+        )
     if config.likelihood.name == "bernoulli" and not config.data.binarize:
         raise ConfigError(
             "eval.protocol 'likelihood' with the likelihood 'bernoulli', which is no "

@@ -18,7 +18,7 @@ import jebm
 from experiments import datasets, loaders
 from experiments.command_line import ConfigError
 from experiments.sample import in_batches
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -75,7 +75,7 @@ def check(options) -> None:
     asked += [("ood_outliers", name) for name in options.ood_outliers]
     for field, name in asked:
         if name not in known:
-            raise ConfigError(unknown(f"eval.{field}", name, known))
+            raise ConfigError(unknown_name_message(f"eval.{field}", name, known))
     if not options.ood_outliers or options.ood_chosen_on in options.ood_outliers:
         raise ConfigError(
             "eval.ood_outliers must name sets other than eval.ood_chosen_on, got "

@@ -13,7 +13,7 @@ from experiments import datasets, pictures, report, two_stage, workdir
 from experiments.command_line import ConfigError
 from experiments.learning import Role
 from jebm import checkpoints
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 
 def sample(config, path: pathlib.Path) -> None:
@@ -108,7 +108,9 @@ def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
 def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
     """Builds the model; what `jebm.build` refuses is the user's mistake."""
     if config.prior not in ("ebm", "gaussian"):
-        raise ConfigError(unknown("prior", config.prior, ("ebm", "gaussian")))
+        raise ConfigError(
+            unknown_name_message("prior", config.prior, ("ebm", "gaussian"))
+        )
     try:
         model = jebm.build(model_spec(config, image_shape))
         params = jax.eval_shape(jebm.init, jax.random.key(0), model)

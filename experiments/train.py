@@ -38,7 +38,7 @@ from experiments.sample import (
 from jebm import checkpoints
 from jebm.kernels import ENCODED
 from jebm.learning import LearnerState
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 _NUM_DIAGNOSED = 16  # images whose chains are examined
 _STIFF = 0.5
@@ -49,10 +49,14 @@ def check_learning(config) -> None:
     fields = config.learning
     methods = ("mle", "variational", "two_stage")
     if fields.method not in methods:
-        raise ConfigError(unknown("learning.method", fields.method, methods))
+        raise ConfigError(
+            unknown_name_message("learning.method", fields.method, methods)
+        )
     if fields.optimizer not in learning.OPTIMIZERS:
         raise ConfigError(
-            unknown("learning.optimizer", fields.optimizer, learning.OPTIMIZERS)
+            unknown_name_message(
+                "learning.optimizer", fields.optimizer, learning.OPTIMIZERS
+            )
         )
     chain = config.chains.posterior
     variational = fields.method == "variational"

@@ -15,7 +15,7 @@ import numpy as np
 
 from jebm import model as model_lib
 from jebm.kernels import Chain
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 
 def key(value) -> None:
@@ -52,7 +52,7 @@ def number(name: str, value, most: float = math.inf) -> None:
 def one_of(name: str, value, known) -> None:
     """Demands one of the known values."""
     if value not in known:
-        raise ValueError(unknown(name, value, known))
+        raise ValueError(unknown_name_message(name, value, known))
 
 
 def temperature(value) -> None:

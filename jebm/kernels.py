@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm import langevin, mala, tempering
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 SPACES = ("eps", "z", "eps_no_jacobian")
 RENAMED_SPACES = {"eps_released": "eps_no_jacobian"}  # of older versions: the new name
@@ -71,12 +71,12 @@ class Chain:
         langevin.check_num_steps(self.num_steps)
         _check_step_size(self.step_size)
         if self.space not in SPACES:
-            message = unknown("space", self.space, SPACES)
+            message = unknown_name_message("space", self.space, SPACES)
             if str(self.space) in RENAMED_SPACES:
                 message += f"; it is now called {RENAMED_SPACES[self.space]!r}"
             raise ValueError(message)
         if self.start not in STARTS:
-            raise ValueError(unknown("start", self.start, STARTS))
+            raise ValueError(unknown_name_message("start", self.start, STARTS))
 
     @property
     def kernel(self) -> langevin.Kernel:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm.convolution import ConvTranspose
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 
 ACTIVATIONS = {
     "gelu": nn.gelu,
@@ -19,7 +19,7 @@ ACTIVATIONS = {
 def check_activation(name: str) -> None:
     """Raises a ValueError naming the known activations, unless `name` is one."""
     if name not in ACTIVATIONS:
-        raise ValueError(unknown("activation", name, ACTIVATIONS))
+        raise ValueError(unknown_name_message("activation", name, ACTIVATIONS))
 
 
 def soft_clamp(x: jax.Array, bound: float) -> jax.Array:

@@ -18,7 +18,7 @@ from jebm.energies import Conv, Function, Joint, JointConv, Layerwise, State
 from jebm.kernels import KERNELS, RENAMED_SPACES, Chain, Chains, Langevin
 from jebm.likelihoods import Bernoulli, Gaussian, LearnedGaussian, LogisticMixture
 from jebm.model import Model, check_image_shape
-from jebm.names import nearest, unknown
+from jebm.names import did_you_mean, unknown_name_message
 
 BACKBONES = {"vector": Vector, "ladder": Ladder, "nvae": NVAE}
 ENERGIES = {
@@ -171,7 +171,8 @@ def _class(kind: _Kind, name) -> Any:
         return cls
     if not isinstance(name, str) or name not in kind.registry:
         raise ValueError(
-            f"{unknown(kind.name, name, kind.registry)}; one of yours is 'module:Class'"
+            f"{unknown_name_message(kind.name, name, kind.registry)}; "
+            "one of yours is 'module:Class'"
         )
     return kind.registry[name]
 
@@ -188,7 +189,8 @@ def _imported(what: str, name: str) -> Any:
     if not hasattr(found, attribute):
         known = [n for n, value in vars(found).items() if callable(value)]
         raise ValueError(
-            f"{what} {name!r}: {module} has no {attribute!r}{nearest(attribute, known)}"
+            f"{what} {name!r}: {module} has no {attribute!r}"
+            f"{did_you_mean(attribute, known)}"
         )
     return getattr(found, attribute)
 
@@ -243,7 +245,7 @@ def _chain(name: str, default: Chain, options) -> Chain:
     options = {k: _freeze(v) for k, v in options.items()}
     kernel = options.pop("name", "langevin")
     if kernel not in KERNELS:
-        raise ValueError(unknown(f"kernel of the {what}", kernel, KERNELS))
+        raise ValueError(unknown_name_message(f"kernel of the {what}", kernel, KERNELS))
     cls = KERNELS[kernel]
     _check_known(f"field of the {what}", options, _fields(cls))
     # Specs of older runs hold names that chains themselves refuse.
@@ -262,7 +264,7 @@ def _check_known(what, options, known):
     if strange:
         raise ValueError(
             f"unknown {what}: {strange}; known: {sorted(known)}"
-            f"{nearest(strange[0], known)}"
+            f"{did_you_mean(strange[0], known)}"
         )
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments import loaders, sources
 from experiments.command_line import USER_ERRORS, ConfigError
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 from tools import downloads
 
 # Of each split, keys as TFDS has them, and examples.
@@ -60,7 +60,7 @@ def prepare(name: str, data_dir: str | None = None, on_corrupt: str = "error") -
         print(f"{name} needs no preparation.")
         return
     if name not in RECIPES:
-        raise ConfigError(unknown("data set", name, RECIPES))
+        raise ConfigError(unknown_name_message("data set", name, RECIPES))
     recipe = RECIPES[name]
     root = pathlib.Path(loaders.data_directory(data_dir))
     if name == "lsun/church_outdoor":

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm.distributions import Normal
-from jebm.names import unknown
+from jebm.names import unknown_name_message
 from jebm.networks import (
     ACTIVATIONS,
     MLP,
@@ -72,7 +72,9 @@ class Vector(nn.Module):
 
     def __post_init__(self):
         if self.conditioning not in CONDITIONINGS:
-            raise ValueError(unknown("conditioning", self.conditioning, CONDITIONINGS))
+            raise ValueError(
+                unknown_name_message("conditioning", self.conditioning, CONDITIONINGS)
+            )
         if not self.latent_dims or not all(
             isinstance(dim, int) and dim > 0 for dim in self.latent_dims
         ):
@@ -84,7 +86,9 @@ class Vector(nn.Module):
                 f"log_scale_bound must be positive, got {self.log_scale_bound}"
             )
         if self.decoder_type not in DECODERS:
-            raise ValueError(unknown("decoder_type", self.decoder_type, DECODERS))
+            raise ValueError(
+                unknown_name_message("decoder_type", self.decoder_type, DECODERS)
+            )
         check_widths("prior_widths", self.prior_widths)
         check_widths("decoder_widths", self.decoder_widths)
         if self.decoder_type == "deconv" and self.output_shape is not None:
