@@ -8,10 +8,8 @@ from collections.abc import Callable
 
 from absl import flags
 
-from jebm.checkpoints import CorruptCheckpointError
+from experiments.configs import CONFIGS
 from jebm.names import did_you_mean
-
-CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 _HELP = """\
 python -m experiments.main --config=FILE [--mode=MODE] [--workdir=DIR]
@@ -35,6 +33,8 @@ settings that are changed most
 
 {fields}
 """
+
+
 MODES = {
     "train": "trains, or goes on from the newest checkpoint; then draws and measures",
     "eval": "measures a trained run again: eval.json",
@@ -42,6 +42,8 @@ MODES = {
     "figures": "draws all figures: figures/*.png",
     "score": "scores a folder of images, the most anomalous first: scores/*.csv, *.png",
 }
+
+
 SETTINGS = {
     "seed": "of parameters, order of the data, and all noise",
     "prior": "ebm, or gaussian for the same generator without energies",
@@ -57,22 +59,6 @@ SETTINGS = {
     "eval.num_samples": "that the distances are taken of",
     "log.every": "steps between lines of metrics.jsonl",
 }
-
-
-class ConfigError(ValueError):
-    """What the user asked for cannot be done; raised before any work."""
-
-
-class Diverged(RuntimeError):
-    """Training has left the finite numbers."""
-
-
-class ProcessFailed(RuntimeError):
-    """Another process of the same run has ended with an error."""
-
-
-# Ended with one sentence and a non-zero exit; anything else is a bug: show its trace.
-USER_ERRORS = (ConfigError, Diverged, ProcessFailed, CorruptCheckpointError, OSError)
 
 
 def tool_help(path: str | None) -> str:
@@ -138,9 +124,9 @@ def _headline(name):
 
 
 def _flat(config):
-    from experiments import workdir  # which takes its errors from here
+    from experiments.rundir.settings import flat  # which takes its errors from here
 
-    return workdir.flat(config.to_dict())
+    return flat(config.to_dict())
 
 
 def _config_file(argv):

@@ -12,22 +12,17 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import (
-    command_line,
-    evaluate,
-    figures,
-    parallel,
-    programs,
-    sample,
-    score,
-    stop,
-    train,
-)
+from experiments import command_line
+from experiments.drawing import figures, samples
+from experiments.errors import USER_ERRORS
+from experiments.evaluation import evaluate, score
+from experiments.runtime import compilation, parallel, stop
+from experiments.training import train
 
 MODES = {  # told in command_line.MODES
     "train": train.train,
     "eval": evaluate.evaluate,
-    "sample": sample.sample,
+    "sample": samples.sample,
     "figures": figures.figures,
     "score": lambda config, path: score.score(config, path, _IMAGES.value),
 }
@@ -54,15 +49,15 @@ def main(argv: list[str]) -> None:
         sys.exit("error: --mode=score and --images=FOLDER go together")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
-    programs.keep()
+    compilation.enable_compilation_cache()
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
-        programs.set_precision(_CONFIG.value.matmul_precision)
+        compilation.set_precision(_CONFIG.value.matmul_precision)
         parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with parallel.ending_together():
             if _MODE.value == "train" or parallel.is_first():
                 MODES[_MODE.value](_CONFIG.value, workdir)
-    except command_line.USER_ERRORS as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except stop.Stopped as stopped:
         print(stopped)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments import datasets
+from experiments.data import datasets
 
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
 

@@ -1,1 +1,5 @@
-"""One file per experiment; `default.py` explains every field."""
+"""The configurations of the experiments, one a file."""
+
+import pathlib
+
+CONFIGS = pathlib.Path(__file__).parent

@@ -3,12 +3,12 @@
 python -m experiments.main --config=experiments/configs/celeba_hq256.py
     --config.backbone.checkpoint=RUN
 
-RUN is what `tools.convert_nvae` made of the published checkpoint; without it the first
+RUN is what `tools.convert.nvae` made of the published checkpoint; without it the first
 stage, `nvae_celeba_hq256`, is trained in WORKDIR/backbone. The energies are those of
 `cifar10_nvae`, batch and chains are ours: `celeba_hq256_paper` has the paper's.
 
-Compiled for a TPU v5e (`tools.tpu_memory`), with `remat`: 11.08 GiB a chip for a train
-step of 16 images over eight, 7.65 GiB for 16 samples on one.
+Compiled for a TPU v5e (`tools.speed.tpu_memory`), with `remat`: 11.08 GiB a chip for a
+train step of 16 images over eight, 7.65 GiB for 16 samples on one.
 """
 
 from experiments.configs import cifar10_nvae

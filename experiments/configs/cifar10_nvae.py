@@ -3,7 +3,7 @@
 python -m experiments.main --config=experiments/configs/cifar10_nvae.py
     --config.backbone.checkpoint=RUN
 
-RUN is what `tools.convert_nvae` made of the published checkpoint; without it the first
+RUN is what `tools.convert.nvae` made of the published checkpoint; without it the first
 stage, `nvae_cifar10`, is trained in WORKDIR/backbone. From the paper (arXiv 2306.06323,
 section 4.2, and its code for CelebA-HQ): one energy per group, 4 x 4 convolutions of 64
 channels down to 4 x 4, then widths of 200; rate 2e-5, Adam with betas (.99, .999) and a
@@ -14,8 +14,8 @@ energy of the latents learned nothing on NVAE and one of the decoder's state did
 `nvae_mnist_ebm`: --config.energy.name=state --config.learning.nce_steps=5000
 --config.learning.energy_lr=1e-3 is what we would try beside the published form.
 
-Compiled for a TPU v5e (`tools.tpu_memory`), with `remat`: 3.98 GiB a chip for a train
-step of 64 images over eight, 2.52 GiB for 64 samples on one.
+Compiled for a TPU v5e (`tools.speed.tpu_memory`), with `remat`: 3.98 GiB a chip for a
+train step of 64 images over eight, 2.52 GiB for 64 samples on one.
 """
 
 from ml_collections import config_dict

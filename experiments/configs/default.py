@@ -121,11 +121,11 @@ def get_config() -> config_dict.ConfigDict:
     config.guard.prior_eps_square = 10.0  # mean eps^2 behind z-; N(0, I): 1
 
     config.eval = config_dict.ConfigDict()
-    config.eval.protocol = "classifier"  # see experiments/evaluate.py
+    config.eval.protocol = "classifier"  # see experiments/evaluation/evaluate.py
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
-    # Of protocol "anomaly": the score of experiments/anomaly.py, where the weights are
-    # w, r and t.
+    # Of protocol "anomaly": the score of experiments/evaluation/anomaly.py, where the
+    # weights are w, r and t.
     config.eval.anomaly = config_dict.ConfigDict()
     config.eval.anomaly.likelihood_weight = 1.0
     config.eval.anomaly.num_maps = 0  # affine: the density is averaged over these
@@ -135,16 +135,17 @@ def get_config() -> config_dict.ConfigDict:
     # Where the posterior chain starts: "mode" of the encoder, or any other of
     # jebm.Chain. None: chains.posterior.start.
     config.eval.anomaly.posterior_start = config_dict.placeholder(str)
-    # Of protocol "likelihood", see experiments/likelihood.py.
+    # Of protocol "likelihood", see experiments/evaluation/likelihood.py.
     config.eval.likelihood_estimator = "importance"  # or "annealed", "bridged"
     config.eval.likelihood_num_images = 1000  # the first of the held-out split
     config.eval.likelihood_num_samples = 1000  # of each image; a few where annealed
     config.eval.likelihood_num_temperatures = 1000  # annealed or bridged
     config.eval.likelihood_batch_size = 100  # images at a time
-    # Of protocol "ood": data sets, or what experiments/ood.py makes of the images.
+    # Of protocol "ood": data sets, or what experiments/evaluation/ood.py makes of the
+    # images.
     config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")
     config.eval.ood_chosen_on = "exchanged"  # chooses the score; not in the table
-    # Of protocols "paper" and "clean", see experiments/fid.py.
+    # Of protocols "paper" and "clean", see experiments/evaluation/fid.py.
     config.eval.fid_num_samples = 50_000
     config.eval.fid_sets = ("chain", "untilted")  # also "long_chain", "posterior"
     config.eval.fid_temperature = 1.0  # of the prior's samples, NVAE's

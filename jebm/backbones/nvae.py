@@ -10,7 +10,7 @@ Flows that keep volumes may follow the draw from q.
 Residual cells have batch normalisation: its statistics are those of the batch where the
 collection "batch_stats" is mutable, as in training, and running averages elsewhere.
 Each normalised kernel is sown into the collection "kernels", for `jebm.spectral`.
-Parameters are those of the published networks, so `tools.convert_nvae` can fill them.
+Parameters are those of the published networks, so `tools.convert.nvae` can fill them.
 """
 
 import flax.linen as nn

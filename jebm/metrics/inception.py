@@ -4,7 +4,7 @@ It differs from the published architecture (arXiv 1512.00567) as the frozen grap
 the first FIDs were taken with does, and its translation to PyTorch since: mean pooling
 does not count the padding, the last block pools by maxima, and there are 1,008 logits.
 Names are those of the tensors in that translation, "Mixed_5b/branch1x1/conv/kernel" for
-"Mixed_5b.branch1x1.conv.weight"; `tools.convert_inception` makes the file that `load`
+"Mixed_5b.branch1x1.conv.weight"; `tools.convert.inception` makes the file that `load`
 reads. The weights are not shipped with jebm.
 """
 
@@ -298,7 +298,7 @@ def load(path: str | pathlib.Path | None = None) -> tuple[InceptionV3, Any, str]
     """Reads the network from a file of arrays; nothing in it can run.
 
     Args:
-      path: what `tools.convert_inception` wrote; None for `default_file()`.
+      path: what `tools.convert.inception` wrote; None for `default_file()`.
 
     Returns:
       The network, its variables, and the sha256 of the file that they come from:
@@ -311,7 +311,7 @@ def load(path: str | pathlib.Path | None = None) -> tuple[InceptionV3, Any, str]
     path = default_file() if path is None else pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no Inception weights in {path}: `python -m tools.convert_inception` "
+            f"no Inception weights in {path}: `python -m tools.convert.inception` "
             "downloads and converts them; without internet, get "
             "pt_inception-2015-12-05-6726825d.pth of github.com/mseitzer/pytorch-fid "
             "elsewhere and give it as its argument"

@@ -2,7 +2,7 @@
 
 Each is NAME.npz, one float32 array per parameter under its path, and NAME.json: what
 `jebm.build` takes, how it was trained and measured, and the sha256 of the arrays' file.
-`tools/export_pretrained.py` makes both from a run.
+`tools/convert/pretrained.py` makes both from a run.
 """
 
 import hashlib

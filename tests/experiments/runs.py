@@ -11,7 +11,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 import jebm
-from experiments import learning, main, train, workdir
+from experiments import main
+from experiments.rundir.metrics import read_metrics
+from experiments.training import learner, train
+from experiments.training.state import checkpoint_items
 from jebm import chains, checkpoints
 from jebm.learning import losses
 
@@ -24,7 +27,7 @@ def run(config, path, **patches):
     with pytest.MonkeyPatch.context() as patch:
         _leave_out_figures(patch)
         for name, value in patches.items():
-            modules = (losses, chains, learning, train)
+            modules = (losses, chains, learner, train)
             module = next(module for module in modules if hasattr(module, name))
             patch.setattr(module, name, value)
         train.train(config, path)
@@ -79,7 +82,7 @@ def state_digests(config, path, step):
     """A digest of every array of a checkpoint, as read back from it."""
     model = train.build_model(config, (8, 8, 1))
     backbone = jebm.init(jax.random.key(0), model).backbone
-    templates = train.checkpoint_items(train.create_state(config, model, backbone))
+    templates = checkpoint_items(train.create_state(config, model, backbone))
     return checkpoints.digests(checkpoints.restore(path, templates, step)[1])
 
 
@@ -102,7 +105,7 @@ def flip_bytes(path, step, item):
 
 def metrics(path):
     """The lines of metrics.jsonl but for what a clock decides."""
-    lines = workdir.read_metrics(path)
+    lines = read_metrics(path)
     return [{k: v for k, v in x.items() if k != "images_per_second"} for x in lines]
 
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from experiments import command_line, datasets, main, workdir
+from experiments import command_line, main
 from experiments.configs import default
+from experiments.data import datasets
+from experiments.rundir.settings import flat
 from jebm import kernels, spec
 from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
@@ -104,14 +106,14 @@ def test_help_lists_modes_configs_and_common_settings(capsys, flag):
 
 def test_help_with_a_config_lists_its_fields(capsys):
     text = help_of(capsys, CONFIG, "--help")
-    fields = dict(workdir.flat(json.loads(default.get_config().to_json())))
+    fields = dict(flat(json.loads(default.get_config().to_json())))
     assert all(f"--config.{field} " in text for field in fields)
     assert re.search(r"--config\.learning\.batch_size +20\n", text)
 
 
 def test_help_of_a_tool_is_its_own():
     process = subprocess.run(
-        [sys.executable, "-m", "tools.anomaly", "--help"],
+        [sys.executable, "-m", "experiments.sweeps.anomaly", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -124,7 +126,7 @@ def test_help_of_a_tool_is_its_own():
 
 def test_help_names_modes_and_settings_that_exist():
     assert command_line.MODES.keys() == main.MODES.keys()
-    fields = dict(workdir.flat(json.loads(default.get_config().to_json())))
+    fields = dict(flat(json.loads(default.get_config().to_json())))
     assert command_line.SETTINGS.keys() <= fields.keys()
 
 

@@ -5,7 +5,10 @@ import jax
 import pytest
 
 import jebm
-from experiments import command_line, datasets, loaders, sample, train
+from experiments.configs import CONFIGS
+from experiments.data import datasets, loaders
+from experiments.models import build_model, model_spec
+from experiments.training.checks import check_learning
 from tests.experiments.runs import metrics, run
 
 SHAPES = {"cifar10": (32, 32, 3), "svhn": (32, 32, 3), "celeba64": (64, 64, 3)}
@@ -17,7 +20,7 @@ def config_of(name):
 
 def shapes_of(name):
     """The model of a config and the shapes of its parameters; nothing is computed."""
-    model = sample.build_model(config_of(name), SHAPES[name])
+    model = build_model(config_of(name), SHAPES[name])
     return model, jax.eval_shape(jebm.init, jax.random.key(0), model)
 
 
@@ -101,7 +104,7 @@ def test_a_shrunken_config_takes_two_steps(name, tmp_path):
     assert lines[0]["energy_gap_nats"] == 0  # energies start at 0
 
 
-CONFIGS = sorted(p.stem for p in command_line.CONFIGS.glob("*.py"))
+CONFIGS = sorted(p.stem for p in CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "__init__"])
@@ -126,8 +129,8 @@ TWO_STAGES = {
 @pytest.mark.parametrize("name", sorted(TWO_STAGES))
 def test_second_stages_have_the_published_energies(name):
     config = config_of(name)
-    train.check_learning(config)
-    model = jebm.build(sample.model_spec(config, TWO_STAGES[name]))
+    check_learning(config)
+    model = jebm.build(model_spec(config, TWO_STAGES[name]))
     shapes = model.backbone.latent_shapes
     z = [jax.ShapeDtypeStruct((1, *shape), float) for shape in shapes]
     energies = jax.eval_shape(model.energy.init, jax.random.key(0), z)["params"]
@@ -159,7 +162,7 @@ def test_regime_of_the_papers_code():
 )
 def test_published_hierarchies(name, shape, groups):
     config = config_of(name)
-    train.check_learning(config)
-    shapes = jebm.build(sample.model_spec(config, shape)).backbone.latent_shapes
+    check_learning(config)
+    shapes = jebm.build(model_spec(config, shape)).backbone.latent_shapes
     assert [s[0] for s in shapes] == groups
     assert {s[-1] for s in shapes} == {20}

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import train, workdir
-from experiments.command_line import ConfigError
 from experiments.configs import test
+from experiments.errors import ConfigError
+from experiments.rundir.metrics import Metrics
+from experiments.rundir.settings import as_json, check_settings, flat
+from experiments.training import train
 from tests.experiments.runs import CONFIG, ROOT, contents, run_main
 
 FUZZ = settings(
@@ -22,7 +24,7 @@ FUZZ = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-FIELDS = dict(workdir.flat(workdir.plain(test.get_config())))
+FIELDS = dict(flat(as_json(test.get_config())))
 
 texts = st.sampled_from(
     [
@@ -126,8 +128,8 @@ def test_damaged_files_of_a_run_are_told_by_name(
     flipped = bytes([before[where] ^ data.draw(st.integers(1, 255))])
     (path / name).write_bytes(before[:where] + flipped + before[where + 1 :])
     try:
-        workdir.check_settings(path, test.get_config(), "train")
-        workdir.Metrics(path, 8, 0).close()
+        check_settings(path, test.get_config(), "train")
+        Metrics(path, 8, 0).close()
     except ConfigError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
@@ -158,7 +160,7 @@ def test_what_a_file_says_is_no_part_of_the_page(copied_run):
     evil = "<script>alert(1)</script>"
     with (copied_run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 8, "rescues": 1, "rescue": evil}) + "\n")
-    from experiments import report
+    from experiments.rundir import report
 
     report.write(copied_run)
     page = (copied_run / "report.html").read_text()

@@ -5,8 +5,9 @@ from flax import traverse_util
 from PIL import Image
 
 from jebm.metrics import inception
-from tests.tools.test_convert_inception import FIXTURE, SMALL
-from tools import convert_inception, verify_inception
+from tests.tools.convert.test_convert_inception import FIXTURE, SMALL
+from tools.convert import inception as convert_inception
+from tools.verify import inception as verify_inception
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_weights_that_are_not_there_are_asked_for_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         inception.load(tmp_path / "none.npz")
     message = str(raised.value)
-    assert "python -m tools.convert_inception" in message
+    assert "python -m tools.convert.inception" in message
     assert "pt_inception-2015-12-05-6726825d.pth" in message
     assert "\n" not in message
 

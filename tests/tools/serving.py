@@ -17,7 +17,7 @@ class Site:
         self.url = None
 
     def catalogue(self, sha256=None):
-        """As tools.prepare_data.catalogue."""
+        """As tools.data.prepare.catalogue."""
         return {
             name: (
                 f"{self.url}/{name}",

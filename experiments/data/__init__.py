@@ -1,0 +1,1 @@
+"""Images: where they come from, and batches of them."""

@@ -1,0 +1,253 @@
+"""The data sets, one loader each.
+
+To add one, write a loader `(options) -> {"train": Split, "test": Split}` with images
+uint8 [N, H, W, C], an array or `sources.Streamed`, and labels int [N], all 0 where
+there are no classes; enter it in `LOADERS`, and its shape in `SHAPES`.
+"""
+
+import functools
+import logging
+import os
+import pathlib
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from experiments.data import fake, sources
+from experiments.errors import ConfigError
+
+_IN_MEMORY = 2**30  # bytes; a larger split is decoded as it is read
+
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "kmnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "svhn_cropped": (32, 32, 3),
+    "celeb_a": (64, 64, 3),
+    "celeb_a_hq/256": (256, 256, 3),
+    "lsun/church_outdoor": (64, 64, 3),
+}
+UNLABELLED = ("celeb_a", "celeb_a_hq/256", "lsun/church_outdoor")
+CROPPED = ("lsun/church_outdoor", "folder")  # of many sizes
+
+
+class Split(NamedTuple):
+    """Images and labels of one split."""
+
+    images: np.ndarray | sources.Streamed  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int [N]
+
+
+class Options(NamedTuple):
+    """What a loader may need to know: fields of config.data."""
+
+    data_dir: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+    fake_like: str | None = None
+    on_corrupt: str = "error"
+    streamed: bool = False  # decode nothing beforehand
+
+
+def data_directory(data_dir: str | None) -> epath.Path:
+    """Where data lies: data_dir, TFDS_DATA_DIR, or the default of TFDS."""
+    found = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return epath.Path(found).expanduser()
+
+
+def unprepared(name: str, options: Options, where) -> ConfigError:
+    """The error that tells how to get data that is not there."""
+    chosen = f" --data_dir={options.data_dir}" if options.data_dir else ""
+    return ConfigError(
+        f"data set {name!r} is not prepared: there is no {where}. Prepare it by "
+        f"`python -m tools.data.prepare {name}{chosen}`, set TFDS_DATA_DIR (or "
+        "config.data.data_dir) to where it is, or try the configuration on made-up "
+        "images with --config.data.name=fake"
+    )
+
+
+def prepared(name: str, data_dir: str | None) -> epath.Path | None:
+    """The newest version of a data set in the layout of TFDS, if there is one."""
+    versions = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"
+    found = sorted((data_directory(data_dir) / name).glob(versions))
+    return found[-1].parent if found else None
+
+
+def require(name: str, options: Options) -> None:
+    """Refuses a published data set that is not there, without reading it.
+
+    Raises:
+      ConfigError: telling how to get it.
+    """
+    if name == "lsun/church_outdoor":
+        for part in ("train", "val"):
+            _church_database(part, options)
+    elif name in SHAPES and name != "digits" and not prepared(name, options.data_dir):
+        raise unprepared(name, options, data_directory(options.data_dir) / name)
+
+
+def _tfds(name):
+    """A loader of the TFDS data set `name`."""
+
+    def load_splits(options):
+        builder = tfds_builder(name, options)
+        splits = {}
+        for split in ("train", "test"):
+            if name in UNLABELLED:
+                encoded, labels = sources.records(builder, split), None
+            else:
+                encoded, labels = sources.labelled_records(builder, split)
+            images = streamed(name, encoded, options)
+            splits[split] = _settled(images, options, labels)
+        return splits
+
+    return load_splits
+
+
+def tfds_builder(name: str, options: Options):
+    """The TFDS builder that reads a data set.
+
+    Raises:
+      ConfigError: where it is not prepared.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # advice about OpenCV
+    import tensorflow_datasets as tfds
+
+    require(name, options)
+    return tfds.builder_from_directory(prepared(name, options.data_dir))
+
+
+def streamed(name: str, encoded, options: Options) -> sources.Streamed:
+    """Images of an encoded source as those of the data set `name` are cut."""
+    shape = options.image_shape or SHAPES[name]
+    fit = functools.partial(sources.fit, size=(shape[1], shape[0]))
+    cut = _face if name == "celeb_a" else fit
+    return sources.Streamed(encoded, shape, cut, options.on_corrupt)
+
+
+def _settled(images, options, labels=None):
+    """A split: decoded once where it is small."""
+    labels = np.zeros(len(images), int) if labels is None else labels
+    if options.streamed or np.prod(images.shape, dtype=float) > _IN_MEMORY:
+        return Split(images, labels)
+    decoded, kept = images.all()
+    if not len(kept):
+        raise ConfigError(f"none of {len(images)} images can be read")
+    return Split(decoded, labels[kept])
+
+
+def _digits(options):
+    """scikit-learn's 8x8 digits, 1,437 for training and 360 held out."""
+    del options  # they ship with scikit-learn
+    from sklearn import datasets, model_selection
+
+    data = datasets.load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    train, test = model_selection.train_test_split(
+        np.arange(len(images)), test_size=0.2, random_state=0, stratify=data.target
+    )
+    return {
+        "train": Split(images[train], data.target[train]),
+        "test": Split(images[test], data.target[test]),
+    }
+
+
+def _face(image: Image.Image, place: float) -> Image.Image:
+    """148 x 148 pixels of CelebA's 178 x 218 around the face, scaled to 64 x 64.
+
+    The crop of Larsen et al. (arXiv 1512.09300), taken over by NVAE and VAEBM.
+    """
+    face = image.crop((15, 40, 163, 188))
+    return sources.fit(face, place, (64, 64))
+
+
+def _celeba_hq(options):
+    """CelebA-HQ is published in one split: the last 3,000 are held out, ours."""
+    name = "celeb_a_hq/256"
+    encoded = sources.records(tfds_builder(name, options), "train")
+    return _held_out(streamed(name, encoded, options), options, 3000 / 30000)
+
+
+def _church(options):
+    """LSUN's churches; its 300 validation images are the held-out ones."""
+    name, splits = "lsun/church_outdoor", {}
+    for split, part in (("train", "train"), ("test", "val")):
+        encoded = sources.Lmdb(_church_database(part, options))
+        splits[split] = _settled(streamed(name, encoded, options), options)
+    return splits
+
+
+def _church_database(part, options):
+    name = "lsun/church_outdoor"
+    path = data_directory(options.data_dir) / f"{name}_{part}_lmdb"
+    if not (path / "data.mdb").exists():
+        raise unprepared(name, options, path)
+    return path
+
+
+def _folder(options):
+    """The images in and below a folder, by their names; a fixed tenth is held out."""
+    if options.data_dir is None or options.image_shape is None:
+        raise ConfigError(
+            "data.name 'folder' needs data.data_dir, the folder, and data.image_shape, "
+            "height, width and channels that its images are brought to"
+        )
+    shape = options.image_shape
+    if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3):
+        raise ConfigError(
+            f"data.image_shape must be (height, width, 1 or 3 channels), got {shape}"
+        )
+    folder = pathlib.Path(options.data_dir).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"data.data_dir {folder} is not a folder")
+    files = sorted(p for p in folder.rglob("*") if not p.is_dir())
+    known = Image.registered_extensions()
+    paths = [p for p in files if p.suffix.lower() in known]
+    if len(files) > len(paths):
+        print(f"{len(files) - len(paths)} files of {folder} are no images: left out")
+    if len(paths) < 2:
+        raise ConfigError(f"2 images are needed, and {folder} has {len(paths)}")
+    order = np.random.RandomState(0).permutation(len(paths))
+    encoded = sources.Files([paths[i] for i in order])
+    return _held_out(streamed("folder", encoded, options), options, 1 / 10)
+
+
+def _held_out(images, options, share):
+    """Two splits of one: the last images, this share of them, are held out."""
+    num_train = len(images) - max(1, round(share * len(images)))
+    index = np.arange(len(images))
+    return {
+        "train": _settled(images.subset(index[:num_train]), options),
+        "test": _settled(images.subset(index[num_train:]), options),
+    }
+
+
+def _fake(options):
+    """Images made up in the shape of another data set, always the same."""
+    like = options.fake_like
+    if like not in SHAPES:
+        raise ConfigError(
+            f"data.fake_like must be one of {sorted(SHAPES)}, got {like!r}"
+        )
+    seed = zlib.crc32(like.encode())  # each has its own
+    made = fake.make(SHAPES[like], like not in UNLABELLED, seed)
+    return {name: Split(*split) for name, split in made.items()}
+
+
+LOADERS = {
+    "digits": _digits,
+    "mnist": _tfds("mnist"),
+    "fashion_mnist": _tfds("fashion_mnist"),
+    "kmnist": _tfds("kmnist"),
+    "cifar10": _tfds("cifar10"),
+    "svhn_cropped": _tfds("svhn_cropped"),
+    "celeb_a": _tfds("celeb_a"),
+    "celeb_a_hq/256": _celeba_hq,
+    "lsun/church_outdoor": _church,
+    "folder": _folder,
+    "fake": _fake,
+}

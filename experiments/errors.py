@@ -1,0 +1,19 @@
+"""Errors that end a program with one sentence."""
+
+from jebm.checkpoints import CorruptCheckpointError
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be done; raised before any work."""
+
+
+class Diverged(RuntimeError):
+    """Training has left the finite numbers."""
+
+
+class ProcessFailed(RuntimeError):
+    """Another process of the same run has ended with an error."""
+
+
+# Ended with one sentence and a non-zero exit; anything else is a bug: show its trace.
+USER_ERRORS = (ConfigError, Diverged, ProcessFailed, CorruptCheckpointError, OSError)

@@ -1,0 +1,131 @@
+"""Do the chains mix? R-hat and effective sample sizes of what they draw, by ArviZ.
+
+Chains four times as long as in sampling are read along their second half: 64 of the
+prior, and 4 of the posterior of each of 16 held-out images. Watched are the energy E(z)
+of the prior's chains and log p(x|z) of the posterior's, and the features that decoded
+images have in the data set's classifier, where there is one. R-hat compares chains with
+each other: near 1 they have forgotten where they started; at 1.1 and above one chain
+alone has not visited all that they visit together. (Rank-normalised R-hat and bulk ESS
+of arXiv 1903.08008.)
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base import array_stats
+
+import jebm
+from experiments.data.pixels import to_unit
+from experiments.evaluation.traces import energies_along
+from jebm import tempering
+from jebm.chains import decode, example_keys, trace_chains
+from jebm.objectives import posterior_terms
+
+_LENGTH = 4  # times the length of the chain
+_DRAWS = 50  # at most, of each chain
+_CHAINS = 64
+_PER_IMAGE = 4  # chains of one posterior
+
+
+def mixing(
+    key,
+    model: jebm.Model,
+    params: jebm.Params,
+    heldout: np.ndarray,
+    features: Callable[[np.ndarray], np.ndarray] | None,
+    num_temperatures: int = 0,
+) -> dict[str, float]:
+    """R-hat and ESS of the chains that the model has.
+
+    Args:
+      key: typed key.
+      model: the model.
+      params: its parameters.
+      heldout: images, uint8 [N, H, W, C], of whose posteriors the first are taken.
+      features: float images [N, H, W, C] -> [N, D]; None to watch no features.
+      num_temperatures: of the tempered sampler; 0 to leave it out.
+
+    Returns:
+      prior_rhat, prior_ess of the energy and prior_rhat_features, prior_ess_features:
+      the largest R-hat and the smallest ESS of any feature; likewise tempered_*, and
+      posterior_* of the worst image. ESS counts the draws of all chains together, of
+      which there are prior_draws, and posterior_draws of an image. Infinite or NaN
+      where values do not vary.
+    """
+    found = {}
+    if model.energy is not None and model.chains.prior.num_steps:
+        watched = {"prior": model.chains.prior}
+        if num_temperatures:
+            watched["tempered"] = tempered(model, num_temperatures)
+        for name, chain in watched.items():
+            latents = _trace(key, model, params, chain)
+            energies = energies_along(model, params, latents)
+            found |= _statistics(name, energies, model, params, latents, features, 1)
+    if model.chains.posterior.num_steps:
+        images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
+        x = to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
+        latents = _trace(key, model, params, model.chains.posterior, x)
+        log_p = jax.lax.map(
+            lambda z: posterior_terms(model, params, x, z).log_likelihood, latents
+        )
+        groups = len(images)
+        found |= _statistics(
+            "posterior", log_p, model, params, latents, features, groups
+        )
+    return found
+
+
+def tempered(model: jebm.Model, num_temperatures: int) -> jebm.Tempered:
+    """As many and as long steps as those of the model's prior chain, tempered."""
+    own = model.chains.prior
+    b = tempering.temperature_schedule(num_temperatures)
+    return jebm.Tempered(own.num_steps, own.step_size, inverse_temperatures=b)
+
+
+def _trace(key, model, params, chain, x=None):
+    """Latents along the second half, [draws, chains, *shape_i]."""
+    total = _LENGTH * chain.num_steps
+    every = max(1, total // (2 * _DRAWS))
+    chain = dataclasses.replace(chain, num_steps=total - total % every)
+    keys = example_keys(key, jnp.arange(_CHAINS))
+    traced = jax.jit(
+        lambda keys, params, x: trace_chains(
+            keys, model, params, chain, every=every, x=x
+        )
+    )(keys, params, x)
+    half = (len(traced[0]) - 1) // 2
+    return jax.tree.map(lambda z: z[-half:], traced)
+
+
+def _statistics(name, values, model, params, latents, features, groups):
+    """Of values [draws, chains], the chains in `groups` of equal laws."""
+    draws = len(values)
+    num = draws * _CHAINS // groups
+    found = {f"{name}_draws": num}
+    watched = {"": np.asarray(values)[..., None]}
+    if features is not None:
+        drawn = [
+            features(np.nan_to_num(np.asarray(decode(model, params, z))))
+            for z in (jax.tree.map(lambda z, t=t: z[t], latents) for t in range(draws))
+        ]
+        watched["_features"] = np.stack(drawn)
+    for suffix, array in watched.items():
+        # [draws, groups, chains of a group, values]
+        array = array.reshape(draws, groups, -1, array.shape[-1])
+        with np.errstate(all="ignore"):  # values that never change
+            rhat = array_stats.rhat(array, chain_axis=2, draw_axis=0)
+            ess = array_stats.ess(array, chain_axis=2, draw_axis=0)
+        # Chains too short for their autocorrelation have ArviZ's ceiling as ESS.
+        ess = np.where(ess < 0.999 * num * np.log10(num), ess, np.nan)
+        found[f"{name}_rhat{suffix}"] = float(np.max(_varying(rhat, array)))
+        found[f"{name}_ess{suffix}"] = float(np.min(_varying(ess, array)))
+    return found
+
+
+def _varying(statistic, array):
+    """The statistic, [groups, values], where a value varies; NaN if none does."""
+    varies = np.ptp(array, axis=(0, 2)) > 0
+    return statistic[varies] if varies.any() else np.array([np.nan])

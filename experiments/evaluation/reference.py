@@ -1,0 +1,193 @@
+"""Statistics of real images that samples are held against, kept in a cache.
+
+A file of them is an .npz of `mu` [D] and `sigma` [D, D], as the authors of the FID
+(TTUR) publish them, and may hold `features` [n, D] of some images, in random order, and
+`about`, JSON. Ours hold all four; without features there is no KID, precision or
+recall.
+"""
+
+import hashlib
+import io
+import json
+import pathlib
+import shutil
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.data import datasets, sources
+from experiments.data.pixels import draw_binary, to_unit
+from experiments.errors import ConfigError
+from experiments.evaluation import activations, fid
+from experiments.runtime import parallel
+from jebm.metrics import checks, inception
+
+
+class Reference(NamedTuple):
+    """What a file holds."""
+
+    mean: np.ndarray  # [D]
+    covariance: np.ndarray  # [D, D]
+    features: np.ndarray | None  # [n, D]
+    about: dict[str, Any]  # for eval.json
+
+    @property
+    def num_features(self) -> int:
+        """n; 0 without features."""
+        return 0 if self.features is None else len(self.features)
+
+
+def obtain(options, data, extractor: fid.Extractor) -> Reference:
+    """That of the data set's split: of the cache, or made now and put there.
+
+    Args:
+      options: `config.eval`.
+      data: `config.data`.
+      extractor: of the protocol.
+
+    Raises:
+      ConfigError: if the file is damaged, or there is no such split.
+    """
+    split = options.fid_reference_split
+    images = images_of(data, split)
+    file = cached(data, split, images, extractor)
+    if not file.is_file():
+        print(f"No statistics in {file} yet.")
+        make(file, images, options.batch_size, extractor)
+        print(f"wrote {file}")
+    return read(file, extractor)
+
+
+def images_of(data, split: str) -> np.ndarray | sources.Streamed:
+    """The images of a split of a data set; those drawn black or white drawn once."""
+    splits = datasets.load(**data)
+    if split not in splits:
+        raise ConfigError(
+            f"eval.fid_reference_split is {split!r}; known: {sorted(splits)}"
+        )
+    images = splits[split].images
+    if data.binarize and split == "train":  # "test" is drawn already
+        rng = np.random.default_rng(0)
+        images = draw_binary(rng, np.asarray(images))
+    return images
+
+
+def cached(data, split: str, images, extractor: fid.Extractor) -> pathlib.Path:
+    """The file in the cache: data set, split, resolution, protocol; what is special."""
+    _, height, width, _ = images.shape
+    parts = [data.name.replace("/", "-"), split, f"{height}x{width}", extractor.name]
+    if data.name == "fake":
+        parts[0] += f"-{data.fake_like.replace('/', '-')}"
+    if data.name == "folder":  # there are many
+        parts[0] += f"-{_told_by_a_few(images)}"
+    if data.labels:
+        parts.append("labels" + ",".join(map(str, data.labels)))
+    if data.heldout_digit is not None:
+        parts.append(f"heldout{data.heldout_digit}")
+    if data.binarize:
+        parts.append("binarized")
+    if extractor.sha256 != inception.PUBLISHED_SHA256:
+        parts.append(f"inception{extractor.sha256[:8]}")
+    return inception.cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
+
+
+def _told_by_a_few(images):
+    """What tells images from others: how many they are, and a few of them."""
+    few = images[np.arange(10) * len(images) // 10]
+    content = str(images.shape).encode() + np.ascontiguousarray(few).tobytes()
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def make(
+    file: pathlib.Path,
+    images: np.ndarray | sources.Streamed,
+    batch_size: int,
+    extractor: fid.Extractor,
+) -> None:
+    """Takes the statistics of images uint8 [N, H, W, C], N >= 2; resumes after a kill.
+
+    Raises:
+      ConfigError: for fewer images.
+    """
+    if len(images) < 2:
+        raise ConfigError(f"statistics need 2 images, got {len(images)}")
+    devices = jax.local_devices()
+    # In this order the first ones are a random choice.
+    order = np.random.default_rng(0).permutation(len(images))
+
+    def first(indices):
+        chosen = images[order[indices % len(order)]]
+        scaled = np.asarray(to_unit(chosen))
+        return parallel.shard(scaled, devices)
+
+    told = {"images": _told_by_a_few(images), "batch_size": batch_size}
+    unfinished = file.with_suffix(".unfinished") / fid.digest(told)
+    files = activations.stream(
+        unfinished, len(images), batch_size, [extractor.stage], first, file.stem
+    )
+    summary = fid.summarise(files, len(images), extractor)
+    if summary is None:
+        raise ConfigError(f"activations of the images for {file} are not finite")
+    about = {
+        "protocol": extractor.name,
+        "inception": extractor.sha256,
+        "num_images": len(images),
+        "inception_score": summary.score.mean,
+        "images_per_second": summary.rates["images_per_second_metric"],
+    }
+    content = io.BytesIO()
+    np.savez(
+        content,
+        mu=summary.mean,
+        sigma=summary.covariance,
+        features=summary.features,
+        about=np.array(json.dumps(about)),
+    )
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(content.getvalue())
+    partial.replace(file)
+    shutil.rmtree(file.with_suffix(".unfinished"))
+
+
+def read(file: pathlib.Path, extractor: fid.Extractor) -> Reference:
+    """Reads a file of statistics; nothing in it can run.
+
+    Raises:
+      ConfigError: if it is damaged, not finite, or of another protocol or other
+        features.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            held = dict(arrays)
+        mean, covariance = held["mu"], held["sigma"]
+        about = json.loads(str(held["about"])) if "about" in held else {}
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{file} is damaged or not an .npz of mu and sigma: {error}"
+        ) from None
+    dimensions = 2048 // extractor.network.reduction
+    if mean.shape != (dimensions,) or covariance.shape != 2 * (dimensions,):
+        raise ConfigError(
+            f"{file} holds statistics of shapes {mean.shape} and {covariance.shape}, "
+            f"and the features have {dimensions} dimensions"
+        )
+    try:
+        for name in ("mu", "sigma", "features"):
+            checks.finite(f"{name} of {file}", held.get(name, 0.0))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for name, ours in (("protocol", extractor.name), ("inception", extractor.sha256)):
+        if about.get(name, ours) != ours:
+            raise ConfigError(
+                f"{file} is of the {name} {about[name]!r}, and {ours!r} was asked for"
+            )
+    told = {
+        "reference": file.name,
+        "reference_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    if "num_images" in about:
+        told["num_reference"] = about["num_images"]
+        told["reference_inception_score"] = about["inception_score"]
+    return Reference(mean, covariance, held.get("features"), told)

@@ -1,0 +1,125 @@
+"""Scores a folder of images with a trained run: a table, and a sheet to look at."""
+
+import csv
+import pathlib
+
+import jax
+import matplotlib
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from experiments import pictures
+from experiments.data import sources
+from experiments.errors import ConfigError
+from experiments.evaluation.evaluate import check_eval
+from experiments.evaluation.ood import scores_of
+from experiments.rundir import report
+from experiments.rundir.settings import variant
+from experiments.runs import open_run
+from experiments.streams import Role
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+_COLUMNS, _ROWS = 10, 10
+
+
+def score(config, path: pathlib.Path, folder: str) -> None:
+    """Scores the images of `folder` with the run in `path`.
+
+    Writes to scores/ of the run FOLDER.csv, a line per image with every score(k) and
+    log-likelihood ratio of `jebm.scores` in nats, and FOLDER.png, the images from the
+    most to the least anomalous by minus score(0).
+    """
+    check_eval(config)
+    model, params, step, _ = open_run(config, path)
+    folder = pathlib.Path(folder)
+    files, images = read_folder(folder, model.image_shape)
+    key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
+    print(f"Scoring {len(files)} images with {path} at step {step}.")
+    scores = scores_of(key, model, params, images, config.eval)
+    name = folder.resolve().name
+    out = path / "scores" / variant(path, config)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_table(out / f"{name}.csv", files, scores)
+    _draw_sheet(out / f"{name}.png", files, images, -scores[0])
+    pictures.mark(config, [out / f"{name}.png"])
+    print(f"wrote {out / f'{name}.csv'}")
+    print(f"wrote {out / f'{name}.png'}")
+    report.write(path)
+
+
+def read_folder(
+    folder: pathlib.Path, image_shape: tuple[int, int, int]
+) -> tuple[list[pathlib.Path], np.ndarray]:
+    """Reads all images of a folder, in alphabetical order.
+
+    Images are converted to grey or RGB, as the model has it, and those of another size
+    are scaled to the model's with antialiasing. What is no image is left out.
+
+    Returns:
+      The files, and float32 [N, H, W, C] in [0, 1].
+
+    Raises:
+      ConfigError: if the folder is not there, holds no image, or one is damaged.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"images: {folder} is not a folder")
+    height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise ConfigError(f"images: the model's images have {channels} channels")
+    files, images = [], []
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        try:
+            with Image.open(file) as opened:
+                image = sources.as_mode(opened, channels)
+        except UnidentifiedImageError:
+            if Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN:
+                raise ConfigError(f"images: {file} cannot be read: no image") from None
+            continue
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"images: {file} cannot be read: {error}") from error
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        files.append(file)
+        images.append(np.asarray(image, np.float32).reshape(image_shape) / 255)
+    if not files:
+        raise ConfigError(f"images: there is no image in {folder}")
+    return files, np.stack(images)
+
+
+def _write_table(file, files, scores):
+    names = [f"score_{k}_nats" for k in range(len(scores))]
+    names += [f"llr_{k}_nats" for k in range(1, len(scores))]
+    columns = [*scores, *(scores[0] - s for s in scores[1:])]
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["file", *names])
+        for image_file, *values in zip(files, *columns, strict=True):
+            writer.writerow([image_file.name, *(f"{v:.4f}" for v in values)])
+
+
+def _draw_sheet(file, files, images, anomaly):
+    """Up to 100 images; of more, evenly spread over the order."""
+    order = np.argsort(-anomaly)
+    shown = min(len(order), _COLUMNS * _ROWS)
+    chosen = order[np.linspace(0, len(order) - 1, shown).round().astype(int)]
+    rows = -(-shown // _COLUMNS)
+    figure, axes = plt.subplots(
+        rows, _COLUMNS, figsize=(1.25 * _COLUMNS, 1.55 * rows + 0.7), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, i in zip(axes.flat, chosen, strict=False):
+        axis.imshow(np.squeeze(images[i], -1) if images.shape[-1] == 1 else images[i],
+                    cmap="gray", vmin=0, vmax=1)  # fmt: skip
+        name = files[i].name
+        name = name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"
+        axis.set_title(f"{name}\n{anomaly[i]:.0f}", fontsize=6)
+    figure.suptitle(
+        f"{shown} of {len(files)} images, most anomalous first: minus score(0) in nats",
+        fontsize=10,
+    )
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,41 @@
+"""How programs are compiled, and kept for the next start."""
+
+import os
+
+import jax
+
+from experiments.errors import ConfigError
+
+PRECISIONS = ("default", "high", "highest")
+
+
+def set_precision(precision: str) -> None:
+    """Of matrix products and convolutions; one of `PRECISIONS`, as JAX names them.
+
+    On a TPU these take one, three or six passes in bfloat16, the last being float32; on
+    a CPU all are float32.
+
+    Raises:
+      ConfigError: for another name.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"unknown matmul_precision {precision!r}; known: {list(PRECISIONS)}"
+        )
+    name = None if precision == "default" else precision
+    jax.config.update("jax_default_matmul_precision", name)
+
+
+def keep() -> None:
+    """Keeps them in the user's cache directory, $XDG_CACHE_HOME or ~/.cache.
+
+    JAX_COMPILATION_CACHE_DIR=DIR keeps them elsewhere, and
+    JAX_ENABLE_COMPILATION_CACHE=false nowhere.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        path = os.path.join(cache, "jebm", "programs")
+        jax.config.update("jax_compilation_cache_dir", path)
+    least = "jax_persistent_cache_min_compile_time_secs"  # of JAX: one second
+    if least.upper() not in os.environ:
+        jax.config.update(least, 0.1)

@@ -1,0 +1,138 @@
+"""Trains many seeds and settings in one vmapped program, and says which stay sound.
+
+    python -m experiments.sweeps.stability --config=experiments/configs/digits.py
+        --workdir=DIR --seeds=20 --length=3
+    python -m experiments.sweeps.stability --config=experiments/configs/digits.py
+        --workdir=DIR --seeds=2 --length=3 --setting=gradient_penalty=0 --setting=energy_lr=1e-3
+
+`--length` multiplies `learning.num_steps`; each `--setting` is one more row, with
+fields of `learning` that may differ between the lanes of one program. No lane is ever
+rescued: each is held against the limits of `config.guard` at every `log.every` steps,
+and what it came to is written to DIR/stability.json, with Frechet distances of the
+averaged parameters at the end. A killed run goes on from its last checkpoint.
+"""
+
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from experiments import command_line
+from experiments.data import datasets
+from experiments.errors import USER_ERRORS, ConfigError
+from experiments.evaluation import classifier, frechet
+from experiments.models import build_model
+from experiments.rundir.files import write_json
+from experiments.runs import check_log
+from experiments.streams import Role
+from experiments.sweeps.vmapped import TRACED, Lane, of_lane, train_lanes
+from experiments.training.checks import check_learning
+
+
+def main(argv: list[str]) -> None:
+    """Trains the lanes and writes stability.json."""
+    del argv  # its flags are parsed, and it may hold nothing else
+    logging.set_verbosity(logging.WARNING)
+    given = flags.FLAGS
+    try:
+        settings = [parse_setting(text) for text in given.setting]
+        path = pathlib.Path(given.workdir)
+        run(given.config, path, settings, given.seeds, given.length)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: float):
+    """Trains `seeds` lanes of each setting for `length` times the config's steps."""
+    config.learning.num_steps = round(length * config.learning.num_steps)
+    check_learning(config)
+    check_log(config)
+    splits = datasets.load(**config.data)
+    model = build_model(config, splits["train"].images.shape[1:])
+    names = [[setting, seed] for setting in settings for seed in range(seeds)]
+    images = splits["train"].images
+    lanes = [Lane(images, seed, setting) for setting, seed in names]
+    state, history = train_lanes(config, path, model, lanes, names)
+    features, _ = classifier.load(config.data.name)
+    results = []
+    for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
+        key = jax.random.fold_in(jax.random.key(seed), Role.EVALUATION)
+        found = frechet.distances(
+            key,
+            model,
+            of_lane(state.learner.ema, i),
+            splits["test"].images,
+            features,
+            config.eval,
+        )
+        found = {k: v for k, v in found.items() if math.isfinite(v)}
+        results.append({"setting": setting, "seed": seed} | history.lane(i) | found)
+    write_json(path / "stability.json", results)
+    _print_table(settings, results)
+
+
+_COLUMNS = {
+    "largest_energy_gap_nats": "largest gap",
+    "last_energy_gap_nats": "last gap",
+    "last_prior_stiffness": "prior stiffness",
+    "last_posterior_stiffness": "posterior stiffness",
+    "frechet": "Frechet 1x",
+    "frechet_long_chain": "Frechet 4x",
+    "frechet_untilted": "untilted",
+    "frechet_posterior": "posterior",
+}
+
+
+def _print_table(settings, results):
+    """One Markdown row per setting: mean and standard deviation over seeds."""
+    columns = {k: v for k, v in _COLUMNS.items() if any(k in r for r in results)}
+    print("| setting | beyond limits | " + " | ".join(columns.values()) + " |")
+    print("|---" * (len(columns) + 2) + "|")
+    for setting in settings:
+        rows = [r for r in results if r["setting"] == setting]
+        name = ", ".join(f"{k} {v:g}" for k, v in setting.items()) or "as configured"
+        cells = [name, f"{sum(bool(r['diverged']) for r in rows)} of {len(rows)}"]
+        for field in columns:
+            values = [r.get(field, np.nan) for r in rows]
+            cells.append(f"{np.mean(values):.3g} ± {np.std(values):.2g}")
+        print("| " + " | ".join(cells) + " |")
+
+
+def parse_setting(text: str) -> dict[str, float]:
+    """Reads a --setting.
+
+    Example:
+      >>> parse_setting("energy_lr=1e-3,gradient_penalty=0")
+      {'energy_lr': 0.001, 'gradient_penalty': 0.0}
+    """
+    setting = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        if name not in TRACED:
+            raise ConfigError(f"--setting: unknown {name!r}; known: {TRACED}")
+        try:
+            setting[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--setting: {item!r} is not FIELD=NUMBER") from None
+    return setting
+
+
+def _define_flags():
+    """Called by the program alone: two may not define the same flags."""
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where to write.", required=True)
+    flags.DEFINE_integer("seeds", 20, "Seeds 0 .. N-1 of every setting.")
+    flags.DEFINE_float("length", 3.0, "Times learning.num_steps.")
+    flags.DEFINE_multi_string(
+        "setting", [""], "FIELD=VALUE[,FIELD=VALUE ...] of learning; one row each."
+    )
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=command_line.parse)

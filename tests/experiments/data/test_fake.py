@@ -1,0 +1,206 @@
+"""Runs on made-up images, and that everything which comes of them says so."""
+
+import contextlib
+import io
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jebm
+from experiments import pictures
+from experiments.configs import lsun, nvae_lsun, test
+from experiments.data import datasets, fake
+from experiments.drawing import figures, samples
+from experiments.evaluation import evaluate
+from experiments.models import model_spec
+from experiments.rundir.files import write_model
+from experiments.training import train
+from tests.data_files import encoded, put, random_images
+from tests.experiments.runs import CONFIG, ROOT, metrics, run, run_main
+
+LSUN = f"--config={ROOT / 'experiments' / 'configs' / 'lsun.py'}"
+
+
+def test_made_up_images_are_always_the_same_and_fill_the_range():
+    first, again = (fake.make((16, 12, 3), labelled=True) for _ in range(2))
+    assert set(first) == {"train", "test"}
+    for split, (images, labels) in first.items():
+        np.testing.assert_array_equal(images, again[split][0])
+        assert images.dtype == np.uint8
+        assert images.min() < 30 and images.max() > 225
+        assert labels.shape == images.shape[:1]
+    seen = {image.tobytes() for images, _ in first.values() for image in images}
+    assert len(seen) == 512 + 128
+
+
+def crimson(file):
+    """Whether the top of a picture has the title."""
+    with Image.open(file) as picture:
+        top = np.asarray(picture.convert("RGB"))[:30].reshape(-1, 3)
+    return bool((top == (220, 20, 60)).all(axis=-1).any())
+
+
+def blank(name):
+    """Stands for what draws the figure `name`, which takes long to compile."""
+
+    def draw(*arguments):
+        (folder,) = (a for a in arguments if isinstance(a, pathlib.Path))
+        pictures.save_grid(folder / f"{name}.png", np.zeros((1, 8, 8, 1)))
+        return folder / f"{name}.png"
+
+    return draw
+
+
+DRAWN = ("transition", "posterior_transition", "long_run", "latent_planes", "by_layer")
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A run on made-up images with all its outputs, and what it printed."""
+    path = tmp_path_factory.mktemp("fake") / "run"
+    config = test.get_config()
+    config.data.name = "fake"
+    config.eval.protocol = "ood"
+    config.eval.ood_outliers = ("noise", "svhn_cropped")  # which is not there
+    config.eval.num_posterior_samples = 1
+    screen = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
+        patch.setenv("TFDS_DATA_DIR", str(path.parent))
+        for name in (*DRAWN, "hierarchical"):
+            patch.setattr(figures, name, blank(name))
+        patch.setattr(figures.probes, "write_probes", lambda *a: a[-2])
+        patch.setattr(evaluate.chains, "chains", lambda *arguments: {})
+        patch.setattr(evaluate.mixing, "mixing", lambda *arguments: {})
+        run(config, path)
+        figures.figures(config, path)
+        evaluate.evaluate(config, path)
+        samples.sample(config, path)
+    return path, screen.getvalue()
+
+
+def test_screen_report_and_numbers_say_that_the_images_are_made_up(made_up):
+    path, screen = made_up
+    label = "FAKE DATA in the shape of digits"
+    assert screen.count("FAKE DATA: the images are made up") >= 3
+    found = json.loads((path / "eval.json").read_text())
+    assert found["data"] == label
+    page = (path / "report.html").read_text()
+    assert f"{label}: nothing here is a result." in page
+    assert f"joint EBM prior on {label}" in page
+    assert json.loads((path / "config.json").read_text())["data"]["name"] == "fake"
+
+
+def test_every_picture_is_titled(made_up):
+    path, _ = made_up
+    files = sorted(path.rglob("*.png"))
+    kinds = {file.stem.rsplit("_0", 1)[0] for file in files}
+    assert {"ebm", "gaussian", "reconstruction", "training", "ood"} <= kinds
+    assert {*DRAWN, "hierarchical"} <= kinds
+    assert [file.name for file in files if not crimson(file)] == []
+
+
+def test_pictures_of_other_data_are_left_as_they_are(trained_run, tmp_path):
+    files = sorted(trained_run.rglob("*.png"))
+    assert len(files) > 5
+    assert not any(crimson(file) for file in files)
+    config, before = test.get_config(), files[0].read_bytes()
+    pictures.mark(config, files[:1])
+    assert files[0].read_bytes() == before
+    assert "FAKE" not in (trained_run / "report.html").read_text()
+    assert json.loads((trained_run / "eval.json").read_text())["data"] == "digits"
+
+
+def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+    def not_yet(*arguments):
+        raise AssertionError("began to build")
+
+    monkeypatch.setattr(train, "build_model", not_yet)
+    with pytest.raises(SystemExit) as stopped:
+        run_main(LSUN, f"--workdir={tmp_path / 'run'}")
+    message = stopped.value.code
+    assert "\n" not in message
+    assert message.startswith("error: data set 'lsun/church_outdoor' is not prepared")
+    for words in (
+        str(tmp_path / "data" / "lsun" / "church_outdoor_train_lmdb"),
+        "`python -m tools.data.prepare lsun/church_outdoor`",
+        "--config.data.name=fake",
+    ):
+        assert words in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_outliers_that_are_not_there_are_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    path = tmp_path / "run"
+    fields = {"protocol": "ood", "ood_outliers": "('svhn_cropped',)"}
+    arguments = [f"--config.eval.{field}={value}" for field, value in fields.items()]
+    with pytest.raises(SystemExit) as stopped:
+        run_main(CONFIG, f"--workdir={path}", *arguments)
+    expected = "error: data set 'svhn_cropped' is not prepared"
+    assert stopped.value.code.startswith(expected)
+    assert not path.exists()
+
+
+def test_split_too_small_for_a_batch_is_told_before_any_work(tmp_path):
+    folder, path = tmp_path / "mine", tmp_path / "run"
+    images = random_images(9, (8, 8))
+    put(folder, {f"{i}.png": encoded(image) for i, image in enumerate(images)})
+    fields = {"name": "folder", "data_dir": folder, "image_shape": "(8,8,1)"}
+    arguments = [f"--config.data.{field}={value}" for field, value in fields.items()]
+    with pytest.raises(SystemExit) as stopped:
+        run_main(CONFIG, f"--workdir={path}", *arguments)
+    expected = "error: learning.batch_size of 20 is more than the 8 images"
+    assert stopped.value.code.startswith(expected)
+    assert not path.exists()
+
+
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    """An NVAE of church images with a few channels, not trained."""
+    first = nvae_lsun.get_config()
+    first.backbone.groups = (1, 1)
+    first.backbone.latent_channels = 2
+    first.backbone.width = first.backbone.encoder_width = 2
+    first.backbone.image_halvings = 3
+    first.backbone.preprocess_cells = first.backbone.postprocess_cells = 1
+    first.backbone.encoder_cells = first.backbone.decoder_cells = 1
+    spec = model_spec(first, (64, 64, 3))
+    params = jebm.init(jax.random.key(0), jebm.build(spec))
+    write_model(tmp_path / "backbone", spec, params)
+    return tmp_path / "backbone"
+
+
+def test_church_runs_on_made_up_images(backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "write_samples", lambda *arguments: [])
+    path = tmp_path / "run"
+    overrides = {
+        "data.name": "fake",
+        "backbone.checkpoint": backbone,
+        "energy.channels": 2,
+        "energy.widths": (4,),
+        "chains.prior.num_steps": 2,
+        "learning.batch_size": 4,
+        "learning.num_steps": 2,
+        "learning.persistent_chains": 8,
+        "learning.persistent_steps": 2,
+        "log.every": 1,
+        "log.checkpoint_every": 2,
+        "log.sample_every": 2,
+        "log.diagnose_every": 2,
+        "log.num_samples": 4,
+    }
+    arguments = [f"--config.{field}={value}" for field, value in overrides.items()]
+    run_main(LSUN, f"--workdir={path}", *arguments)
+    assert "FAKE DATA" in capsys.readouterr().out
+    assert [line["step"] for line in metrics(path)] == [1, 2]
+    found = json.loads((path / "model.json").read_text())
+    assert found["image_shape"] == [64, 64, 3]
+    assert "FAKE DATA in the shape of lsun/church" in (path / "report.html").read_text()
+    assert lsun.get_config().data.augment == ("flip", "crop")
+    assert datasets.described(lsun.get_config().data) == "lsun/church_outdoor"

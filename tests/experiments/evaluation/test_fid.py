@@ -1,0 +1,403 @@
+import json
+import shutil
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jebm
+from experiments.data import datasets
+from experiments.data.pixels import to_unit
+from experiments.errors import ConfigError
+from experiments.evaluation import activations, fid, mixing, reference
+from experiments.evaluation import evaluate as evaluate_lib
+from experiments.streams import Role
+from jebm import metrics
+from jebm.metrics import inception
+from tests.experiments.runs import CONFIG, run, run_main
+from tools.convert import inception as convert_inception
+from tools.verify import inception as verify_inception
+
+REDUCTION = 16
+OPTIONS = ("--config.eval.fid_num_samples=24", "--config.eval.batch_size=10")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache with the weights of a small network, and statistics as they are made."""
+    path = tmp_path_factory.mktemp("cache")
+    state = verify_inception.random_state(REDUCTION, 0, "float32")
+    _, variables = convert_inception.convert(state)
+    inception.save(path / "inception.npz", variables, "0123456789abcdef")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cached(cache, monkeypatch):
+    """No test takes the time to send all digits through the network."""
+    monkeypatch.setenv("JEBM_CACHE", str(cache))
+    # These are tested with the other protocols.
+    monkeypatch.setattr(evaluate_lib.chains, "chains", lambda *rest: {})
+    monkeypatch.setattr(mixing, "mixing", lambda *rest: {})
+    load = datasets.load
+
+    def few(*arguments, **fields):
+        splits = load(*arguments, **fields)
+        return {
+            k: datasets.Split(s.images[:30], s.labels[:30]) for k, s in splits.items()
+        }
+
+    monkeypatch.setattr(datasets, "load", few)
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+    return shutil.copytree(trained_run, tmp_path / "run")
+
+
+def evaluate(path, protocol, *options):
+    """Evaluates a run; returns its numbers but for what a clock decides."""
+    protocol_option = f"--config.eval.protocol={protocol}"
+    mode = (CONFIG, f"--workdir={path}", "--mode=eval", protocol_option)
+    run_main(*mode, *OPTIONS, *options)
+    found = json.loads((path / f"eval_{protocol}.json").read_text())
+    timed = [k for k in found if k.startswith("images_per_second")]
+    assert timed == [f"images_per_second_{stage}" for stage in activations.STAGES]
+    assert all(found.pop(name) > 0 for name in (*timed, "seconds"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained_run, cache, tmp_path_factory):
+    """What both protocols say of a run, and the run."""
+    path = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained_run, path)
+    return path, {}
+
+
+def evaluation(evaluated, protocol):
+    path, found = evaluated
+    if protocol not in found:
+        found[protocol] = evaluate(path, protocol)
+    return path, found[protocol]
+
+
+def by_hand(images, protocol):
+    """Pool and logits of images [N, H, W, C] in [0, 1], all at once."""
+    network, variables, _ = inception.load()
+    if protocol == "clean":
+        images = jnp.floor(images * 255 + 0.5) / 255
+    resize = {"paper": "bilinear", "clean": "bicubic"}[protocol]
+    found = _apply(network, variables, inception.prepare(images, resize))
+    logits = np.asarray(found.logits)
+    if protocol == "clean":
+        return found.pool, logits - variables["params"]["fc"]["bias"]
+    return found.pool, logits[:, : 1000 // REDUCTION]
+
+
+_apply = jax.jit(lambda network, *rest: network.apply(*rest), static_argnums=0)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
+    path, found = evaluation(evaluated, protocol)
+    model, params = jebm.load(path)
+    key = jax.random.fold_in(jax.random.key(0), Role.EVALUATION)
+    key_prior = jax.random.split(key)[1]
+    real = datasets.load("digits")["train"].images
+    order = np.random.default_rng(0).permutation(len(real))
+    priors = ("ebm", "gaussian")
+    images = [jebm.sample(key_prior, model, params, 24, prior=p).x for p in priors]
+    images.append(to_unit(real[order]))
+    pools, all_logits = by_hand(jnp.concatenate(images), protocol)
+    real_pool = pools[48:]
+    for i, suffix in enumerate(("", "_untilted")):
+        pool, logits = (a[24 * i : 24 * i + 24] for a in (pools, all_logits))
+        distance = metrics.frechet_distance(
+            *metrics.feature_statistics(pool), *metrics.feature_statistics(real_pool)
+        )
+        assert found[f"fid{suffix}"] == pytest.approx(distance, rel=1e-4)
+        splits = {"paper": 1, "clean": 10}[protocol]
+        score = metrics.inception_score(logits, splits)
+        assert found[f"inception_score{suffix}"] == pytest.approx(score.mean, rel=1e-4)
+        kid = metrics.kernel_distance(pool, real_pool[:24])
+        assert found[f"kid{suffix}"] == pytest.approx(kid.value, rel=1e-2)
+        shares = metrics.precision_recall(real_pool[:24], pool)
+        assert found[f"precision{suffix}"] == shares.precision
+        assert found[f"recall{suffix}"] == shares.recall
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol):
+    path, found = evaluation(evaluated, protocol)
+    about = {
+        "step": 8,
+        "seed": 0,
+        "prior": "ebm",
+        "protocol": protocol,
+        "features": "pool of other Inception weights, sha256 01234567",
+        "features_sha256": "0123456789abcdef",
+        "num_samples": 24,
+        "num_compared": 24,
+        "num_reference": 30,
+        "temperature": 1.0,
+        "chain": "4 Langevin steps of 0.4 in eps-space",
+        "timed_set": "chain",
+        "score_splits": {"paper": 1, "clean": 10}[protocol],
+        "reference": f"digits_train_8x8_{protocol}_inception01234567.npz",
+        "training_images": 160,
+    }
+    assert {name: found[name] for name in about} == about
+    assert found["training_seconds"] > 0
+    assert found["hardware"].startswith("2 x CPU device of ")
+    assert found["training_hardware"] == found["hardware"]
+    assert not (path / "eval_unfinished").exists()
+    page = (path / "report.html").read_text()
+    assert f"Protocol &#x27;{protocol}&#x27; at step 8: 24 samples" in page
+    assert f"{found['fid_untilted']:.4g}" in page
+    # The run's own numbers stay.
+    assert json.loads((path / "eval.json").read_text())["protocol"] == "classifier"
+
+
+def test_protocols_see_different_images(evaluated):
+    paper, clean = (evaluation(evaluated, p)[1] for p in ("paper", "clean"))
+    assert abs(paper["fid"] - clean["fid"]) > 1e-3 * paper["fid"]
+
+
+def test_gaussian_prior_has_one_set_of_samples(tmp_path, test_config):
+    test_config.prior = "gaussian"
+    test_config.learning.num_steps = 2
+    test_config.eval.fid_sets = ("untilted",)
+    test_config.eval.fid_num_samples, test_config.eval.batch_size = 24, 10
+    run(test_config, tmp_path / "run")
+    test_config.eval.protocol = "paper"
+    evaluate_lib.evaluate(test_config, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "eval_paper.json").read_text())
+    assert found["fid"] > 0
+    assert "fid_untilted" not in found
+    assert found["chain"] == "none: exact draws of the Gaussian prior"
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
+    copied_run, evaluated, monkeypatch
+):
+    _, expected = evaluation(evaluated, "paper")
+    written, write = [], activations._write
+
+    def dying(file, batch):
+        written.append(file)
+        if len(written) == 5:  # in the second of two sets of three batches
+            file.with_suffix(".partial").write_bytes(b"half a file")
+            raise Killed
+        write(file, batch)
+
+    monkeypatch.setattr(activations, "_write", dying)
+    with pytest.raises(Killed):
+        evaluate(copied_run, "paper")
+    assert not (copied_run / "eval_paper.json").exists()
+    # A file may also be damaged.
+    content = bytearray(written[3].read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    written[3].write_bytes(content)
+    first = written[:]
+    written.clear()
+    monkeypatch.setattr(
+        activations, "_write", lambda f, b: (written.append(f), write(f, b))
+    )
+    found = evaluate(copied_run, "paper")
+    assert written == [*first[3:], first[4].with_name("00000020.npz")]
+    assert found == expected
+
+
+def test_batches_of_other_settings_are_not_taken_for_these(copied_run, monkeypatch):
+    monkeypatch.setattr(fid, "forget", lambda path, protocol: None)
+    sets = "--config.eval.fid_sets=('chain',)"
+    evaluate(copied_run, "paper", sets)
+    (folder,) = (copied_run / "eval_unfinished" / "paper").iterdir()
+    first = json.loads((copied_run / "eval_paper.json").read_text())
+    cooler = "--config.eval.fid_temperature=0.5"
+    found = evaluate(copied_run, "paper", sets, cooler)
+    assert len(list(folder.parent.iterdir())) == 2
+    assert found["temperature"] == 0.5
+    assert found["fid"] != first["fid"]
+    written = []
+    monkeypatch.setattr(activations, "_write", lambda f, b: written.append(f))
+    fewer = "--config.eval.fid_num_samples=12"
+    assert evaluate(copied_run, "paper", sets, fewer)["fid"] != first["fid"]
+    assert written == []  # the batches that are there do
+    assert len(list(folder.glob("*.npz"))) == 3
+
+
+def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluated):
+    sets = "--config.eval.fid_sets=('posterior','long_chain')"
+    found = evaluate(copied_run, "paper", sets)
+    assert {"fid_posterior", "fid_long_chain", "kid_long_chain"} <= found.keys()
+    assert "fid" not in found
+    _, other = evaluation(evaluated, "paper")
+    assert len({found["fid_posterior"], found["fid_long_chain"], other["fid"]}) == 3
+
+
+def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
+    step = "--config.chains.prior.step_size=1e18"
+    run_main(
+        CONFIG, f"--workdir={copied_run}", "--mode=eval", step, *OPTIONS,
+        "--config.eval.protocol=paper", "--config.eval.num_diagnosed=1",
+    )  # fmt: skip
+    file = copied_run / "eval_paper_chains.prior.step_size=1e+18.json"
+    found = json.loads(file.read_text())
+    assert "fid" not in found
+    assert found["fid_untilted"] > 0
+    assert f"  {'fid':30}not finite, left out" in capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture(scope="module")
+def extractor(cache):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JEBM_CACHE", str(cache))
+        return fid.Extractor.load("paper", None)
+
+
+def ttur(path, **changes):
+    """Statistics as the authors of the FID publish them."""
+    rng = np.random.default_rng(0)
+    mu, sigma = metrics.feature_statistics(rng.normal(size=(300, 128)))
+    np.savez(path, **({"mu": mu, "sigma": sigma} | changes))
+    return path
+
+
+def test_statistics_of_others_are_read_and_have_no_features(
+    copied_run, tmp_path, evaluated, capsys
+):
+    file = ttur(tmp_path / "fid_stats_cifar10_train.npz")
+    found = evaluate(copied_run, "paper", f"--config.eval.fid_reference={file}")
+    assert found["reference"] == "fid_stats_cifar10_train.npz"
+    assert not any(name.startswith(("kid", "precision")) for name in found)
+    assert found["fid"] != evaluation(evaluated, "paper")[1]["fid"]
+    assert "no KID, precision or recall" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mu": np.zeros(2048)}, r"shapes \(2048,\) and .* have 128 dimensions"),
+        ({"about": np.array('{"protocol": "clean"}')}, "of the protocol 'clean'"),
+        ({"about": np.array('{"inception": "ff"}')}, "of the inception 'ff'"),
+        ({"mu": np.array([None])}, "damaged or not an .npz"),
+        ({"mu": np.full(128, np.nan)}, "mu of .* must be finite, got 128 of 128"),
+        ({"features": np.full((3, 128), np.inf)}, "features of .* got 384 of 384"),
+    ],
+)
+def test_statistics_of_something_else_are_refused(tmp_path, extractor, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        reference.read(ttur(tmp_path / "stats.npz", **changes), extractor)
+
+
+def test_statistics_are_named_by_what_they_are_of(extractor, test_config):
+    data = test_config.data
+    data.unlock()
+    data.name, data.labels, data.binarize = "celeb_a_hq/256", (0, 1), True
+    data.heldout_digit = 3
+    published = extractor._replace(sha256=inception.PUBLISHED_SHA256)
+    images = np.zeros((12, 256, 256, 3), np.uint8)
+    name = reference.cached(data, "test", images, published).name
+    assert name == "celeb_a_hq-256_test_256x256_paper_labels0,1_heldout3_binarized.npz"
+    names = set()
+    data.labels, data.binarize, data.heldout_digit = (), False, None
+    for data.name, some in (
+        ("fake", images), ("folder", images), ("folder", images[:-1]),
+        ("folder", images + np.uint8(1)),
+    ):  # fmt: skip
+        names.add(reference.cached(data, "train", some, published).name)
+    assert len(names) == 4
+    assert "fake-digits_train_256x256_paper.npz" in names
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("eval.fid_sets=('all',)", ["eval.fid_sets", "'all'", "'long_chain'"]),
+        ("eval.fid_sets=()", ["eval.fid_sets is empty"]),
+        ("eval.fid_temperature=-1.0", ["eval.fid_temperature", "-1.0"]),
+        ("eval.fid_num_samples=1", ["eval.fid_num_samples", "at least 2"]),
+        ("eval.batch_size=5", ["eval.batch_size", "multiple of the 2 devices", "5"]),
+        ("eval.fid_reference=none.npz", ["eval.fid_reference", "none.npz"]),
+        ("eval.fid_reference_split=dev", ["fid_reference_split", "dev", "'train'"]),
+        ("eval.fid_inception=none.npz", ["none.npz", "tools.convert.inception"]),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(copied_run, option, words):
+    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
+    with pytest.raises(SystemExit) as stopped:
+        run_main(*mode, "--config.eval.protocol=paper", f"--config.{option}")
+    message = stopped.value.code
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_training_that_could_not_be_evaluated_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(SystemExit, match=r"python -m tools\.convert_inception"):
+        run_main(CONFIG, f"--workdir={tmp_path}/run", "--config.eval.protocol=clean")
+    assert not (tmp_path / "run").exists()
+
+
+def write_batches(folder, num, size):
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(num):
+        files.append(folder / f"{i:08d}.npz")
+        drawn = rng.normal(size=(size, 128)), rng.normal(size=(size, 63))
+        about = size, [1.0, 2.0, 4.0], i == 0
+        pool, logits = (a.astype(np.float32) for a in drawn)
+        activations._write(
+            files[-1], activations.Batch(pool, logits, *map(np.array, about))
+        )
+    return files
+
+
+@pytest.mark.parametrize("num", [50, 47, 31])
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_summary_of_batches_is_that_of_all_together(tmp_path, extractor, num, protocol):
+    extractor = extractor._replace(protocol=fid.PROTOCOLS[protocol])
+    files = write_batches(tmp_path, 5, 10)
+    found = fid.summarise(files[: -(-num // 10)], num, extractor)
+    rng = np.random.default_rng(0)
+    drawn = [(rng.normal(size=(10, 128)), rng.normal(size=(10, 63))) for _ in range(5)]
+    pool, logits = (
+        np.concatenate(a)[:num].astype(np.float32) for a in zip(*drawn, strict=True)
+    )
+    mean, covariance = metrics.feature_statistics(pool)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found.features, pool)
+    score = metrics.inception_score(
+        extractor.score_logits(logits), extractor.protocol.num_splits
+    )
+    np.testing.assert_allclose(found.score, score, rtol=1e-9)
+    rates = [10.0, 5.0, 2.5]
+    names = [f"images_per_second_{stage}" for stage in activations.STAGES]
+    assert found.rates == pytest.approx(dict(zip(names, rates, strict=True)))
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(
+    tmp_path, extractor, monkeypatch
+):
+    monkeypatch.setattr(fid, "SUBSET", 100)
+    files = write_batches(tmp_path, 40, 200)
+
+    def peak(num):
+        tracemalloc.start()
+        fid.summarise(files[:num], 200 * num, extractor)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(2)
+    assert peak(40) < 1.1 * peak(4)

@@ -1,0 +1,247 @@
+import doctest
+import json
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.configs import test
+from experiments.errors import ConfigError
+from experiments.evaluation import evaluate, likelihood
+from experiments.rundir import report
+from tests.experiments.runs import run
+from tests.jebm.test_partition import LOG_Z, well_model, well_samples
+from tests.jebm.test_scores import (
+    NOISE,
+    PIXEL,
+    TILT,
+    exact_posterior,
+    linear_model,
+    precision,
+)
+
+KEY = jax.random.key(5)
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 1)).astype(np.uint8)
+
+
+def options(**changes):
+    fields = {
+        "likelihood_estimator": "importance",
+        "likelihood_num_images": 30,
+        "likelihood_num_samples": 100,
+        "likelihood_num_temperatures": 60,
+        "likelihood_batch_size": 20,
+    }
+    return types.SimpleNamespace(**fields | changes)
+
+
+def loosened(tilt):
+    """A proposal near the posterior, so that weights vary; one of a finite mean."""
+    q = exact_posterior(tilt)
+    return type(q)(q.top, 1.3 * q.top_scale, q.low, q.pull, 1.2 * q.low_scale)
+
+
+@pytest.mark.parametrize("with_energy", [False, True])
+@pytest.mark.parametrize("estimator", likelihood.ESTIMATORS)
+def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
+    estimator, with_energy, x64
+):
+    tilt = TILT if with_energy else np.zeros(2)
+    model, params = linear_model(loosened(tilt), tilted=with_energy)
+    found = likelihood.likelihood(
+        KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
+    )
+    noise = jax.random.split(KEY, 3)[0]
+    x = np.asarray(likelihood.dequantise(noise, IMAGES[:30]), np.float64).ravel()
+    variance = PIXEL @ np.linalg.inv(precision(tilt)) @ PIXEL + NOISE**2
+    expected = -0.5 * (x**2 / variance + np.log(2 * np.pi * variance))
+    error = found["log_likelihood_error"]
+    assert 0 < error < 0.05
+    assert abs(found["log_likelihood_nats"] - expected.mean()) < 4 * error
+    assert found["log_likelihood_spread"] == pytest.approx(
+        expected.std(ddof=1), rel=0.2
+    )
+    assert found["bits_per_dim"] == pytest.approx(
+        8 - found["log_likelihood_nats"] / np.log(2)
+    )
+    assert 1 < found["effective_samples"] < 100
+    assert ("log_z_nats" in found) == with_energy
+    assert ("log_likelihood_nats_untilted" in found) == with_energy
+    if with_energy:
+        untilted = np.linalg.det(precision(np.zeros(2)))
+        log_z = 0.5 * np.log(untilted / np.linalg.det(precision(tilt)))
+        for name in ("log_z", "log_z_reverse"):
+            error = found[f"{name}_error"]
+            assert abs(found[f"{name}_nats"] - log_z) < 4 * error + 1e-9
+            assert 300 < found[f"{name}_effective_samples"] <= 500
+        assert (
+            found["log_z_gap_nats"]
+            == found["log_z_reverse_nats"] - (found["log_z_nats"])
+        )
+        assert (found["log_z_agrees"], found["log_z_unseen_share"]) == (True, 0)
+    assert report.cautions(found) == []
+    if estimator == "importance":
+        assert 0 <= found["heavy_tailed_share"] <= 0.05  # of 100 weights, k is ~ 0
+    else:
+        assert "heavy_tailed_share" not in found
+    if with_energy:
+        model, params = linear_model(loosened(tilt), tilted=False)
+        gaussian = likelihood.likelihood(
+            KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
+        )
+        for name, value in gaussian.items():
+            assert found[f"{name}_untilted"] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_mode_that_annealing_misses_is_told(monkeypatch, x64):
+    """By a chain that has been there, with the most tellingly small of errors."""
+    samples = well_samples(498, 2)
+    monkeypatch.setattr(likelihood, "_of_prior_chain", lambda *_: samples)
+    told = options(likelihood_estimator="bridged", likelihood_num_samples=4)
+    found = likelihood.likelihood(KEY, *well_model(), IMAGES, told)
+    assert abs(found["log_z_nats"] - LOG_Z) > 5
+    assert found["log_z_error"] < 0.01
+    assert abs(found["log_z_gap_nats"] - LOG_Z) < 2
+    assert found["log_z_agrees"] is False
+    (text,) = report.cautions(found)
+    assert text.startswith("log Z and its error are not to be trusted: ")
+    assert f"{found['log_z_reverse_nats']:.4g} nats backwards" in text
+
+
+def test_weights_with_heavy_tails_are_told():
+    """Of an encoder whose q is half as wide as the posterior: k is 3/4 in each."""
+    q = exact_posterior(TILT)
+    narrow = type(q)(q.top, 0.5 * q.top_scale, q.low, q.pull, 0.5 * q.low_scale)
+    model, params = linear_model(narrow, tilted=False)
+    told = options(likelihood_num_samples=1000)
+    found = likelihood.likelihood(KEY, model, params, IMAGES, told)
+    assert found["heavy_tailed_share"] > 0.3
+    (text,) = report.cautions(found)
+    share = f"{found['heavy_tailed_share']:.0%}"
+    assert f"the weights of {share} of the images have a Pareto k above .7" in text
+    few = options(likelihood_num_samples=24)  # a tail of less than five
+    assert "heavy_tailed_share" not in likelihood.likelihood(
+        KEY, model, params, IMAGES, few
+    )
+
+
+def test_dequantised_values_fill_their_bins_evenly():
+    values = np.repeat(np.arange(256, dtype=np.uint8), 400).reshape(-1, 1, 1, 1)
+    x = np.asarray(likelihood.dequantise(KEY, values), np.float64)
+    assert np.all((x >= 0) & (x <= 1))
+    within = 256 * x - values
+    assert np.all((within >= 0) & (within <= 1))
+    # Of a uniform law; the mean of n draws deviates by (12 n)^-1/2.
+    assert abs(within.mean() - 0.5) < 4 / np.sqrt(12 * values.size)
+    assert abs(within.var() - 1 / 12) < 4 / np.sqrt(180 * values.size)
+
+
+def test_every_model_sees_the_same_noise_and_each_run_of_a_key_the_same_number():
+    model, params = linear_model(loosened(TILT), tilted=False)
+    first, again = (
+        likelihood.likelihood(KEY, model, params, IMAGES, options()) for _ in range(2)
+    )
+    assert first == again
+    other = likelihood.likelihood(jax.random.key(6), model, params, IMAGES, options())
+    assert other["log_likelihood_nats"] != first["log_likelihood_nats"]
+
+
+@pytest.fixture(scope="module")
+def variational_run(tmp_path_factory):
+    config, path = small(), tmp_path_factory.mktemp("likelihood") / "run"
+    run(config, path)
+    evaluate.evaluate(config, path)
+    return path
+
+
+def small():
+    config = test.get_config()
+    config.learning.method = "variational"
+    config.backbone.encoder_widths = (8,)
+    config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
+    config.eval.protocol = "likelihood"
+    config.eval.likelihood_num_images = 30
+    config.eval.likelihood_num_samples = 20
+    return config
+
+
+def test_another_protocol_has_a_file_of_its_own(variational_run, tmp_path):
+    path = shutil.copytree(variational_run, tmp_path / "run")
+    own = (path / "eval.json").read_bytes()
+    config = small()
+    config.eval.protocol = "classifier"
+    evaluate.evaluate(config, path)
+    assert (path / "eval.json").read_bytes() == own
+    found = json.loads((path / "eval_classifier.json").read_text())
+    assert found["protocol"] == "classifier"
+    page = (path / "report.html").read_text()
+    assert "Frechet distance to 360" in page
+    assert "Log-likelihood of 30" in page
+
+
+def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp_path):
+    path = shutil.copytree(variational_run, tmp_path / "run")
+    found = json.loads((path / "eval.json").read_text())
+    assert (found["protocol"], found["estimator"]) == ("likelihood", "importance")
+    assert (found["num_images"], found["samples_per_image"]) == (30, 20)
+    assert found["bits_per_dim"] == pytest.approx(
+        8 - found["log_likelihood_nats"] / (64 * np.log(2))
+    )
+    assert abs(found["log_z_nats"]) < 1  # the energies have hardly moved from 0
+    assert "prior_stiffness" in found
+    report.write(path)
+    page = (path / "report.html").read_text()
+    assert "Log-likelihood of 30 dequantised held-out images" in page
+    for name in ("bits_per_dim", "log_z_nats", "log_z_gap_nats", "effective_samples"):
+        assert f"<td>{found[name]:.4g}</td>" in page
+
+
+def test_warnings_are_on_the_page_and_beside_the_numbers(
+    variational_run, tmp_path, capsys, monkeypatch
+):
+    path = shutil.copytree(variational_run, tmp_path / "run")
+    found = json.loads((path / "eval.json").read_text())
+    assert found["log_z_agrees"] is True
+    report.write(path)
+    assert "not to be trusted" not in (path / "report.html").read_text()
+
+    doubted = {"log_z_agrees": False, "heavy_tailed_share": 0.25}
+
+    def measured(*_):
+        names = ("log_z_nats", "log_z_reverse_nats", "log_z_unseen_share")
+        return {name: found[name] for name in names} | doubted
+
+    monkeypatch.setattr(likelihood, "likelihood", measured)
+    evaluate.evaluate(small(), path)
+    printed = capsys.readouterr().out
+    assert printed.count("warning: log Z and its error are not to be trusted") == 1
+    assert printed.count("warning: The error of log p(x) is not to be trusted") == 1
+    assert json.loads((path / "eval.json").read_text())["log_z_agrees"] is False
+    page = (path / "report.html").read_text()
+    assert '<p class="rescues">log Z and its error are not to be trusted' in page
+    assert "25% of the images have a Pareto k above .7" in page
+    assert "<td>the two agree</td><td>False</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval.likelihood_estimator": "exact"}, "'exact'; known: .*'annealed'"),
+        ({"eval.likelihood_num_samples": 1}, "num_samples must be at least 2, got 1"),
+        ({"eval.likelihood_num_images": 0}, "num_images must be at least 2, got 0"),
+        ({"eval.likelihood_batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"chains.posterior.num_steps": 3}, "an encoder alone; .* to 'annealed'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(changes, words, tmp_path):
+    config = small()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=words):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(likelihood).failed == 0

@@ -1,0 +1,155 @@
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from experiments.rundir import report
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags with their attributes, and the text outside of <style>."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._style = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._style = tag in ("style", "script")
+
+    def handle_endtag(self, tag):
+        self._style = False
+
+    def handle_data(self, data):
+        if not self._style and data.strip():
+            self.text.append(data.strip())
+
+    def images(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+@pytest.fixture
+def page(trained_run):
+    return Page((trained_run / "report.html").read_text())
+
+
+def test_report_refers_to_nothing_outside_itself(trained_run, page):
+    text = (trained_run / "report.html").read_text()
+    text = text.replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
+    assert not re.search(r"https?://|file:|@import|url\((?!#)|fetch|import\(", text)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object")
+        assert tag != "script" or "src" not in attributes
+        assert "href" not in attributes
+        assert "srcset" not in attributes
+        assert attributes.get("src", "data:").startswith("data:")
+
+
+def test_report_embeds_samples_and_figures(trained_run, page):
+    embedded = []
+    for image in page.images():
+        head, data = image["src"].split(",", 1)
+        assert head == "data:image/png;base64"
+        embedded.append(base64.b64decode(data))
+        Image.open(io.BytesIO(embedded[-1])).verify()
+    expected = [
+        *(trained_run / "samples").glob("*_0000008.png"),
+        *(trained_run / "samples").glob("ebm_*.png"),
+        *(trained_run / "figures").glob("*.png"),
+    ]
+    assert len(expected) == 3 + 2 + 7
+    assert sorted(embedded) == sorted(file.read_bytes() for file in expected)
+
+
+def test_report_tells_the_settings_and_how_far_the_run_is(page):
+    expected = "joint EBM prior on digits, 8 of 8 training steps, seed 0"
+    assert expected in page.text
+    cells = list(zip(page.text, page.text[1:], strict=False))
+    assert ("learning.batch_size", "20") in cells
+    assert ("backbone.latent_dims", "[4, 2]") in cells
+    assert ("likelihood.scale", "0.1") in cells
+
+
+def test_report_shows_the_last_metrics(trained_run, page):
+    last = json.loads((trained_run / "metrics.jsonl").read_text().splitlines()[-1])
+    cells = list(zip(page.text, page.text[1:], strict=False))
+    assert ("step", "8") in cells
+    assert ("loss_nats", f"{last['loss_nats']:.4g}") in cells
+
+
+def test_report_shows_the_distances_of_every_layer(trained_run, page):
+    file = trained_run / "figures" / "latent_planes.json"
+    for layer, values in json.loads(file.read_text()).items():
+        start = page.text.index(layer)
+        numbers = [f"{value:.3f}" for value in values.values()]
+        assert page.text[start + 1 : start + 5] == numbers
+
+
+def test_report_shows_the_distances_between_images_and_the_state_of_the_chains(
+    trained_run, page
+):
+    found = json.loads((trained_run / "eval.json").read_text())
+    cells = list(zip(page.text, page.text[1:], page.text[2:], strict=False))
+    for text, name in (
+        ("samples", "frechet"),
+        ("samples by a chain 4 times as long", "frechet_long_chain"),
+        ("samples of the Gaussian prior of the same generator", "frechet_untilted"),
+    ):
+        number = f"{found[name]:.4g}"
+        assert any(cell[:2] == (text, number) for cell in cells), (text, number)
+    for chain in ("prior", "posterior"):
+        numbers = [f"{found[f'{chain}_{x}']:.4g}" for x in ("acceptance", "stiffness")]
+        assert (f"{chain} chain", *numbers) in cells
+    head = "Frechet distance to 360 held-out images at step 8: 40 samples"
+    assert any(text.startswith(head) for text in page.text)
+
+
+def test_report_before_evaluation_has_no_distances(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    (path / "eval.json").unlink()
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert not any(text.startswith("Frechet") for text in page.text)
+
+
+def test_report_shows_evaluations_with_other_chains_under_their_names(
+    trained_run, tmp_path
+):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    shutil.copy(path / "eval.json", path / "eval_seed=7.json")
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    told = [text for text in page.text if "Frechet distance" in text]
+    assert len(told) == 2
+    assert sum(text.startswith("With seed=7. ") for text in told) == 1
+
+
+def test_report_of_a_run_without_figures_says_so(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    shutil.rmtree(path / "figures")
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert any(text.startswith("None yet") for text in page.text)
+    assert len(page.images()) == 3 + 2
+
+
+def test_report_escapes_what_it_is_told(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "<b>run & co")
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert page.text.count("<b>run & co") == 2  # the title and the heading
+    assert "b" not in [tag for tag, _ in page.tags]
+
+
+def test_report_thins_the_history_and_keeps_its_ends():
+    assert report._thin([1, 2, 3], 8) == [1, 2, 3]
+    thinned = report._thin(list(range(100)), 8)
+    assert len(thinned) == 8
+    assert (thinned[0], thinned[-1]) == (0, 99)
+    assert thinned == sorted(set(thinned))

@@ -1,0 +1,202 @@
+import doctest
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jebm
+from experiments.configs import test
+from experiments.data import datasets
+from experiments.data.batches import Batches
+from experiments.errors import ConfigError
+from experiments.evaluation import anomaly as areas_of
+from experiments.models import build_model
+from experiments.streams import Role
+from experiments.sweeps import anomaly, vmapped
+from experiments.training import two_stage
+from tests.experiments.training.test_train import variational_config
+from tests.experiments.training.test_two_stage import two_stage_config
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Two digits, two seeds each, and where they are."""
+    path = tmp_path_factory.mktemp("anomaly")
+    results = {d: anomaly.run(small(), path / str(d), d, seeds=2) for d in (4, 7)}
+    return path, results
+
+
+def small():
+    config = test.get_config()
+    config.learning.energy_lr = 0.1  # so that the energies matter after eight steps
+    config.eval.num_posterior_samples = 1
+    config.eval.anomaly.likelihood_weight = 0.3
+    config.eval.anomaly.num_maps = 1
+    config.eval.anomaly.num_neighbours = 2
+    config.eval.anomaly.neighbours_weight = 0.5
+    config.eval.anomaly.volume_weight = 0.1
+    return config
+
+
+def test_every_seed_of_a_digit_has_its_areas(found):
+    path, results = found
+    for digit, rows in results.items():
+        assert json.loads((path / str(digit) / "anomaly.json").read_text()) == rows
+        assert [(r["digit"], r["seed"]) for r in rows] == [(digit, 0), (digit, 1)]
+        split = datasets.load("digits", heldout_digit=digit)["test"]
+        for row in rows:
+            assert row["prevalence"] == (split.labels == digit).mean()
+            assert row["diverged"] is None
+            assert row["scored"]["num_neighbours"] == 2
+        assert rows[0]["auroc"] != rows[1]["auroc"]
+
+
+def test_areas_are_those_of_the_averaged_parameters(found):
+    path, results = found
+    config = small()
+    model = build_model(config, (8, 8, 1))
+    split = datasets.load("digits", heldout_digit=4)["test"]
+    images = datasets.load("digits", heldout_digit=4)["train"].images
+    config.data.heldout_digit, config.eval.protocol = 4, "anomaly"
+    state, _ = vmapped.train_lanes(
+        config, path / "4", model, [vmapped.Lane(images, s, {}) for s in (0, 1)], [0, 1]
+    )
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.learner.ema)
+    key = jax.random.fold_in(jax.random.key(1), Role.EVALUATION)
+    terms = areas_of.terms_of(key, model, params, split.images, images, config.eval)
+    weights = areas_of.weights_of(config.eval)
+    assert weights == areas_of.Weights(0.3, 0.5, 0.1)
+    expected = areas_of.detection(terms, split.labels == 4, weights)
+    for name, value in expected.items():
+        assert results[4][1][name] == pytest.approx(value, abs=1e-6)
+
+
+def test_gaussian_row_is_the_score_without_the_energy():
+    config = small()  # a posterior chain would feel the energy, an encoder does not
+    config.backbone.encoder_widths = (8,)
+    config.learning.method = "variational"
+    config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
+    model = build_model(config, (8, 8, 1))
+    plain = jebm.init(jax.random.key(0), model)  # energies start at 0
+    tilted = plain._replace(
+        energy=jax.tree.map(lambda e: jnp.full_like(e, 3), plain.energy)
+    )
+    splits = datasets.load("digits", heldout_digit=4)
+    key = jax.random.key(1)
+    with_energy, without = (
+        anomaly.areas(key, config, model, params, splits, 4)
+        for params in (tilted, plain)
+    )
+    for measure in ("auprc", "auroc"):
+        gaussian = with_energy[f"{measure}_gaussian"]
+        assert gaussian == pytest.approx(without[measure], abs=1e-6)
+        assert with_energy[measure] != pytest.approx(gaussian, abs=1e-3)
+
+
+def test_a_second_call_trains_no_further(found, monkeypatch):
+    path, results = found
+    monkeypatch.setattr(
+        Batches, "__call__", lambda self, step: pytest.fail("trains again")
+    )
+    again = anomaly.run(small(), path / "4", 4, seeds=2)
+    assert [r["auprc"] for r in again] == [r["auprc"] for r in results[4]]
+
+
+def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch):
+    states = {}
+
+    def noted(config, path, *rest):
+        states[path.name], history = vmapped.train_lanes(config, path, *rest)
+        return states[path.name], history
+
+    monkeypatch.setattr(anomaly, "train_lanes", noted)
+    first = variational_config("gaussian")
+    monkeypatch.setattr(two_stage, "stage_one", lambda config: first)
+    config = two_stage_config()
+    config.learning.energy_lr = 0.1
+    config.eval.num_posterior_samples = 1
+    results = anomaly.run(config, tmp_path / "4", 4, seeds=2)
+    assert results[0]["auprc"] != results[0]["auprc_gaussian"]
+    generators, tilted = (
+        states["backbone"].learner.ema.backbone,
+        states["4"].learner.ema.backbone,
+    )
+    jax.tree.map(np.testing.assert_array_equal, generators, tilted)
+    kernels = [k for k in jax.tree.leaves(generators) if k.ndim == 3]
+    assert kernels and all((k[0] != k[1]).any() for k in kernels)
+
+
+def test_a_checkpoint_for_every_seed_is_refused(tmp_path):
+    config = two_stage_config()
+    config.backbone.checkpoint = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"backbone\.checkpoint must be None"):
+        anomaly.run(config, tmp_path / "4", 4, seeds=1)
+
+
+def test_other_seeds_are_refused_where_there_are_some(found):
+    path, _ = found
+    with pytest.raises(ConfigError, match="holds other lanes"):
+        anomaly.run(small(), path / "4", 4, seeds=3)
+
+
+def test_table_tells_mean_and_deviation_over_seeds():
+    def result(value):
+        fields = {
+            f"{m}{s}": value for m in ("auprc", "auroc") for s in anomaly._ROWS.values()
+        }
+        return fields | {"prevalence": 0.25, "scored": {"num_maps": 3}}
+
+    lines = anomaly.table({1: [result(0.5), result(0.7)], 4: [result(0.9)]})
+    assert lines[0] == "| | 1 | 4 |"
+    assert lines[2] == "| score, AUPRC | 0.600 ± 0.100 | 0.900 ± 0.000 |"
+    assert lines[-3] == "| prevalence | 0.250 | 0.250 |"
+    assert lines[-1] == "Scored with eval.anomaly: num_maps=3."
+    without = {k: v for k, v in result(0.5).items() if "distance" not in k}
+    assert len(anomaly.table({1: [without]})) == len(lines) - 2
+
+
+def test_bars_are_the_means_of_the_table(found, tmp_path, monkeypatch):
+    _, results = found
+    figures = []
+    monkeypatch.setattr(anomaly.plt, "close", figures.append)
+    anomaly.draw(results, tmp_path / "anomaly.png")
+    image = np.asarray(Image.open(tmp_path / "anomaly.png"))
+    assert image.shape[0] > 400 and image.std() > 10
+    (axis,) = figures[0].axes
+    heights = [bar.get_height() for bar in axis.patches]
+    expected = [
+        np.mean([row[f"auprc{suffix}"] for row in results[digit]])
+        for suffix in ("", "_prior", "_distance", "_gaussian")
+        for digit in (4, 7)
+    ]
+    np.testing.assert_allclose(heights, expected)
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["4", "7"]
+
+
+def test_digits_are_read_or_refused():
+    assert anomaly.parse_digits("1,9") == [1, 9]
+    with pytest.raises(ConfigError, match="not a list of integers"):
+        anomaly.parse_digits("1,x")
+    with pytest.raises(ConfigError, match="names a digit twice"):
+        anomaly.parse_digits("1,1")
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(anomaly).failed == 0
+
+
+def test_too_many_neighbours_are_refused_before_training(tmp_path):
+    config = small()
+    config.eval.anomaly.num_neighbours = 100_000
+    with pytest.raises(ConfigError, match=r"num_neighbours of 100000 is more than"):
+        anomaly.run(config, tmp_path / "4", 4, seeds=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.heldout_digit must be one of"):
+        anomaly.run(small(), tmp_path / "10", 10, seeds=1)
+    assert list(tmp_path.iterdir()) == []

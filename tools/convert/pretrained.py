@@ -1,0 +1,78 @@
+"""Makes of a run a model that comes with the package: see `jebm.pretrained`.
+
+    python -m experiments.main --config=experiments/configs/digits.py \
+        --workdir=runs/pretrained "--config.backbone.decoder_widths=(256, 256)" \
+        "--config.backbone.encoder_widths=(256, 256)"
+    python -m tools.convert.pretrained runs/pretrained digits
+
+It writes NAME.npz and NAME.json where `jebm.load_pretrained` looks for them, with what
+the run's eval.json says and the settings in which its config departs from the default.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+from flax import traverse_util
+
+import jebm
+from experiments.configs import default
+from experiments.rundir.files import write_json
+from experiments.rundir.settings import as_json, flat
+from jebm import pretrained
+
+_MEASURED = (
+    "frechet",
+    "frechet_long_chain",
+    "frechet_untilted",
+    "frechet_posterior",
+    "num_samples",
+    "num_reference",
+    "features",
+)
+
+
+def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
+    """Writes NAME.npz and NAME.json of the newest checkpoint of `run`."""
+    _, params = jebm.load(run)
+    arrays = traverse_util.flatten_dict(params._asdict(), sep="/")
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    data = file.getvalue()
+
+    config = dict(flat(json.loads((run / "config.json").read_text())))
+    unset = dict(flat(as_json(default.get_config())))
+    evaluated = json.loads((run / "eval.json").read_text())
+    about = {
+        "file": f"{name}.npz",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "model": json.loads((run / "model.json").read_text()),
+        "settings": {k: v for k, v in config.items() if unset.get(k) != v},
+        "measured": {k: evaluated[k] for k in _MEASURED if k in evaluated},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.npz").write_bytes(data)
+    write_json(out / f"{name}.json", about)
+    print(f"wrote {out / name}.npz, {len(data):,} bytes, and its .json")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("name")
+    folder = pathlib.Path(pretrained.__file__).parent
+    parser.add_argument("--out", type=pathlib.Path, default=folder)
+    options = parser.parse_args(argv)
+    try:
+        export(options.run, options.name, options.out)
+    except OSError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Getting data and statistics of it."""

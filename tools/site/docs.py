@@ -1,0 +1,218 @@
+"""Pages of the site that are made of what is written elsewhere; a hook of mkdocs.
+
+    pip install -e '.[docs]' && mkdocs build --strict
+
+The first page is README.md; a page per config comes from its docstring, its row in the
+README's table and the fields it sets; the API from the docstrings. Nothing is written
+twice.
+"""
+
+import ast
+import importlib
+import json
+import pathlib
+import re
+import sys
+
+import griffe
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).parents[2]
+_MODULES = (
+    "langevin",
+    "mala",
+    "tempering",
+    "scores",
+    "partition",
+    "diagnostics",
+    "hierarchy",
+    "energies",
+    "distributions",
+    "kernels",
+    "chains",
+    "densities",
+    "objectives",
+    "metrics",
+)
+
+
+class ExampleSections(griffe.Extension):
+    """Lets the site show an "Example:" of a docstring as what it is, code."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
+        """Calls it by the name that the site's parser knows."""
+        if obj.docstring is not None:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
+            obj.docstring.value = text
+
+
+def on_config(config):
+    """Adds the pages of docs/ that the menu does not name, by their headings."""
+    named = str(config.nav)
+    experiments = next(n["Experiments"] for n in config.nav if "Experiments" in n)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        if f"'{page.name}'" not in named:
+            heading = re.search(r"^# (.*)$", page.read_text(), re.MULTILINE)[1]
+            experiments.append({heading: page.name})
+    return config
+
+
+def on_files(files: Files, config) -> Files:
+    """Adds the pages that are made here."""
+    for path, content in pages().items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """Links out of docs/, to the code, become the code's name."""
+    folder = (ROOT / "docs" / page.file.src_uri).parent
+
+    def link(match):
+        target = (folder / match[2]).resolve()
+        inside = "://" in match[2] or target.is_relative_to(ROOT / "docs")
+        return match[0] if inside else match[1]
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)#]+)\)", link, markdown)
+
+
+def pages() -> dict[str, str]:
+    """All pages that are made, by their path in the site."""
+    readme = (ROOT / "README.md").read_text()
+    rows = config_rows(readme)
+    made = {
+        "index.md": as_page(readme),
+        "contributing.md": as_page((ROOT / "CONTRIBUTING.md").read_text()),
+        "changes.md": as_page((ROOT / "CHANGELOG.md").read_text()),
+        "api.md": api(),
+        "configs/index.md": config_index(rows),
+    }
+    return made | {f"configs/{name}.md": config_page(name, rows[name]) for name in rows}
+
+
+def as_page(text: str) -> str:
+    """A file of the root as a page of docs/: links to code become its name."""
+    text = text.replace('src="docs/', 'src="').replace("](docs/", "](")
+
+    def link(match):
+        label, target = match.groups()
+        if target.startswith(("http", "#")) or (ROOT / "docs" / target).is_file():
+            return match[0]
+        return label
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)]+)\)", link, text)
+
+
+def config_rows(readme: str) -> dict[str, tuple[str, str, str]]:
+    """Data, time and outcome of each config, from the README's table."""
+    table = readme.partition("\n| config | data | time ")[2].partition("\n\n")[0]
+    found = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)
+    return {name: cells for name, *cells in found}
+
+
+def config_index(rows) -> str:
+    """The table of the configs, each with its page."""
+    lines = [
+        "# Configs",
+        "",
+        "Each is a file of `experiments/configs`; `default` holds every field, and",
+        "explains it. Times are those of 2 cores and include compiling, pictures and",
+        "the report.",
+        "",
+        "| config | data | time on 2 cores |",
+        "|---|---|---|",
+        *(
+            f"| [`{name}`]({name}.md) | {data} | {time} |"
+            for name, (data, time, _) in rows.items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def config_page(name: str, row) -> str:
+    """What one config is, how it is run, what it takes and gives, what it sets."""
+    file = ROOT / "experiments" / "configs" / f"{name}.py"
+    headline, _, about = ast.get_docstring(ast.parse(file.read_text())).partition("\n")
+    command = f"python -m experiments.main --config=experiments/configs/{name}.py"
+    if found := re.search(r"^python -m .*(?:\n    .*)*", about, flags=re.M):
+        command, about = found[0], about.replace(found[0], "")
+    data, time, outcome = row
+    set_here = "\n".join(
+        f"| `{field}` | `{json.dumps(value)}` |" for field, value in departures(name)
+    )
+    outcome = re.sub(r"\]\(#", "](../index.md#", outcome)
+    return f"""# {name}
+
+{headline}
+
+```bash
+{command.replace(chr(10), " " + chr(92) + chr(10))}
+```
+
+{about.strip()}
+
+| | |
+|---|---|
+| data | {data} |
+| time on 2 cores | {time} |
+| what comes out, published and measured | {outcome} |
+
+## What it sets
+
+Fields that depart from `experiments/configs/default.py`, which explains them all:
+
+| field | value |
+|---|---|
+{set_here}
+"""
+
+
+def departures(name: str):
+    """Fields of a config with other values than the default's."""
+    if str(ROOT) not in sys.path:  # mkdocs runs this file from elsewhere
+        sys.path.insert(0, str(ROOT))
+    from experiments.rundir.settings import as_json, flat
+
+    def fields(name):
+        config = importlib.import_module(f"experiments.configs.{name}").get_config()
+        return dict(flat(as_json(config)))
+
+    default = fields("default")
+    return [
+        (field, value)
+        for field, value in fields(name).items()
+        if field not in default or default[field] != value
+    ]
+
+
+def _defined(module: str, name: str) -> str:
+    """The path of the definition of a public name."""
+    thing = getattr(importlib.import_module(module), name)
+    return f"{thing.__module__}.{name}"
+
+
+def api() -> str:
+    """The public names of `jebm` in their order, then the modules for building more."""
+    tree = ast.parse((ROOT / "jebm" / "__init__.py").read_text())
+    names = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    folder = ROOT / "jebm"
+    modules = [
+        name
+        for name in names
+        if (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+    ]
+    where = {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    own = [_defined(where[name], name) for name in names if name not in modules]
+    lines = ["# API", "", "All of these are names of `jebm` itself."]
+    lines += [f"\n::: {path}" for path in own]
+    lines += [f"\n::: jebm.{name}" for name in dict.fromkeys((*modules, *_MODULES))]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,158 @@
+"""How fast images come, beside how fast a train step takes them.
+
+    python -m tools.speed.pipeline [--only=CONFIG ...] [--steps=0] [--json=FILE]
+
+For every configuration (or those named): images a second that `datasets.Batches`
+delivers, of the data set where it is prepared, otherwise of files made here of the same
+format and size, which is said. With --steps, images a second of so many train steps as
+well, which the large configurations need an accelerator for.
+"""
+
+import argparse
+import functools
+import importlib
+import io
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+from experiments.configs import CONFIGS
+from experiments.data import datasets, fake, loaders, sources
+from experiments.data.batches import training_batches
+from experiments.errors import ConfigError
+from experiments.models import build_model
+from experiments.runs import jebm
+from experiments.runtime import parallel
+from experiments.training import learner
+
+_NUM_FILES = 256  # made of a large data set, and read again and again
+_FILES = {  # format and size, width and height, in which images are published
+    "celeb_a": ("jpeg", (178, 218)),
+    "celeb_a_hq/256": ("png", (256, 256)),
+    "lsun/church_outdoor": ("webp", (341, 256)),
+}
+
+
+def measure(config_name: str, seconds: float = 2.0, num_steps: int = 0) -> dict:
+    """Measures one configuration.
+
+    Args:
+      config_name: a file of experiments/configs, without ".py".
+      seconds: to read images for.
+      num_steps: train steps to time; 0 for none.
+
+    Returns:
+      "config", "data", "source" ("prepared" or "made"), "batch_size",
+      "pipeline_images_per_second"; with steps, "step_images_per_second" and
+      "pipeline_over_step", which is above 1 where no step waits.
+    """
+    module = importlib.import_module(f"experiments.configs.{config_name}")
+    config = module.get_config()
+    source, images = _images(config)
+    batches = training_batches(config, images, config.seed)
+    batches(0)  # threads start
+    step, started = 1, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        batches(step)
+        step += 1
+    rate = (step - 1) * config.learning.batch_size / elapsed
+    found = {
+        "config": config_name,
+        "data": config.data.name,
+        "source": source,
+        "batch_size": config.learning.batch_size,
+        "pipeline_images_per_second": rate,
+    }
+    if num_steps:
+        of_step = _step_rate(config, batches, images.shape[1:], num_steps)
+        found["step_images_per_second"] = of_step
+        found["pipeline_over_step"] = rate / of_step
+    return found
+
+
+@functools.lru_cache(maxsize=1)  # many configurations share a data set
+def _read(name, data):
+    del name
+    return datasets.load(**dict(data))["train"].images
+
+
+def _images(config):
+    """The images of training, prepared or made."""
+    data = tuple(sorted(config.data.items()))
+    try:
+        return "prepared", _read(config.data.name, data)
+    except ConfigError:
+        return "made", _made(config.data.name)
+
+
+@functools.cache
+def _made(name):
+    """Smooth images, a little noise on them, as many as make a fair measurement."""
+    if name not in _FILES:
+        images, _ = fake.make(loaders.SHAPES[name], labelled=True)["train"]
+        return np.resize(images, (50_000, *images.shape[1:]))
+    kind, (width, height) = _FILES[name]
+    images, _ = fake.make((height, width, 3), labelled=False)["train"]
+    rng, files = np.random.default_rng(0), []
+    for image in images[:_NUM_FILES]:
+        noise = rng.integers(0, 8, image.shape, np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(image // 2 + noise).save(buffer, kind)
+        files.append(buffer.getvalue())
+    encoded = sources.Encoded(files * 8)  # more than any batch
+    return loaders.streamed(name, encoded, loaders.Options())
+
+
+def _step_rate(config, batches, image_shape, num_steps):
+    """Images a second of train steps, after two that compile and warm up."""
+    devices = jax.local_devices()
+    model = build_model(config, image_shape)
+    key, backbone = jax.random.key(config.seed), None
+    if config.learning.method == "two_stage":
+        backbone = jax.jit(jebm.init)(key, model).backbone
+    state = learner.create_state(key, config.learning, model, backbone)
+    step_fn = parallel.pmap(learner.make_train_step(config.learning, model), devices)
+    state = learner.distribute(state, devices)
+    batch = parallel.shard(batches(0), devices)
+    for step in range(2 + num_steps):
+        if step == 2:
+            jax.block_until_ready(state)
+            started = time.perf_counter()
+        state, _ = step_fn(key, state, batch)
+    jax.block_until_ready(state)
+    elapsed = time.perf_counter() - started
+    return num_steps * config.learning.batch_size / elapsed
+
+
+def main() -> None:
+    """Reads the command line, prints a line for each configuration."""
+    known = sorted(p.stem for p in CONFIGS.glob("*.py"))
+    known = [name for name in known if name not in ("__init__", "default")]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=known, default=known)
+    parser.add_argument("--steps", type=int, default=0, help="Train steps to time.")
+    parser.add_argument("--json", type=pathlib.Path, help="Writes a list there.")
+    arguments = parser.parse_args()
+    found = []
+    for name in arguments.only:
+        found.append(measure(name, num_steps=arguments.steps))
+        told = found[-1]
+        line = (
+            f"{name:20} {told['data']:20} {told['source']:9} "
+            f"{told['pipeline_images_per_second']:10,.0f} images/s"
+        )
+        if arguments.steps:
+            line += f", {told['pipeline_over_step']:.1f} times the train step's"
+        print(line, flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
