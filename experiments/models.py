@@ -1,52 +1,122 @@
-"""Builds the model of a configuration."""
+"""The model of an experiment: from its options to `jebm.Model`."""
 
+import functools
+import importlib
+import pathlib
 from typing import Any
 
 import jax
 
 import jebm
+from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
-from experiments.rundir.settings import as_json
-from experiments.stages import stage_spec
-from jebm.names import unknown_name_message
+from experiments.options import Experiment, read
+from experiments.rundir.files import read_json
 
 
-def model_spec(config, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """What `jebm.build` takes, from a configuration and the data's image shape."""
-    plain = as_json(config)
-    spec = {
-        k: plain[k] for k in ("backbone", "energy", "likelihood", "chains", "remat")
-    }
-    if config.learning.method == "two_stage":
-        spec |= stage_spec(config, lambda c: model_spec(c, image_shape))
-    if config.prior == "gaussian":
-        spec["energy"] = None
-    if config.learning.method == "mle":
-        spec["backbone"].pop("encoder_widths", None)
-    return {"image_shape": list(image_shape), **spec}
+def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """What `jebm.build` takes, from options and the data's image shape."""
+    own = dict(
+        backbone=experiment.backbone,
+        energy=experiment.energy if experiment.prior == "ebm" else None,
+        likelihood=experiment.likelihood,
+        chains=experiment.chains,
+        remat=experiment.remat,
+    )
+    if experiment.learning.method == "two_stage":
+        own |= _first_spec(experiment, image_shape)
+    if not experiment.learning.has_encoder:
+        unencoded = {k: v for k, v in own["backbone"].items() if k != "encoder_widths"}
+        own["backbone"] = unencoded
+    return {"image_shape": list(image_shape), **own}
 
 
-def build_model(config, image_shape: tuple[int, ...]) -> jebm.Model:
-    """Builds the model; what `jebm.build` refuses is the user's mistake."""
-    if config.prior not in ("ebm", "gaussian"):
-        raise ConfigError(
-            unknown_name_message("prior", config.prior, ("ebm", "gaussian"))
-        )
+def build_model(experiment: Experiment, image_shape: tuple[int, ...]) -> jebm.Model:
+    """Builds the model.
+
+    Raises:
+      ConfigError: for what `jebm.build` refuses, and for variables that the learner
+        could not keep.
+    """
     try:
-        model = jebm.build(model_spec(config, image_shape))
+        model = jebm.build(model_spec(experiment, image_shape))
         params = jax.eval_shape(jebm.init, jax.random.key(0), model)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    learning = experiment.learning
     known = {"params"}
-    alone = model.chains.posterior.num_steps == 0  # no pass over a chain's samples
-    frozen = config.learning.method == "two_stage"
-    if frozen or (config.learning.method == "variational" and alone):
+    # Statistics of batches move in a pass over samples of the encoder, and in no chain.
+    if learning.method == "two_stage" or experiment.encoder_draws:
         known |= {"batch_stats"}
     others = params.backbone.keys() - known | params.energy.keys() - {"params"}
     if others:
         raise ConfigError(
-            f"learning.method {config.learning.method!r} with "
+            f"learning.method {learning.method!r} with "
             f"chains.posterior.num_steps={model.chains.posterior.num_steps} does not "
             f"support variables of kind {sorted(others)}"
         )
     return model
+
+
+def active_chains(model: jebm.Model) -> dict[str, Any]:
+    """The chains that the model runs: "posterior", "prior", both, or one of them.
+
+    There is no posterior chain where the encoder alone draws, and no chain of a
+    Gaussian prior.
+    """
+    chains = {}
+    if model.chains.posterior.num_steps:
+        chains["posterior"] = model.chains.posterior
+    if model.energy is not None and model.chains.prior.num_steps:
+        chains["prior"] = model.chains.prior
+    return chains
+
+
+def stage_one(experiment: Experiment) -> Experiment:
+    """The first of two stages: the Gaussian prior of `backbone.stage_one`.
+
+    It has the data, the seed and the evaluation of the second, and in the score of
+    anomalies the weights of its own config.
+    """
+    name = experiment.backbone["stage_one"]
+    if name not in {file.stem for file in CONFIGS.glob("[!_]*.py")}:
+        raise ConfigError(
+            f"backbone.stage_one must name a file of experiments/configs, got {name!r}"
+        )
+    module = importlib.import_module(f"experiments.configs.{name}")
+    values = module.get_config().to_dict()
+    anomaly, own = (
+        dict(experiment.eval.evaluators["anomaly"]),
+        values["eval"]["anomaly"],
+    )
+    for weight in ("likelihood_weight", "neighbours_weight", "knn_volume_weight"):
+        anomaly[weight] = own[weight]
+    if not anomaly["num_neighbours"]:
+        anomaly |= {"neighbours_weight": 0.0, "knn_volume_weight": 0.0}
+    again = experiment.to_dict()
+    shared = {"seed": again["seed"], "data": again["data"], "prior": "gaussian"}
+    return read({**values, **shared, "eval": again["eval"] | {"anomaly": anomaly}})
+
+
+def _first_spec(experiment, image_shape):
+    """Backbone and likelihood of the checkpoint, or of the first stage's config."""
+    checkpoint = experiment.backbone["checkpoint"]
+    if checkpoint is None:
+        spec = model_spec(stage_one(experiment), image_shape)
+    else:
+        spec = _read_spec(checkpoint)
+    return {name: spec[name] for name in ("backbone", "likelihood")}
+
+
+@functools.lru_cache(maxsize=1)
+def _read_spec(checkpoint):
+    file = pathlib.Path(checkpoint) / "model.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"backbone.checkpoint must be the directory of a run or of a converted "
+            f"checkpoint, got {checkpoint!r}, which has no model.json"
+        )
+    spec = read_json(file)
+    if missing := {"backbone", "likelihood"} - set(spec):
+        raise ConfigError(f"{file} holds no {' and no '.join(sorted(missing))}")
+    return spec

@@ -1,65 +1,90 @@
-"""Opens a trained run."""
+"""A trained run, opened: what evaluation, figures and scores read."""
 
-import math
+import dataclasses
+import functools
 import pathlib
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jebm
 from experiments.data import datasets
+from experiments.data.loaders import Split
 from experiments.errors import ConfigError
+from experiments.options import Experiment
 from experiments.rundir.files import read_json
-from experiments.rundir.settings import as_json, check_settings
+from experiments.rundir.settings import check_settings, variant
 from jebm import checkpoints
 
 
-def open_run(config, path: pathlib.Path):
-    """Model, averaged parameters, their step, and data of the run in `path`."""
-    check_log(config)
-    check_settings(path, config, "read")
-    splits = datasets.load(**config.data)
-    model = read_model(config, path)
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run at one of its steps.
+
+    Attributes:
+      path: its directory.
+      experiment: its options; chains and seed may be others than it was trained with.
+      model: the model.
+      params: its averaged parameters.
+      step: steps of training that they have seen.
+      splits: of the data, "train" and "test".
+    """
+
+    path: pathlib.Path
+    experiment: Experiment
+    model: jebm.Model
+    params: jebm.Params
+    step: int
+    splits: Mapping[str, Split]
+
+    @property
+    def heldout(self) -> Any:
+        """The held-out images, uint8 [N, H, W, C]."""
+        return self.splits["test"].images
+
+    def key(self, stream: int) -> jax.Array:
+        """The key of a stream of noise of `experiments.streams`."""
+        return jax.random.fold_in(jax.random.key(self.experiment.seed), stream)
+
+    @functools.cached_property
+    def variant(self) -> str:
+        """What is sampled otherwise than the run was trained, "" where nothing is."""
+        return variant(self.path, self.experiment)
+
+    def folder(self, name: str) -> pathlib.Path:
+        """Where its files of a kind lie: those of another variant lie apart."""
+        return self.path / name / self.variant
+
+
+def open_run(experiment: Experiment, path: pathlib.Path) -> Run:
+    """Opens the run in `path`.
+
+    Raises:
+      ConfigError: if there is none, or its settings are others in what may not change.
+    """
+    check_settings(path, experiment, "read")
+    splits = datasets.load(experiment.data)
+    model = read_model(experiment, path)
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})
-    return model, items["ema"], step, splits
+    params = jax.tree.map(jnp.asarray, items["ema"])
+    return Run(path, experiment, model, params, step, splits)
 
 
-def read_model(config, path: pathlib.Path) -> jebm.Model:
-    """The model that model.json of `path` holds, with the chains of config."""
+def read_model(experiment: Experiment, path: pathlib.Path) -> jebm.Model:
+    """The model that model.json of `path` holds, with the chains of `experiment`."""
     spec = read_json(path / "model.json")
-    own = {"chains": as_json(config)["chains"], "remat": config.remat}
+    own = {"chains": experiment.chains, "remat": experiment.remat}
     try:
         return jebm.build(spec | own)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(f"{path / 'model.json'}: {error}") from error
 
 
-def check_log(config) -> None:
-    """Refuses a seed and settings of log that cannot work, naming the field."""
-    log = config.log
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed must lie in [0, 2**32), got {config.seed}")
-    intervals = ("checkpoint_every", "sample_every", "diagnose_every")
-    # The guard goes back behind the newest checkpoint, and one more may be damaged.
-    least = {"every": 1, **dict.fromkeys(intervals, 1), "keep": 3}
-    for name, low in least.items():
-        if log[name] < low:
-            raise ConfigError(f"log.{name} must be at least {low}, got {log[name]}")
-    for name in intervals:
-        if log[name] % log.every:
-            raise ConfigError(
-                f"log.{name} must be a multiple of log.every, so that what is saved "
-                f"and drawn has been checked, got {log[name]} and {log.every}"
-            )
-    root = math.isqrt(max(log.num_samples, 0))
-    if root**2 != log.num_samples or root % 2 or not root:
-        raise ConfigError(
-            f"log.num_samples must be an even square, got {log.num_samples}"
-        )
-
-
-def restore_aloud(path, templates):
+def restore_aloud(path: pathlib.Path, templates: dict[str, Any]):
     """`checkpoints.restore`, its warnings printed as sentences."""
     with warnings.catch_warnings(record=True) as passed_over:
         warnings.simplefilter("always", UserWarning)

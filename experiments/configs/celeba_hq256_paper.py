@@ -23,7 +23,7 @@ def get_config():
     config.learning.batch_size = 4
     config.learning.num_steps = 6500
     config.learning.persistent_chains = 0
-    config.learning.restart_fraction = 0.0
+    config.learning.reinit_probability = 0.0
     config.learning.final_lr_fraction = 1.0
     config.learning.clip_norm = 1e9
     config.learning.gradient_penalty = 0.0

@@ -49,10 +49,10 @@ def get_config():
 
     # In z-space a chain from N(0, I) is far from p(z_1 | z_2) by nature: only the gap
     # and NaN count.
-    config.guard.energy_gap_nats = 1e3
-    config.guard.prior_grad_norm = 1e30
-    config.guard.posterior_grad_norm = 1e30
-    config.guard.prior_eps_square = 1e30
+    config.monitor.energy_gap_nats = 1e3
+    config.monitor.prior_grad_norm = 1e30
+    config.monitor.posterior_grad_norm = 1e30
+    config.monitor.prior_eps_square = 1e30
 
     config.log.checkpoint_every = 2500
     config.log.sample_every = 2500

@@ -46,7 +46,7 @@ def get_config():
     config.learning.num_steps = 20_000
     config.learning.persistent_chains = 1024
     config.learning.persistent_steps = 20
-    config.learning.restart_fraction = 0.05
+    config.learning.reinit_probability = 0.05
     config.learning.adam_b1 = 0.99
     config.learning.energy_lr = 2e-5
     config.learning.energy_weight_decay = 3e-5

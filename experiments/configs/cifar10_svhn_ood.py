@@ -32,6 +32,6 @@ def get_config():
     config.log.checkpoint_every = 2500
     config.log.sample_every = 2500
     config.log.diagnose_every = 500
-    config.eval.ood_outliers = ("svhn_cropped", "noise", "constant")
+    config.eval.ood.outliers = ("svhn_cropped", "noise", "constant")
     config.eval.batch_size = 100
     return config

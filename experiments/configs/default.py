@@ -20,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.labels = ()  # keep these classes only; empty keeps all
     config.data.binarize = False  # pixels drawn black or white, as their grey tells
     # A class that training does not see and testing does: anomaly detection.
-    config.data.heldout_digit = config_dict.placeholder(int)
+    config.data.heldout_class = config_dict.placeholder(int)
     # Of the images of training, drawn anew at every step: "flip" mirrors, "crop" cuts
     # those of many sizes anywhere, not in the middle, "affine" turns, stretches, slants
     # and moves a little.
@@ -70,13 +70,13 @@ def get_config() -> config_dict.ConfigDict:
     # 0: these learn as a VAE, and the energies tilt its prior meanwhile. With more, the
     # encoder can climb f faster than the prior chain follows. Where the posterior chain
     # has steps, it concerns the encoder alone.
-    config.learning.energy_share = 0.0
+    config.learning.energy_grad_scale = 0.0
     # Prior chains that go on where they stood, a batch of them at every step by
-    # persistent_steps, each starting anew with probability restart_fraction.
+    # persistent_steps, each starting anew with probability reinit_probability.
     # 0: all of them always start anew and take chains.prior.num_steps.
     config.learning.persistent_chains = 0
     config.learning.persistent_steps = 40
-    config.learning.restart_fraction = 0.1
+    config.learning.reinit_probability = 0.1
     # First steps of "two_stage" in which the energies tell posterior samples from draws
     # of the Gaussian prior, without chains (noise-contrastive estimation).
     config.learning.nce_steps = 0
@@ -112,50 +112,53 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.gradient_penalty = 0.02
 
     # Beyond these an interval of `log.every` steps has diverged: training goes back to
-    # the last good checkpoint with half the energy_lr, at most max_rescues times.
-    config.guard = config_dict.ConfigDict()
-    config.guard.max_rescues = 5
-    config.guard.energy_gap_nats = 50.0  # |E- minus E+|
-    config.guard.prior_grad_norm = 1e3  # of the log-density, mean over a chain
-    config.guard.posterior_grad_norm = 1e5
-    config.guard.prior_eps_square = 10.0  # mean eps^2 behind z-; N(0, I): 1
+    # the last good checkpoint with half the energy_lr, at most max_rollbacks times.
+    config.monitor = config_dict.ConfigDict()
+    config.monitor.max_rollbacks = 5
+    config.monitor.energy_gap_nats = 50.0  # |E- minus E+|
+    config.monitor.prior_grad_norm = 1e3  # of the log-density, mean over a chain
+    config.monitor.posterior_grad_norm = 1e5
+    config.monitor.prior_eps_square = 10.0  # mean eps^2 behind z-; N(0, I): 1
 
     config.eval = config_dict.ConfigDict()
-    config.eval.protocol = "classifier"  # see experiments/evaluation/evaluate.py
+    config.eval.protocol = "classifier"  # an evaluator of experiments.evaluation
+    # What several evaluators share.
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages
-    # Of protocol "anomaly": the score of experiments/evaluation/anomaly.py, where the
-    # weights are w, r and t.
-    config.eval.anomaly = config_dict.ConfigDict()
-    config.eval.anomaly.likelihood_weight = 1.0
-    config.eval.anomaly.num_maps = 0  # affine: the density is averaged over these
-    config.eval.anomaly.num_neighbours = 0  # images of training to compare with
-    config.eval.anomaly.neighbours_weight = 0.0  # needs neighbours
-    config.eval.anomaly.volume_weight = 0.0  # needs neighbours
-    # Where the posterior chain starts: "mode" of the encoder, or any other of
-    # jebm.Chain. None: chains.posterior.start.
-    config.eval.anomaly.posterior_start = config_dict.placeholder(str)
-    # Of protocol "likelihood", see experiments/evaluation/likelihood.py.
-    config.eval.likelihood_estimator = "importance"  # or "annealed", "bridged"
-    config.eval.likelihood_num_images = 1000  # the first of the held-out split
-    config.eval.likelihood_num_samples = 1000  # of each image; a few where annealed
-    config.eval.likelihood_num_temperatures = 1000  # annealed or bridged
-    config.eval.likelihood_batch_size = 100  # images at a time
-    # Of protocol "ood": data sets, or what experiments/evaluation/ood.py makes of the
-    # images.
-    config.eval.ood_outliers = ("noise", "inverted", "rotated", "constant")
-    config.eval.ood_chosen_on = "exchanged"  # chooses the score; not in the table
-    # Of protocols "paper" and "clean", see experiments/evaluation/fid.py.
-    config.eval.fid_num_samples = 50_000
-    config.eval.fid_sets = ("chain", "untilted")  # also "long_chain", "posterior"
-    config.eval.fid_temperature = 1.0  # of the prior's samples, NVAE's
-    config.eval.fid_reference = config_dict.placeholder(str)  # default: of the data
-    config.eval.fid_reference_split = "train"
-    config.eval.fid_inception = config_dict.placeholder(str)  # default: the cache
-    # Replicas of the tempered sampler, to hold the prior's chain against; 0: left out.
-    config.eval.num_temperatures = 0
     config.eval.batch_size = 500  # chains at a time
     config.eval.num_diagnosed = 256  # chains whose acceptance and stiffness are taken
+    # Replicas of the tempered sampler, to hold the prior's chain against; 0: left out.
+    config.eval.num_temperatures = 0
+    # "anomaly": the score of experiments/evaluation/anomaly.py, where the weights are
+    # w, r and t.
+    config.eval.anomaly = config_dict.ConfigDict()
+    config.eval.anomaly.likelihood_weight = 1.0
+    config.eval.anomaly.num_augmentations = 0  # affine, that the density averages over
+    config.eval.anomaly.num_neighbours = 0  # images of training to compare with
+    config.eval.anomaly.neighbours_weight = 0.0  # needs neighbours
+    config.eval.anomaly.knn_volume_weight = 0.0  # needs neighbours
+    # Where the posterior chain starts: "mode" of the encoder, or any other of
+    # jebm.kernels.STARTS. None: chains.posterior.start.
+    config.eval.anomaly.posterior_start = config_dict.placeholder(str)
+    # "likelihood": log p(x), see experiments/evaluation/likelihood.py.
+    config.eval.likelihood = config_dict.ConfigDict()
+    config.eval.likelihood.estimator = "importance"  # or "annealed", "bridged"
+    config.eval.likelihood.num_images = 1000  # the first of the held-out split
+    config.eval.likelihood.num_samples = 1000  # of each image; a few where annealed
+    config.eval.likelihood.num_temperatures = 1000  # annealed or bridged
+    config.eval.likelihood.batch_size = 100  # images at a time
+    # "ood": data sets, or what experiments/evaluation/ood.py makes of the images.
+    config.eval.ood = config_dict.ConfigDict()
+    config.eval.ood.outliers = ("noise", "inverted", "rotated", "constant")
+    config.eval.ood.chosen_on = "exchanged"  # chooses the score; not in the table
+    # "paper" and "clean": see experiments/evaluation/fid.py.
+    config.eval.fid = config_dict.ConfigDict()
+    config.eval.fid.num_samples = 50_000
+    config.eval.fid.sets = ("chain", "untilted")  # also "long_chain", "posterior"
+    config.eval.fid.temperature = 1.0  # of the prior's samples, NVAE's
+    config.eval.fid.reference = config_dict.placeholder(str)  # default: of the data
+    config.eval.fid.reference_split = "train"
+    config.eval.fid.inception = config_dict.placeholder(str)  # default: the cache
 
     config.log = config_dict.ConfigDict()
     config.log.every = 50  # steps between lines of metrics.jsonl

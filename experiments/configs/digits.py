@@ -19,7 +19,7 @@ def get_config():
     config.learning.num_steps = 2000
     config.learning.persistent_chains = 1000
     config.learning.persistent_steps = 40
-    config.learning.restart_fraction = 0.5
+    config.learning.reinit_probability = 0.5
     config.learning.energy_lr = 1e-3
     config.log.checkpoint_every = 500
     config.log.sample_every = 500

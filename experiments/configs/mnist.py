@@ -20,7 +20,7 @@ def get_config():
     config.learning.num_steps = 8000
     config.learning.persistent_chains = 4000
     config.learning.persistent_steps = 20
-    config.learning.restart_fraction = 0.025
+    config.learning.reinit_probability = 0.025
     config.learning.energy_lr = 2e-3
     config.learning.gradient_penalty = 0.01
     config.log.checkpoint_every = 1000

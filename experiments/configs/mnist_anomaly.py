@@ -17,7 +17,7 @@ def get_config():
     config = mnist_anomaly_vae.get_config()
     config.prior = "ebm"
     config.eval.anomaly.neighbours_weight = 0.5
-    config.eval.anomaly.volume_weight = 0.5
+    config.eval.anomaly.knn_volume_weight = 0.5
     config.backbone = config_dict.ConfigDict()
     config.backbone.checkpoint = config_dict.placeholder(str)
     config.backbone.stage_one = "mnist_anomaly_vae"

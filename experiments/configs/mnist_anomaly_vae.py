@@ -13,14 +13,14 @@ def get_config():
     """Returns the configuration."""
     config = mnist.get_config()
     config.prior = "gaussian"
-    config.data.heldout_digit = 1
+    config.data.heldout_class = 1
     config.data.augment = ("affine",)
     config.eval.protocol = "anomaly"
     config.eval.anomaly.likelihood_weight = 0.0
-    config.eval.anomaly.num_maps = 64
+    config.eval.anomaly.num_augmentations = 64
     config.eval.anomaly.num_neighbours = 5
     config.eval.anomaly.neighbours_weight = 0.7
-    config.eval.anomaly.volume_weight = 2.0
+    config.eval.anomaly.knn_volume_weight = 2.0
     config.eval.anomaly.posterior_start = "mode"
     config.eval.num_posterior_samples = 1  # all are one
     config.backbone.latent_dims = (8, 24)

@@ -10,6 +10,6 @@ def get_config():
     """Returns the configuration."""
     config = mnist_ladder.get_config()
     config.eval.protocol = "ood"
-    config.eval.ood_outliers = ("cifar10", "noise", "inverted", "rotated", "constant")
+    config.eval.ood.outliers = ("cifar10", "noise", "inverted", "rotated", "constant")
     config.eval.num_samples = 2000
     return config

@@ -50,7 +50,7 @@ def get_config():
     config.learning.kl_balance = True
     config.learning.spectral_penalty = 1e-2
     config.eval.protocol = "likelihood"
-    config.eval.likelihood_num_images = 500
-    config.eval.likelihood_num_samples = 100
-    config.eval.likelihood_batch_size = 20
+    config.eval.likelihood.num_images = 500
+    config.eval.likelihood.num_samples = 100
+    config.eval.likelihood.batch_size = 20
     return config

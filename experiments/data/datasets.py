@@ -16,7 +16,7 @@ def load(
     name: str,
     data_dir: str | None = None,
     labels: tuple[int, ...] = (),
-    heldout_digit: int | None = None,
+    heldout_class: int | None = None,
     binarize: bool = False,
     image_shape: tuple[int, int, int] | None = None,
     fake_like: str | None = None,
@@ -30,7 +30,7 @@ def load(
       name: a key of `LOADERS`.
       data_dir: where prepared data lies; None for TFDS_DATA_DIR or TFDS's default.
       labels: keep the images of these classes only; empty keeps all.
-      heldout_digit: a class that training does not see, see `hold_out`; None for none.
+      heldout_class: a class that training does not see, see `hold_out`; None for none.
       binarize: makes each pixel of "test" black or white, once; those of "train" are
         drawn anew for each of their `Batches`.
       image_shape: (H, W, C) of "folder".
@@ -74,13 +74,13 @@ def load(
     if labels:
         known = set(labels)
         splits = {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
-    if heldout_digit is not None:
-        if heldout_digit not in known or len(known) == 1:
+    if heldout_class is not None:
+        if heldout_class not in known or len(known) == 1:
             raise ConfigError(
-                f"data.heldout_digit must be one of several classes, {sorted(known)}, "
-                f"got {heldout_digit}"
+                f"data.heldout_class must be one of several classes, {sorted(known)}, "
+                f"got {heldout_class}"
             )
-        splits = hold_out(splits, heldout_digit)
+        splits = hold_out(splits, heldout_class)
     if binarize:
         rng, test = np.random.default_rng(0), splits["test"]
         images = draw_binary(rng, np.asarray(test.images))

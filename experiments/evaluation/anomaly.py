@@ -8,11 +8,11 @@ the score of an image is
 
     log mean_A exp s(A x) - r mean_n s(x_n) - t log |eps - eps_1|^D
 
-over the identity and `num_maps` small affine maps A, by which training may move and
+over the identity and `num_augmentations` small affine maps A, by which training may move and
 bend its images (`datasets.affine`), and over the `num_neighbours` images x_n of
 training whose D latents, as eps, are nearest to those of x. Minus the score is high for
 anomalies; the held-out class is the positive one. The fields are those of eval.anomaly,
-w is `likelihood_weight`, r `neighbours_weight` and t `volume_weight`.
+w is `likelihood_weight`, r `neighbours_weight` and t `knn_volume_weight`.
 
 A generator is trained sharp, with a small sigma_x, so that its latents hold what tells
 one image from another; at the weight of training, w = 1, the error of the pixels then
@@ -55,7 +55,7 @@ from matplotlib.ticker import MaxNLocator
 class Terms(NamedTuple):
     """The terms of score(0) that an image's score is made of, in nats."""
 
-    # [1 + num_maps, N], of A x; the images as they are come first.
+    # [1 + num_augmentations, N], of A x; the images as they are come first.
     moved: PosteriorTerms
     nearest: PosteriorTerms  # [N, num_neighbours], of x_n
     log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
@@ -107,7 +107,7 @@ def terms_of(key, model, params, images, training, options) -> Terms:
     model = scored(model, options)
     key, key_maps, key_training = jax.random.split(key, 3)
     moved = [_terms(key, model, params, images, options)]
-    maps = range(options.anomaly.num_maps)
+    maps = range(options.anomaly.num_augmentations)
     for i in tqdm(maps, desc="moved and bent", leave=False, disable=None):
         shape = (len(images), 2, 3)
         drawn = np.asarray(jax.random.uniform(jax.random.fold_in(key_maps, i), shape))

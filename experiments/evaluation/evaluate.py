@@ -17,7 +17,7 @@ With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics
 how well they mix (`experiments.evaluation.mixing`).
 
 The protocols "paper" and "clean": `experiments.evaluation.fid`. The protocol "anomaly":
-`experiments.evaluation.anomaly` on data with a `data.heldout_digit`. The protocol
+`experiments.evaluation.anomaly` on data with a `data.heldout_class`. The protocol
 "ood": `experiments.evaluation.ood`. The protocol "likelihood":
 `experiments.evaluation.likelihood`. Those by Inception, and any other than the run's own, go into a file of their name, like
 eval_paper.json.
@@ -122,14 +122,14 @@ def check_eval(config) -> None:
         raise ConfigError(
             unknown_name_message("eval.protocol", config.eval.protocol, PROTOCOLS)
         )
-    if config.eval.protocol == "anomaly" and config.data.heldout_digit is None:
+    if config.eval.protocol == "anomaly" and config.data.heldout_class is None:
         raise ConfigError(
-            "eval.protocol 'anomaly' needs a data.heldout_digit, got None"
+            "eval.protocol 'anomaly' needs a data.heldout_class, got None"
         )
     if config.eval.protocol == "ood":
         ood.check(config.eval)
         if config.data.name != "fake":  # then they are made up as well
-            for name in (config.eval.ood_chosen_on, *config.eval.ood_outliers):
+            for name in (config.eval.ood.chosen_on, *config.eval.ood.outliers):
                 loaders.require(name, loaders.Options(config.data.data_dir))
     if config.eval.protocol == "likelihood":
         likelihood.check(config)
@@ -142,10 +142,10 @@ def check_eval(config) -> None:
         )
     for name in (
         "likelihood_weight",
-        "num_maps",
+        "num_augmentations",
         "num_neighbours",
         "neighbours_weight",
-        "volume_weight",
+        "knn_volume_weight",
     ):
         if not 0 <= config.eval.anomaly[name] < math.inf:
             raise ConfigError(
@@ -155,7 +155,7 @@ def check_eval(config) -> None:
     weights = anomaly.weights_of(config.eval)
     if weights[1:] != (0, 0) and not config.eval.anomaly.num_neighbours:
         raise ConfigError(
-            "eval.anomaly.neighbours_weight and eval.anomaly.volume_weight weigh "
+            "eval.anomaly.neighbours_weight and eval.anomaly.knn_volume_weight weigh "
             "neighbours: set eval.anomaly.num_neighbours too, or both to 0; got "
             f"{weights.neighbours} and {weights.volume} with num_neighbours=0"
         )
@@ -210,7 +210,7 @@ def _by_anomaly(config):
     def measure(key, path, model, params, splits):
         images, training = splits["test"].images, splits["train"].images
         terms = anomaly.terms_of(key, model, params, images, training, config.eval)
-        heldout = config.data.heldout_digit
+        heldout = config.data.heldout_class
         anomalous = splits["test"].labels == heldout
         folder = path / "figures" / variant(path, config)
         weights = anomaly.weights_of(config.eval)
@@ -218,12 +218,12 @@ def _by_anomaly(config):
         pictures.mark(config, [folder / "anomaly.png"])
         print(f"wrote {folder / 'anomaly.png'}")
         return anomaly.detection(terms, anomalous, weights), {
-            "heldout_digit": heldout,
+            "heldout_class": heldout,
             "likelihood_weight": weights.likelihood,
-            "num_maps": config.eval.anomaly.num_maps,
+            "num_augmentations": config.eval.anomaly.num_augmentations,
             "num_neighbours": config.eval.anomaly.num_neighbours,
             "neighbours_weight": weights.neighbours,
-            "volume_weight": weights.volume,
+            "knn_volume_weight": weights.volume,
             "posterior_start": anomaly.scored(
                 model, config.eval
             ).chains.posterior.start,
@@ -267,8 +267,8 @@ def _by_likelihood(config):
 
 def _by_inception(config):
     """FID, KID, Inception score, precision and recall."""
-    extractor = fid.Extractor.load(config.eval.protocol, config.eval.fid_inception)
-    given = config.eval.fid_reference
+    extractor = fid.Extractor.load(config.eval.protocol, config.eval.fid.inception)
+    given = config.eval.fid.reference
     given = given and reference.read(pathlib.Path(given), extractor)
 
     def measure(key, path, model, params, splits):

@@ -7,14 +7,14 @@
             (arXiv 2104.11222) does; the score in ten splits, of all 1,008 classes and
             without the last layer's bias, as in the first code of that score
 
-docs/metrics.md tells more of both. `eval.fid_sets` says which samples are measured:
+docs/metrics.md tells more of both. `eval.fid.sets` says which samples are measured:
 
     chain       as the run draws them: fid, inception_score, ...
     long_chain  by a chain 4 times as long: fid_long_chain, ...
     untilted    of the Gaussian prior of the same generator: fid_untilted, ...
     posterior   held-out images decoded from their posterior: fid_posterior, ...
 
-The reference is `eval.fid_reference`, or the statistics of the data set's own split,
+The reference is `eval.fid.reference`, or the statistics of the data set's own split,
 which are made if they are not in the cache (`experiments.evaluation.reference`). KID,
 precision and recall are of the first `SUBSET` samples and as many images of the reference.
 """
@@ -161,13 +161,13 @@ def check(config) -> None:
     for name in options.fid_sets:
         if name not in SETS:
             raise ConfigError(
-                f"eval.fid_sets holds the unknown {name!r}; known: {list(SETS)}"
+                f"eval.fid.sets holds the unknown {name!r}; known: {list(SETS)}"
             )
     if not options.fid_sets:
-        raise ConfigError(f"eval.fid_sets is empty; known: {list(SETS)}")
+        raise ConfigError(f"eval.fid.sets is empty; known: {list(SETS)}")
     if not 0 <= options.fid_temperature < np.inf:
         raise ConfigError(
-            "eval.fid_temperature must be finite and at least 0, got "
+            "eval.fid.temperature must be finite and at least 0, got "
             f"{options.fid_temperature}"
         )
     devices = jax.local_device_count()
@@ -177,7 +177,7 @@ def check(config) -> None:
             f"{options.batch_size}"
         )
     if options.fid_reference and not pathlib.Path(options.fid_reference).is_file():
-        raise ConfigError(f"eval.fid_reference: no file {options.fid_reference}")
+        raise ConfigError(f"eval.fid.reference: no file {options.fid_reference}")
     if not pathlib.Path(options.fid_inception or inception.default_file()).is_file():
         Extractor.load(options.protocol, options.fid_inception)  # says where to get it
 

@@ -9,12 +9,12 @@ models whatever their likelihood, and no density can win by a spike on the grid 
 values. A likelihood of discrete images needs none of this: there log p is that of the
 values themselves, and bits per dimension are -log p / (D log 2).
 
-Three estimators of log p(x) (`eval.likelihood_estimator`), both with log Z by annealed
+Three estimators of log p(x) (`eval.likelihood.estimator`), both with log Z by annealed
 importance sampling (`jebm.partition`), 0 for a Gaussian prior:
 
     importance   log mean p(x|z) p_beta(z) exp(-E(z)) / q(z|x) - log Z over samples of
                  the encoder; in expectation below log p(x) but for the error of log Z
-    annealed     from the prior to the posterior by `eval.likelihood_num_temperatures`
+    annealed     from the prior to the posterior by `eval.likelihood.num_temperatures`
                  steps, for models whose encoder does not draw alone
     bridged      the same from the encoder's q to the posterior: a shorter way
 
@@ -51,7 +51,7 @@ def check(config) -> None:
     if options.likelihood_estimator not in ESTIMATORS:
         name = options.likelihood_estimator
         raise ConfigError(
-            unknown_name_message("eval.likelihood_estimator", name, ESTIMATORS)
+            unknown_name_message("eval.likelihood.estimator", name, ESTIMATORS)
         )
     if config.likelihood.name == "bernoulli" and not config.data.binarize:
         raise ConfigError(
@@ -62,9 +62,9 @@ def check(config) -> None:
     alone = posterior.start == "encoder" and not posterior.num_steps
     if options.likelihood_estimator != "annealed" and not alone:
         raise ConfigError(
-            f"eval.likelihood_estimator {options.likelihood_estimator!r} needs "
+            f"eval.likelihood.estimator {options.likelihood_estimator!r} needs "
             "posterior samples of an encoder alone; this run's are of a chain: set "
-            "config.eval.likelihood_estimator to 'annealed'"
+            "config.eval.likelihood.estimator to 'annealed'"
         )
 
 

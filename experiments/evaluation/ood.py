@@ -2,7 +2,7 @@
 
 Every score(k) and LLR^{>k} of `jebm.scores` is a statistic, signed so that high means
 elsewhere: minus score(k), and LLR^{>k} itself. One of them is chosen, once, on outliers
-that the table does not hold (`eval.ood_chosen_on`): the one of the largest AUROC.
+that the table does not hold (`eval.ood.chosen_on`): the one of the largest AUROC.
 """
 
 import pathlib
@@ -79,7 +79,7 @@ def check(options) -> None:
             raise ConfigError(unknown_name_message(f"eval.{field}", name, known))
     if not options.ood_outliers or options.ood_chosen_on in options.ood_outliers:
         raise ConfigError(
-            "eval.ood_outliers must name sets other than eval.ood_chosen_on, got "
+            "eval.ood.outliers must name sets other than eval.ood.chosen_on, got "
             f"{options.ood_outliers} and {options.ood_chosen_on!r}"
         )
 
@@ -176,7 +176,7 @@ def detection(key, config, model, params, images: np.ndarray, folder: pathlib.Pa
 
     Returns:
       For each outlier set NAME the lists auroc_NAME, auprc_NAME and fpr80_NAME over
-      "statistics"; "chosen", the statistic chosen on `eval.ood_chosen_on`, and its
+      "statistics"; "chosen", the statistic chosen on `eval.ood.chosen_on`, and its
       numbers chosen_auroc_NAME, chosen_auprc_NAME and chosen_fpr80_NAME.
     """
     options = config.eval

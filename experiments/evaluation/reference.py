@@ -65,7 +65,7 @@ def images_of(data, split: str) -> np.ndarray | sources.Streamed:
     splits = datasets.load(**data)
     if split not in splits:
         raise ConfigError(
-            f"eval.fid_reference_split is {split!r}; known: {sorted(splits)}"
+            f"eval.fid.reference_split is {split!r}; known: {sorted(splits)}"
         )
     images = splits[split].images
     if data.binarize and split == "train":  # "test" is drawn already
@@ -84,8 +84,8 @@ def cached(data, split: str, images, extractor: fid.Extractor) -> pathlib.Path:
         parts[0] += f"-{_told_by_a_few(images)}"
     if data.labels:
         parts.append("labels" + ",".join(map(str, data.labels)))
-    if data.heldout_digit is not None:
-        parts.append(f"heldout{data.heldout_digit}")
+    if data.heldout_class is not None:
+        parts.append(f"heldout{data.heldout_class}")
     if data.binarize:
         parts.append("binarized")
     if extractor.sha256 != inception.PUBLISHED_SHA256:

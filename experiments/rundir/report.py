@@ -202,7 +202,7 @@ def _distances(found):
 def _detection(found):
     about = (
         f"Anomaly detection at step {found['step']}: {found['num_anomalous']} images "
-        f"of the held-out class {found['heldout_digit']} among {found['num_normal']} "
+        f"of the held-out class {found['heldout_class']} among {found['num_normal']} "
         f"of the others; chance has an AUPRC of {found['prevalence']:.3f} and an AUROC "
         f"of .5. {found['num_posterior_samples']} posterior samples an image."
     )
@@ -212,9 +212,9 @@ def _detection(found):
             (
                 "",
                 f"minus the score, log p(x|z) weighed {found['likelihood_weight']:g}, "
-                f"{found['num_maps']} maps, {found['num_neighbours']} neighbours "
+                f"{found['num_augmentations']} maps, {found['num_neighbours']} neighbours "
                 f"weighed {found['neighbours_weight']:g}, the volume to the nearest "
-                f"{found['volume_weight']:g}",
+                f"{found['knn_volume_weight']:g}",
             ),
             ("_absolute", "without neighbours and volume"),
             ("_unweighed", "minus score(0)"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.configs import default
 from experiments.errors import ConfigError
+from experiments.options import Experiment, flat, upgrade
 from experiments.rundir.files import read_json, write_json
 from experiments.rundir.metrics import read_metrics
 
@@ -15,28 +16,22 @@ from experiments.rundir.metrics import read_metrics
 # learning rates). Everything else makes it another run.
 _FREE = {
     "train": (
-        "log.", "eval.", "guard.", "learning.num_steps", "data.data_dir",
+        "log.", "eval.", "monitor.", "learning.num_steps", "data.data_dir",
         "data.num_workers", "remat",
     )
 }  # fmt: skip
-
-
 # May also differ when a trained run is read, and is then told by the name of what comes
 # out.
 _OTHER_SAMPLES = ("chains.", "eval.anomaly.", "seed", "matmul_precision")
+_FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 
 
-def as_json(config) -> dict[str, Any]:
-    """The configuration as JSON would give it back."""
-    return json.loads(config.to_json())
-
-
-def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
+def check_settings(workdir: pathlib.Path, experiment: Experiment, purpose: str) -> None:
     """Refuses settings that differ from those of the run in `workdir`.
 
     Args:
       workdir: may be absent or empty; then everything is allowed.
-      config: the configuration asked for.
+      experiment: the settings asked for.
       purpose: "train" to continue the run, "read" to sample from it.
 
     Raises:
@@ -47,15 +42,14 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
     existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"workdir {workdir} cannot be written")
-    path = workdir / "config.json"
-    if not path.is_file():
+    if not (workdir / "config.json").is_file():
         if purpose == "read":
             raise ConfigError(f"no run in {workdir}: train it first, with --mode=train")
         return
     read_metrics(workdir)  # damage is told before any work
     changed = [
         f"{field} is {old} there, {new} here"
-        for field, old, new in _changes(path, config)
+        for field, old, new in _changes(workdir, experiment)
         if not field.startswith(_FREE[purpose])
     ]
     if changed:
@@ -65,42 +59,40 @@ def check_settings(workdir: pathlib.Path, config, purpose: str) -> None:
         )
 
 
-def variant(workdir: pathlib.Path, config) -> str:
-    """Names what `config` samples otherwise than the run; "" where nothing differs.
+def variant(workdir: pathlib.Path, experiment: Experiment) -> str:
+    """Names what `experiment` samples otherwise than the run; "" where nothing differs.
 
     Pictures of other chains or seeds go to a folder of this name: those of the run
     itself are never replaced by what its config.json does not say.
     """
     return ",".join(
         f"{field}={new}"
-        for field, _, new in _changes(workdir / "config.json", config)
+        for field, _, new in _changes(workdir, experiment)
         if field.startswith(_OTHER_SAMPLES)
     )
 
 
-def _changes(path, config):
-    old = dict(flat(read_json(path)))
-    new = dict(flat(as_json(config)))
+def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
+    """The dict that config.json of a run holds, by the names of today."""
+    return upgrade(read_json(workdir / "config.json"))
+
+
+def write_settings(
+    workdir: pathlib.Path, experiment: Experiment, spec: dict[str, Any]
+) -> None:
+    """Writes config.json and model.json, and makes the directories for pictures."""
+    for name in ("samples", "figures"):
+        (workdir / name).mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", experiment.to_dict())
+    write_json(workdir / "model.json", spec)
+
+
+def _changes(workdir, experiment) -> Iterator[tuple[str, Any, Any]]:
+    old = dict(flat(read_settings(workdir)))
+    new = dict(flat(experiment.to_dict()))
     # What a run of an older version does not know of was then as it is by default.
-    defaults = dict(flat(as_json(default.get_config())))
+    defaults = dict(flat(json.loads(default.get_config().to_json())))
     old |= {k: defaults[k] for k in new.keys() & defaults.keys() - old.keys()}
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             yield field, old.get(field), new.get(field)
-
-
-def write_settings(workdir: pathlib.Path, config, spec: dict[str, Any]) -> None:
-    """Writes config.json and model.json, and makes the directories for pictures."""
-    for name in ("samples", "figures"):
-        (workdir / name).mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", as_json(config))
-    write_json(workdir / "model.json", spec)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts, as ("a.b.c", value)."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

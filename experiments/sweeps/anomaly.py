@@ -10,7 +10,7 @@ averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
 `experiments.evaluation.anomaly`, those of the Gaussian prior of the same generator
 too. The table of the digits of this call is printed and written to DIR/anomaly.md: mean and standard
 deviation over seeds; DIR/anomaly.png draws the AUPRC of four of its rows. --digits and
---seeds are instead of data.heldout_digit and seed. Of two stages, the Gaussian prior's
+--seeds are instead of data.heldout_class and seed. Of two stages, the Gaussian prior's
 score has the weights of eval.anomaly that are in the config of the first.
 """
 
@@ -110,7 +110,7 @@ def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
 def check(config, digit: int):
     """The configuration with `digit` held out, and its data; refuses what cannot be."""
     config = config.copy_and_resolve_references()
-    config.data.heldout_digit = digit
+    config.data.heldout_class = digit
     config.eval.protocol = "anomaly"
     _check(config)
     splits = datasets.load(**config.data)
@@ -134,7 +134,7 @@ def areas(key, config, model, params, splits, digit: int) -> dict[str, float]:
 
     The generator is that of the Gaussian prior itself where it has learned as such, in
     a first stage, whose weights then are those of its score, or with
-    `learning.energy_share` = 0.
+    `learning.energy_grad_scale` = 0.
     """
     images, training = splits["test"].images, splits["train"].images
     anomalous = splits["test"].labels == digit

@@ -7,7 +7,7 @@
 
 `--length` multiplies `learning.num_steps`; each `--setting` is one more row, with
 fields of `learning` that may differ between the lanes of one program. No lane is ever
-rescued: each is held against the limits of `config.guard` at every `log.every` steps,
+rescued: each is held against the limits of `config.monitor` at every `log.every` steps,
 and what it came to is written to DIR/stability.json, with Frechet distances of the
 averaged parameters at the end. A killed run goes on from its last checkpoint.
 """

@@ -1,7 +1,7 @@
 """Trains many seeds, settings or data sets of one model in one vmapped program.
 
 A lane is a training of its own: its seed, its images, and its values of some fields of
-`learning`. No lane is ever rescued: each is held against the limits of `config.guard`
+`learning`. No lane is ever rescued: each is held against the limits of `config.monitor`
 at every `log.every` steps. A killed run goes on from its last checkpoint.
 """
 
@@ -32,8 +32,8 @@ TRACED = (
     "energy_lr",
     "energy_penalty",
     "gradient_penalty",
-    "energy_share",
-    "restart_fraction",
+    "energy_grad_scale",
+    "reinit_probability",
 )
 
 
@@ -130,7 +130,7 @@ def _train_lanes(config, path, model, lanes, names):
             if step % config.log.diagnose_every == 0 or step == last:
                 found = diagnose_fn((keys, traced), state, batch[:, :, :16])
                 values |= parallel.unreplicate(found)
-            wrong = history.add(step, values, config.guard)
+            wrong = history.add(step, values, config.monitor)
             said = f"{wrong}/{len(lanes)} beyond the limits"
             progress.set_postfix_str(f"{said}, in {path}")
             if progress.disable:

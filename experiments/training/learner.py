@@ -81,7 +81,7 @@ def create_learner(learning, model: jebm.Model, reduce=lambda tree: tree) -> Lea
     options = jebm.learning.Options(
         persistent_chains=learning.persistent_chains,
         persistent_steps=steps,
-        reinit_probability=learning.restart_fraction,
+        reinit_probability=learning.reinit_probability,
         gradient_penalty=learning.gradient_penalty,
         energy_penalty=learning.energy_penalty,
         energy_spectral_bound=learning.energy_spectral_bound,
@@ -100,7 +100,7 @@ def create_learner(learning, model: jebm.Model, reduce=lambda tree: tree) -> Lea
         spectral_penalty_start=learning.spectral_penalty_start,
     )
     return jebm.variational(
-        *arguments, warm_up=warm_up, energy_grad_scale=learning.energy_share
+        *arguments, warm_up=warm_up, energy_grad_scale=learning.energy_grad_scale
     )
 
 

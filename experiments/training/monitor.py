@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jebm.learning import Limits, violated_limits
 
-# Fields of `config.guard` that bound the metric of the same name.
+# Fields of `config.monitor` that bound the metric of the same name.
 LIMITS = Limits._fields
 
 
@@ -30,7 +30,7 @@ class GuardState(NamedTuple):
 def verdict(values: dict[str, float], limits) -> str | None:
     """Says in words what is wrong with the metrics of an interval; None: nothing.
 
-    `limits` is config.guard.
+    `limits` is config.monitor.
     """
     limits = Limits(**{name: limits[name] for name in LIMITS})
     return "; ".join(violated_limits(values, limits)) or None

@@ -168,11 +168,11 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
                 if model.energy is not None:
                     values["rescues"] = int(guarded.rescues)
                 _show(progress, step, values)
-                wrong = monitor.verdict(values, config.guard)
+                wrong = monitor.verdict(values, config.monitor)
                 stopping, save = parallel.agree(asked, due(config.log.checkpoint_every))
                 if save or stopping:
                     saved = checkpoint_items(learner.collect(replicated))
-                    wrong = wrong or monitor.verdict(_sums(saved), config.guard)
+                    wrong = wrong or monitor.verdict(_sums(saved), config.monitor)
                 [any_wrong] = parallel.agree(wrong)
                 if any_wrong:
                     break
@@ -231,7 +231,7 @@ def _rescue(config, path, fresh, model, step, wrong, guarded):
         checkpoints.steps(path), step, config.log.checkpoint_every, int(guarded.good)
     )
     checkpoints.set_aside_after(path, good)
-    most = config.guard.max_rescues
+    most = config.monitor.max_rollbacks
     if model.energy is None or rescues == most:
         report.write(path)
         left = f"checkpoint {good} is sound" if good else "no checkpoint is left"

@@ -35,14 +35,14 @@ def load_backbone(config, path: pathlib.Path, model: jebm.Model, train: Callable
 
 def _check_held_out(config, source):
     """Refuses a run that has learned what is to be held out."""
-    file, wanted = pathlib.Path(source) / "config.json", config.data.heldout_digit
+    file, wanted = pathlib.Path(source) / "config.json", config.data.heldout_class
     if wanted is None or not file.is_file():  # a converted checkpoint has none
         return
-    held_out = dict(flat(read_json(file))).get("data.heldout_digit")
+    held_out = dict(flat(read_json(file))).get("data.heldout_class")
     if held_out != wanted:
         raise ConfigError(
-            f"the backbone in {source} was trained with data.heldout_digit {held_out}, "
-            f"and data.heldout_digit is {wanted} here"
+            f"the backbone in {source} was trained with data.heldout_class {held_out}, "
+            f"and data.heldout_class is {wanted} here"
         )
 
 

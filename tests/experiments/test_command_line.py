@@ -195,7 +195,7 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
         ("chains.posterior.start=encoder", ["mle", "another chains.posterior.start"]),
         ("chains.prior.start=encoder", ["prior chain", "encoder"]),
         ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
-        ("guard.max_rescues=-1", ["guard.max_rescues", "[0, inf]", "-1"]),
+        ("monitor.max_rollbacks=-1", ["monitor.max_rollbacks", "[0, inf]", "-1"]),
         ("eval.num_samples=1", ["eval.num_samples", "at least 2", "1"]),
         ("eval.batch_size=0", ["eval.batch_size", "at least 1", "0"]),
         ("eval.num_diagnosed=0", ["eval.num_diagnosed", "at least 1", "0"]),

@@ -161,13 +161,13 @@ def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning,
         np.testing.assert_allclose((up - down) / (2 * h), slope, rtol=1e-6, atol=1e-8)
 
 
-def test_energy_share_mixes_the_losses_of_the_tilted_and_untilted_prior(
+def test_energy_grad_scale_mixes_the_losses_of_the_tilted_and_untilted_prior(
     conditioning, x64
 ):
-    check_energy_share(encoder_model((2, 1), conditioning, image_shape=(2, 1, 1)))
+    check_energy_grad_scale(encoder_model((2, 1), conditioning, image_shape=(2, 1, 1)))
 
 
-def test_energy_share_of_an_energy_that_reads_the_state(x64):
+def test_energy_grad_scale_of_an_energy_that_reads_the_state(x64):
     backbone = {
         "name": "ladder",
         "latent_shapes": ((2,), (1,)),
@@ -177,10 +177,10 @@ def test_energy_share_of_an_energy_that_reads_the_state(x64):
     }
     energy = {"name": "state", "widths": (6,), "activation": "tanh"}
     spec = {"image_shape": (2, 1, 1), "backbone": backbone, "energy": energy}
-    check_energy_share(jebm.build(spec))
+    check_energy_grad_scale(jebm.build(spec))
 
 
-def check_energy_share(model):
+def check_energy_grad_scale(model):
     params = random_params(model, dtype=jnp.float64)
     x = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 2, 1, 1)))
     keys = jax.random.split(jax.random.key(0), 3)

@@ -7,7 +7,7 @@ The file goes to the cache where evaluation looks for it, named by data set, spl
 resolution and protocol; evaluation would make it too. A file that is there is left as
 it is. --against tells the Frechet distance to other statistics, such as those that the
 authors of the FID publish (TTUR: `mu` and `sigma` in an .npz), which
-`--config.eval.fid_reference` also reads.
+`--config.eval.fid.reference` also reads.
 """
 
 import argparse

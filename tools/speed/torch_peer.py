@@ -268,7 +268,7 @@ class Trainer:
         if learning.persistent_chains:
             first = self.steps * batch % learning.persistent_chains
             slot = slice(first, first + batch)
-            restart = torch.rand(batch, 1) < learning.restart_fraction
+            restart = torch.rand(batch, 1) < learning.reinit_probability
             position = [
                 torch.where(restart, new, old[slot])
                 for new, old in zip(position, self.pool, strict=True)

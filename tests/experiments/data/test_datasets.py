@@ -126,7 +126,7 @@ def as_set(split):
 
 
 def test_a_held_out_class_is_tested_with_a_fifth_of_the_others():
-    whole, split = datasets.load("digits"), datasets.load("digits", heldout_digit=4)
+    whole, split = datasets.load("digits"), datasets.load("digits", heldout_class=4)
     labels = np.concatenate([whole[name].labels for name in ("train", "test")])
     normals = int((labels != 4).sum())
     assert len(split["train"].labels) == int(0.8 * normals)
@@ -147,10 +147,10 @@ def test_a_held_out_class_is_tested_with_a_fifth_of_the_others():
 
 
 def test_the_held_out_split_is_always_the_same():
-    first = datasets.load("digits", heldout_digit=4)
+    first = datasets.load("digits", heldout_class=4)
     datasets.read.cache_clear()
-    again = datasets.load("digits", heldout_digit=4)
-    other = datasets.load("digits", heldout_digit=5)
+    again = datasets.load("digits", heldout_class=4)
+    other = datasets.load("digits", heldout_class=5)
     np.testing.assert_array_equal(first["test"].images, again["test"].images)
     assert 4 in other["train"].labels
 
@@ -158,7 +158,7 @@ def test_the_held_out_split_is_always_the_same():
 @pytest.mark.parametrize(("labels", "heldout"), [((), 10), ((0, 7), 4), ((7,), 7)])
 def test_a_class_that_cannot_be_held_out_is_refused(labels, heldout):
     with pytest.raises(ConfigError, match=rf"one of several classes, .* got {heldout}"):
-        datasets.load("digits", labels=labels, heldout_digit=heldout)
+        datasets.load("digits", labels=labels, heldout_class=heldout)
 
 
 def test_binary_images_are_drawn_as_their_grey_tells():

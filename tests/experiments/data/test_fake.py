@@ -65,7 +65,7 @@ def made_up(tmp_path_factory):
     config = test.get_config()
     config.data.name = "fake"
     config.eval.protocol = "ood"
-    config.eval.ood_outliers = ("noise", "svhn_cropped")  # which is not there
+    config.eval.ood.outliers = ("noise", "svhn_cropped")  # which is not there
     config.eval.num_posterior_samples = 1
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):

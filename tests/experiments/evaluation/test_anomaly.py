@@ -27,7 +27,7 @@ def detecting(tmp_path_factory):
     from experiments.configs import test
 
     config, path = test.get_config(), tmp_path_factory.mktemp("anomaly") / "run"
-    config.data.heldout_digit = HELDOUT
+    config.data.heldout_class = HELDOUT
     config.eval.protocol = "anomaly"
     config.eval.num_posterior_samples = 2
     run(config, path)
@@ -78,7 +78,7 @@ def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
 def test_what_is_not_finite_has_no_areas(encoding, tmp_path):
     model, params, images = encoding
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
-    given, key = options(num_maps=1, num_neighbours=2), jax.random.key(0)
+    given, key = options(num_augmentations=1, num_neighbours=2), jax.random.key(0)
     found = anomaly.terms_of(key, model, params, images[:9], images[9:30], given)
     weights, anomalous = anomaly.Weights(1.0, 0.5, 0.5), np.arange(9) < 3
     areas = anomaly.detection(found, anomalous, weights)
@@ -128,10 +128,10 @@ def test_score_over_maps_is_the_log_of_the_mean_density():
     "name",
     [
         "likelihood_weight",
-        "num_maps",
+        "num_augmentations",
         "num_neighbours",
         "neighbours_weight",
-        "volume_weight",
+        "knn_volume_weight",
     ],
 )
 def test_negative_weights_and_numbers_are_refused(test_config, tmp_path, name):
@@ -142,7 +142,7 @@ def test_negative_weights_and_numbers_are_refused(test_config, tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["neighbours_weight", "volume_weight"])
+@pytest.mark.parametrize("name", ["neighbours_weight", "knn_volume_weight"])
 def test_weights_of_no_neighbours_are_refused(test_config, tmp_path, name):
     test_config.eval.anomaly[name] = 0.5
     with pytest.raises(ConfigError, match=r"0\.5.*with num_neighbours=0"):
@@ -196,7 +196,7 @@ def test_posterior_of_the_scores_starts_where_it_is_told(encoding):
 def test_terms_are_of_the_image_and_of_its_maps(encoding):
     model, params, images = encoding
     images = images[:8]  # more than a batch
-    given = options(posterior_start="mode", num_maps=3)
+    given = options(posterior_start="mode", num_augmentations=3)
     terms = anomaly.terms_of(jax.random.key(0), model, params, images, (), given)
     mode = dataclasses.replace(model.chains.posterior, start="mode")
     model = dataclasses.replace(model, chains=jebm.Chains(posterior=mode))
@@ -258,13 +258,13 @@ def test_more_neighbours_than_images_are_refused(encoding):
 def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):
     path = detecting
     found = json.loads((path / "eval.json").read_text())
-    split = datasets.load("digits", heldout_digit=HELDOUT)["test"]
+    split = datasets.load("digits", heldout_class=HELDOUT)["test"]
     anomalous = split.labels == HELDOUT
     assert found["num_anomalous"] == anomalous.sum() == 181
     assert found["num_normal"] == (~anomalous).sum()
     assert found["prevalence"] == anomalous.mean()
     assert found["protocol"] == "anomaly"
-    assert (found["heldout_digit"], found["num_posterior_samples"]) == (HELDOUT, 2)
+    assert (found["heldout_class"], found["num_posterior_samples"]) == (HELDOUT, 2)
     # Other draws of the same scores rank alike, up to three standard errors of an area
     # over so many pairs: sqrt((1/181 + 1/324) / 12) = .027.
     model, params = jebm.load(path)
@@ -290,6 +290,6 @@ def test_report_shows_the_areas_and_the_histogram(detecting):
 
 def test_protocol_without_a_held_out_class_is_refused(test_config, tmp_path):
     test_config.eval.protocol = "anomaly"
-    with pytest.raises(ConfigError, match=r"needs a data\.heldout_digit"):
+    with pytest.raises(ConfigError, match=r"needs a data\.heldout_class"):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

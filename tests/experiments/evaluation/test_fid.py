@@ -21,7 +21,7 @@ from tools.convert import inception as convert_inception
 from tools.verify import inception as verify_inception
 
 REDUCTION = 16
-OPTIONS = ("--config.eval.fid_num_samples=24", "--config.eval.batch_size=10")
+OPTIONS = ("--config.eval.fid.num_samples=24", "--config.eval.batch_size=10")
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ def test_protocols_see_different_images(evaluated):
 def test_gaussian_prior_has_one_set_of_samples(tmp_path, test_config):
     test_config.prior = "gaussian"
     test_config.learning.num_steps = 2
-    test_config.eval.fid_sets = ("untilted",)
-    test_config.eval.fid_num_samples, test_config.eval.batch_size = 24, 10
+    test_config.eval.fid.sets = ("untilted",)
+    test_config.eval.fid.num_samples, test_config.eval.batch_size = 24, 10
     run(test_config, tmp_path / "run")
     test_config.eval.protocol = "paper"
     evaluate_lib.evaluate(test_config, tmp_path / "run")
@@ -217,25 +217,25 @@ def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
 
 def test_batches_of_other_settings_are_not_taken_for_these(copied_run, monkeypatch):
     monkeypatch.setattr(fid, "forget", lambda path, protocol: None)
-    sets = "--config.eval.fid_sets=('chain',)"
+    sets = "--config.eval.fid.sets=('chain',)"
     evaluate(copied_run, "paper", sets)
     (folder,) = (copied_run / "eval_unfinished" / "paper").iterdir()
     first = json.loads((copied_run / "eval_paper.json").read_text())
-    cooler = "--config.eval.fid_temperature=0.5"
+    cooler = "--config.eval.fid.temperature=0.5"
     found = evaluate(copied_run, "paper", sets, cooler)
     assert len(list(folder.parent.iterdir())) == 2
     assert found["temperature"] == 0.5
     assert found["fid"] != first["fid"]
     written = []
     monkeypatch.setattr(activations, "_write", lambda f, b: written.append(f))
-    fewer = "--config.eval.fid_num_samples=12"
+    fewer = "--config.eval.fid.num_samples=12"
     assert evaluate(copied_run, "paper", sets, fewer)["fid"] != first["fid"]
     assert written == []  # the batches that are there do
     assert len(list(folder.glob("*.npz"))) == 3
 
 
 def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluated):
-    sets = "--config.eval.fid_sets=('posterior','long_chain')"
+    sets = "--config.eval.fid.sets=('posterior','long_chain')"
     found = evaluate(copied_run, "paper", sets)
     assert {"fid_posterior", "fid_long_chain", "kid_long_chain"} <= found.keys()
     assert "fid" not in found
@@ -275,7 +275,7 @@ def test_statistics_of_others_are_read_and_have_no_features(
     copied_run, tmp_path, evaluated, capsys
 ):
     file = ttur(tmp_path / "fid_stats_cifar10_train.npz")
-    found = evaluate(copied_run, "paper", f"--config.eval.fid_reference={file}")
+    found = evaluate(copied_run, "paper", f"--config.eval.fid.reference={file}")
     assert found["reference"] == "fid_stats_cifar10_train.npz"
     assert not any(name.startswith(("kid", "precision")) for name in found)
     assert found["fid"] != evaluation(evaluated, "paper")[1]["fid"]
@@ -302,13 +302,13 @@ def test_statistics_are_named_by_what_they_are_of(extractor, test_config):
     data = test_config.data
     data.unlock()
     data.name, data.labels, data.binarize = "celeb_a_hq/256", (0, 1), True
-    data.heldout_digit = 3
+    data.heldout_class = 3
     published = extractor._replace(sha256=inception.PUBLISHED_SHA256)
     images = np.zeros((12, 256, 256, 3), np.uint8)
     name = reference.cached(data, "test", images, published).name
     assert name == "celeb_a_hq-256_test_256x256_paper_labels0,1_heldout3_binarized.npz"
     names = set()
-    data.labels, data.binarize, data.heldout_digit = (), False, None
+    data.labels, data.binarize, data.heldout_class = (), False, None
     for data.name, some in (
         ("fake", images), ("folder", images), ("folder", images[:-1]),
         ("folder", images + np.uint8(1)),
@@ -321,14 +321,14 @@ def test_statistics_are_named_by_what_they_are_of(extractor, test_config):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("eval.fid_sets=('all',)", ["eval.fid_sets", "'all'", "'long_chain'"]),
-        ("eval.fid_sets=()", ["eval.fid_sets is empty"]),
-        ("eval.fid_temperature=-1.0", ["eval.fid_temperature", "-1.0"]),
-        ("eval.fid_num_samples=1", ["eval.fid_num_samples", "at least 2"]),
+        ("eval.fid.sets=('all',)", ["eval.fid.sets", "'all'", "'long_chain'"]),
+        ("eval.fid.sets=()", ["eval.fid.sets is empty"]),
+        ("eval.fid.temperature=-1.0", ["eval.fid.temperature", "-1.0"]),
+        ("eval.fid.num_samples=1", ["eval.fid.num_samples", "at least 2"]),
         ("eval.batch_size=5", ["eval.batch_size", "multiple of the 2 devices", "5"]),
-        ("eval.fid_reference=none.npz", ["eval.fid_reference", "none.npz"]),
-        ("eval.fid_reference_split=dev", ["fid_reference_split", "dev", "'train'"]),
-        ("eval.fid_inception=none.npz", ["none.npz", "tools.convert.inception"]),
+        ("eval.fid.reference=none.npz", ["eval.fid.reference", "none.npz"]),
+        ("eval.fid.reference_split=dev", ["fid_reference_split", "dev", "'train'"]),
+        ("eval.fid.inception=none.npz", ["none.npz", "tools.convert.inception"]),
     ],
 )
 def test_settings_that_cannot_be_are_refused(copied_run, option, words):

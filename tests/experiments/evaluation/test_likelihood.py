@@ -162,8 +162,8 @@ def small():
     config.backbone.encoder_widths = (8,)
     config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
     config.eval.protocol = "likelihood"
-    config.eval.likelihood_num_images = 30
-    config.eval.likelihood_num_samples = 20
+    config.eval.likelihood.num_images = 30
+    config.eval.likelihood.num_samples = 20
     return config
 
 
@@ -228,10 +228,10 @@ def test_warnings_are_on_the_page_and_beside_the_numbers(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"eval.likelihood_estimator": "exact"}, "'exact'; known: .*'annealed'"),
-        ({"eval.likelihood_num_samples": 1}, "num_samples must be at least 2, got 1"),
-        ({"eval.likelihood_num_images": 0}, "num_images must be at least 2, got 0"),
-        ({"eval.likelihood_batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval.likelihood.estimator": "exact"}, "'exact'; known: .*'annealed'"),
+        ({"eval.likelihood.num_samples": 1}, "num_samples must be at least 2, got 1"),
+        ({"eval.likelihood.num_images": 0}, "num_images must be at least 2, got 0"),
+        ({"eval.likelihood.batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"chains.posterior.num_steps": 3}, "an encoder alone; .* to 'annealed'"),
     ],
 )

@@ -42,7 +42,7 @@ def told(tmp_path_factory, colours):
     """The directory of a run that was evaluated against images of elsewhere."""
     config, path = test.get_config(), tmp_path_factory.mktemp("ood") / "run"
     config.eval.protocol = "ood"
-    config.eval.ood_outliers = OUTLIERS
+    config.eval.ood.outliers = OUTLIERS
     config.eval.num_posterior_samples = 1
     run(config, path)
     evaluate.evaluate(config, path)

@@ -200,7 +200,7 @@ def test_run_with_other_settings_is_refused_and_left_as_it_is(
         ("learning.num_steps", 12),
         ("data.data_dir", "/elsewhere"),
         ("eval.num_samples", 7),
-        ("guard.energy_gap_nats", 7.0),
+        ("monitor.energy_gap_nats", 7.0),
     ],
 )
 def test_log_length_limits_and_place_of_the_data_may_change(

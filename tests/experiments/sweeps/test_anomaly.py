@@ -34,10 +34,10 @@ def small():
     config.learning.energy_lr = 0.1  # so that the energies matter after eight steps
     config.eval.num_posterior_samples = 1
     config.eval.anomaly.likelihood_weight = 0.3
-    config.eval.anomaly.num_maps = 1
+    config.eval.anomaly.num_augmentations = 1
     config.eval.anomaly.num_neighbours = 2
     config.eval.anomaly.neighbours_weight = 0.5
-    config.eval.anomaly.volume_weight = 0.1
+    config.eval.anomaly.knn_volume_weight = 0.1
     return config
 
 
@@ -46,7 +46,7 @@ def test_every_seed_of_a_digit_has_its_areas(found):
     for digit, rows in results.items():
         assert json.loads((path / str(digit) / "anomaly.json").read_text()) == rows
         assert [(r["digit"], r["seed"]) for r in rows] == [(digit, 0), (digit, 1)]
-        split = datasets.load("digits", heldout_digit=digit)["test"]
+        split = datasets.load("digits", heldout_class=digit)["test"]
         for row in rows:
             assert row["prevalence"] == (split.labels == digit).mean()
             assert row["diverged"] is None
@@ -58,9 +58,9 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     path, results = found
     config = small()
     model = build_model(config, (8, 8, 1))
-    split = datasets.load("digits", heldout_digit=4)["test"]
-    images = datasets.load("digits", heldout_digit=4)["train"].images
-    config.data.heldout_digit, config.eval.protocol = 4, "anomaly"
+    split = datasets.load("digits", heldout_class=4)["test"]
+    images = datasets.load("digits", heldout_class=4)["train"].images
+    config.data.heldout_class, config.eval.protocol = 4, "anomaly"
     state, _ = vmapped.train_lanes(
         config, path / "4", model, [vmapped.Lane(images, s, {}) for s in (0, 1)], [0, 1]
     )
@@ -84,7 +84,7 @@ def test_gaussian_row_is_the_score_without_the_energy():
     tilted = plain._replace(
         energy=jax.tree.map(lambda e: jnp.full_like(e, 3), plain.energy)
     )
-    splits = datasets.load("digits", heldout_digit=4)
+    splits = datasets.load("digits", heldout_class=4)
     key = jax.random.key(1)
     with_energy, without = (
         anomaly.areas(key, config, model, params, splits, 4)
@@ -147,13 +147,13 @@ def test_table_tells_mean_and_deviation_over_seeds():
         fields = {
             f"{m}{s}": value for m in ("auprc", "auroc") for s in anomaly._ROWS.values()
         }
-        return fields | {"prevalence": 0.25, "scored": {"num_maps": 3}}
+        return fields | {"prevalence": 0.25, "scored": {"num_augmentations": 3}}
 
     lines = anomaly.table({1: [result(0.5), result(0.7)], 4: [result(0.9)]})
     assert lines[0] == "| | 1 | 4 |"
     assert lines[2] == "| score, AUPRC | 0.600 ± 0.100 | 0.900 ± 0.000 |"
     assert lines[-3] == "| prevalence | 0.250 | 0.250 |"
-    assert lines[-1] == "Scored with eval.anomaly: num_maps=3."
+    assert lines[-1] == "Scored with eval.anomaly: num_augmentations=3."
     without = {k: v for k, v in result(0.5).items() if "distance" not in k}
     assert len(anomaly.table({1: [without]})) == len(lines) - 2
 
@@ -197,6 +197,6 @@ def test_too_many_neighbours_are_refused_before_training(tmp_path):
 
 
 def test_a_class_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.heldout_digit must be one of"):
+    with pytest.raises(ConfigError, match=r"data\.heldout_class must be one of"):
         anomaly.run(small(), tmp_path / "10", 10, seeds=1)
     assert list(tmp_path.iterdir()) == []

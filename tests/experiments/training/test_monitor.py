@@ -124,7 +124,7 @@ def runaway(config, **fields):
     """Sets what makes the pair of energy and sampler run away within a few steps."""
     config.learning.update(num_steps=24, energy_lr=3.0, gradient_penalty=0.0)
     config.log.update(sample_every=24, diagnose_every=24)
-    config.guard.update(fields)
+    config.monitor.update(fields)
     return config
 
 
@@ -179,14 +179,14 @@ def test_runaway_is_rescued_until_the_energies_learn_slowly_enough(
 ):
     path = tmp_path / "run"
     loss = mock.Mock(side_effect=losses.maximum_likelihood_loss)
-    config = runaway(test_config, max_rescues=14)
+    config = runaway(test_config, max_rollbacks=14)
     run(config, path, maximum_likelihood_loss=loss)
     rescues = check_rescues(path, rescue_lines(capsys.readouterr().out), most=14)
     assert rescues >= 2
     lines = check_history(path, last=24)
     assert lines[-1]["rescues"] == rescues
     for line in lines:
-        assert monitor.verdict(line, test_config.guard) is None
+        assert monitor.verdict(line, test_config.monitor) is None
     assert checkpoints.steps(path)[-1] == 24
     assert rescues_of(test_config, path, 24) == rescues
     assert loss.call_count == 1  # no rescue compiles anew
@@ -197,7 +197,9 @@ def test_runaway_that_goes_on_ends_in_one_line_with_the_good_checkpoints(
 ):
     path = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:
-        run_main(CONFIG, f"--workdir={path}", *RUNAWAY, "--config.guard.max_rescues=3")
+        run_main(
+            CONFIG, f"--workdir={path}", *RUNAWAY, "--config.monitor.max_rollbacks=3"
+        )
     out = capsys.readouterr().out
     assert check_rescues(path, rescue_lines(out), most=3) == 3
     message = stopped.value.code
@@ -217,7 +219,7 @@ def test_runaway_that_goes_on_ends_in_one_line_with_the_good_checkpoints(
     assert len(digests) > 40
     for line in metrics(path):
         if "rescue" not in line and line["step"] <= good:
-            assert monitor.verdict(line, test_config.guard) is None
+            assert monitor.verdict(line, test_config.monitor) is None
 
 
 def poisoned_pmap(step, then=lambda: None):
@@ -354,8 +356,8 @@ workdir.Metrics.rewind, checkpoints.save = rewind, save
 def test_run_killed_in_a_rescue_continues_as_if_nothing_had_happened(
     tmp_path, test_config
 ):
-    config = runaway(test_config, max_rescues=14)
-    options = [*RUNAWAY, "--config.guard.max_rescues=14"]
+    config = runaway(test_config, max_rollbacks=14)
+    options = [*RUNAWAY, "--config.monitor.max_rollbacks=14"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     def start(path, when=None):

@@ -164,7 +164,7 @@ def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
     copied_run, trained_run, test_config
 ):
     test_config.learning.num_steps = 16
-    test_config.guard.max_rescues = 0
+    test_config.monitor.max_rollbacks = 0
     wrong = r"diverged by step 10: .*\bloss_nats\b.* not finite, after 0 rescues"
     with pytest.raises(Diverged, match=wrong) as raised:
         run(test_config, copied_run, maximum_likelihood_loss=nan_loss)

@@ -287,7 +287,7 @@ def slots(state, batch_size=20):
 
 def test_persistent_chains_go_on_where_their_slot_stood():
     config = config_with()
-    config.learning.restart_fraction = 0.0
+    config.learning.reinit_probability = 0.0
     (first, *states), starts = steps_of(config)
     first, second = slots(first), slots(states[0])
     assert [p.shape for p in first] == [(20, 2, 4), (20, 2, 2)]
@@ -301,7 +301,7 @@ def test_persistent_chains_go_on_where_their_slot_stood():
 
 def test_chains_that_always_restart_are_fresh_chains():
     config = config_with()
-    config.learning.restart_fraction = 1.0
+    config.learning.reinit_probability = 1.0
     (*_, restarted), _ = steps_of(config)
     config.learning.persistent_chains = 0
     (*_, fresh), starts = steps_of(config)
@@ -313,7 +313,7 @@ def test_chains_that_always_restart_are_fresh_chains():
 
 def test_about_the_stated_fraction_restarts():
     config = config_with()
-    config.learning.update(restart_fraction=0.3, batch_size=1000)
+    config.learning.update(reinit_probability=0.3, batch_size=1000)
     config.learning.persistent_chains = 1000
     (first, second, _), starts = steps_of(config, num=2)
     del first

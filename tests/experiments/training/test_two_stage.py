@@ -180,10 +180,10 @@ def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score
     from experiments.configs import mnist_anomaly
 
     config = mnist_anomaly.get_config()
-    config.eval.batch_size, config.eval.anomaly.num_maps = 7, 3
+    config.eval.batch_size, config.eval.anomaly.num_augmentations = 7, 3
     first = stage_one(config).eval
     assert (first.batch_size, first.protocol) == (7, "anomaly")
-    assert first.anomaly.num_maps == config.eval.anomaly.num_maps == 3
+    assert first.anomaly.num_augmentations == config.eval.anomaly.num_augmentations == 3
     weights = [anomaly.weights_of(stage) for stage in (first, config.eval)]
     assert weights == [(0.0, 0.7, 2.0), (0.0, 0.5, 0.5)]
     config.eval.anomaly.num_neighbours = 0
@@ -232,9 +232,9 @@ def test_another_first_stage_in_the_way_is_refused(both, second_config, tmp_path
 def test_backbone_that_has_seen_what_is_held_out_is_refused(both, second_config):
     second_config.backbone.checkpoint = str(both / "backbone")
     model = build_model(second_config, (8, 8, 1))
-    second_config.data.heldout_digit = 4
+    second_config.data.heldout_class = 4
     with pytest.raises(
-        ConfigError, match=r"with data\.heldout_digit None, and .* is 4"
+        ConfigError, match=r"with data\.heldout_class None, and .* is 4"
     ):
         two_stage.load_backbone(second_config, both, model, lambda *_: None)
 

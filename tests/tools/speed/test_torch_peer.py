@@ -101,7 +101,7 @@ def test_the_gradient_of_the_loss_is_ours(sides):
     def loss(params):
         if config.learning.method == "mle":
             return losses.maximum_likelihood_loss(model, options, params, batch)[0]
-        arguments = options, jebm.learning.WarmUp(), config.learning.energy_share
+        arguments = options, jebm.learning.WarmUp(), config.learning.energy_grad_scale
         return losses.variational_loss(model, *arguments, params, batch)[0]
 
     expected = torch_peer.Peer(model_spec(config, model.image_shape)).double()

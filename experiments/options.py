@@ -1,0 +1,479 @@
+"""The typed options of a run: what a config says, checked once, at the edge.
+
+`read(config)` turns a ConfigDict, or the dict of a config.json, into an `Experiment`.
+Everything below the command line takes an `Experiment` or one of its sections, and no
+ConfigDict. The defaults, and what every field means, are in `configs/default.py`.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from experiments.errors import ConfigError
+from jebm.learning import Limits
+from jebm.names import did_you_mean, unknown_name_message
+
+# Fields that had another name in an older version. A config that uses the old name is
+# refused with the new one; the config.json of an old run is read by it.
+RENAMED = {
+    "data.heldout_digit": "data.heldout_class",
+    "learning.energy_share": "learning.energy_grad_scale",
+    "learning.restart_fraction": "learning.reinit_probability",
+    "guard.max_rescues": "monitor.max_rollbacks",
+    **{f"guard.{name}": f"monitor.{name}" for name in Limits._fields},
+    "eval.anomaly.num_maps": "eval.anomaly.num_augmentations",
+    "eval.anomaly.volume_weight": "eval.anomaly.knn_volume_weight",
+    **{
+        f"eval.{section}_{name}": f"eval.{section}.{name}"
+        for section, names in {
+            "likelihood": (
+                "estimator", "num_images", "num_samples", "num_temperatures",
+                "batch_size",
+            ),
+            "ood": ("outliers", "chosen_on"),
+            "fid": (
+                "num_samples", "sets", "temperature", "reference", "reference_split",
+                "inception",
+            ),
+        }.items()
+        for name in names
+    },
+}  # fmt: skip
+
+
+class Range(NamedTuple):
+    """The numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float = math.inf
+
+
+Count = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Pair = Annotated[int, Range(2)]  # at least two
+
+
+class Section:
+    """A frozen dataclass of fields of one section of a config.
+
+    Its annotations are checked when it is made: types, `Literal` choices, `Range`.
+    Messages name a field as "SECTION.field", where SECTION is the class's.
+    """
+
+    SECTION = ""
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self)).items():
+            value = _checked(self.full_name(name), hint, getattr(self, name))
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def full_name(cls, field: str) -> str:
+        """The full name of a field, as the command line has it."""
+        return f"{cls.SECTION}.{field}" if cls.SECTION else field
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Makes a section from a mapping.
+
+        Raises:
+          ConfigError: for a field that is unknown or missing, naming it.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for field in values:
+            if field not in fields:
+                raise ConfigError(unknown_field(cls.full_name(field), fields, field))
+        for name, field in fields.items():
+            required = (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            )
+            if required and name not in values:
+                raise ConfigError(f"config.{cls.full_name(name)} is missing")
+        return cls(**values)
+
+
+def unknown_field(full_name: str, known, field: str) -> str:
+    """What to say of a field that does not exist, with one of a near name."""
+    section, _, _ = full_name.rpartition(".")
+    where = f"config.{section}" if section else "config"
+    return (
+        f"{where} has no field {field!r}; known: {sorted(known)}"
+        f"{did_you_mean(field, known)}"
+    )
+
+
+def _hints(cls):
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _checked(name, hint, value):
+    """`value` as `hint` has it; raises a ConfigError where it does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _checked(name, arguments[0], value)
+        low, high = arguments[1]
+        if not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise ConfigError(f"{name} must be {bounds}, got {value}")
+        return value
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(unknown_name_message(name, value, arguments))
+        return value
+    if origin in (typing.Union, types.UnionType):  # with None
+        kind = next(a for a in arguments if a is not type(None))
+        return None if value is None else _checked(name, kind, value)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{name} must be a tuple, got {value!r}")
+        return tuple(_checked(name, arguments[0], v) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise ConfigError(f"{name} must be {_KINDS[hint]}, got {value!r}")
+        if hint is float and not math.isfinite(value):
+            raise ConfigError(f"{name} must be finite, got {value}")
+    return value
+
+
+_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Section):
+    """config.data: which images."""
+
+    SECTION = "data"
+
+    name: str
+    fake_like: str
+    image_shape: tuple[int, ...] | None
+    data_dir: str | None
+    labels: tuple[int, ...]
+    binarize: bool
+    heldout_class: int | None
+    augment: tuple[str, ...]
+    on_corrupt: Literal["error", "skip"]
+    num_workers: Count
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether the images are made up."""
+        return self.name == "fake"
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning(Section):
+    """config.learning: the learner, its optimisers, and for how long."""
+
+    SECTION = "learning"
+
+    method: Literal["mle", "variational", "two_stage"]
+    energy_grad_scale: Fraction
+    persistent_chains: Count
+    persistent_steps: Positive
+    reinit_probability: Fraction
+    nce_steps: Count
+    batch_size: Positive
+    num_steps: Positive
+    optimizer: Literal["adam", "adamax"]
+    backbone_lr: NonNegative
+    energy_lr: NonNegative
+    energy_weight_decay: NonNegative
+    warmup_steps: Count
+    final_lr_fraction: Fraction
+    adam_b1: Fraction
+    adam_b2: Fraction
+    adam_eps: NonNegative
+    weight_decay: NonNegative
+    clip_norm: NonNegative
+    ema_decay: Fraction
+    kl_warmup_steps: Count
+    kl_balance: bool
+    spectral_penalty: NonNegative
+    spectral_penalty_start: NonNegative
+    energy_penalty: NonNegative
+    energy_spectral_bound: NonNegative
+    gradient_penalty: NonNegative
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_steps >= self.num_steps:
+            raise ConfigError(
+                f"learning.warmup_steps must be less than the num_steps of "
+                f"{self.num_steps}, got {self.warmup_steps}"
+            )
+        needs = {
+            "kl_warmup_steps": "variational",
+            "kl_balance": "variational",
+            "spectral_penalty": "variational",
+            "nce_steps": "two_stage",
+        }
+        for name, method in needs.items():
+            if getattr(self, name) and self.method != method:
+                raise ConfigError(
+                    f"learning.{name} is of learning.method {method!r}, got "
+                    f"{getattr(self, name)} with {self.method!r}"
+                )
+        for name in ("kl_balance", "spectral_penalty_start"):
+            if getattr(self, name) and not self.kl_warmup_steps:
+                raise ConfigError(
+                    f"learning.{name} works in the warm-up of the divergence, got "
+                    f"{getattr(self, name)} with learning.kl_warmup_steps=0"
+                )
+        if self.persistent_chains % self.batch_size:
+            raise ConfigError(
+                "learning.persistent_chains must be 0 or a multiple of the batch_size "
+                f"of {self.batch_size}, got {self.persistent_chains}"
+            )
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the backbone has an encoder that learns, or has learned."""
+        return self.method != "mle"
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor(Section):
+    """config.monitor: where training has diverged, and how often it may go back."""
+
+    SECTION = "monitor"
+
+    max_rollbacks: Count
+    energy_gap_nats: NonNegative
+    prior_grad_norm: NonNegative
+    posterior_grad_norm: NonNegative
+    prior_eps_square: NonNegative
+
+    @property
+    def limits(self) -> Limits:
+        """The limits, as `jebm.learning` takes them."""
+        return Limits(**{name: getattr(self, name) for name in Limits._fields})
+
+
+@dataclasses.dataclass(frozen=True)
+class Log(Section):
+    """config.log: how often a run writes, and what."""
+
+    SECTION = "log"
+
+    every: Positive
+    checkpoint_every: Positive
+    # The monitor goes back behind the newest checkpoint, and one more may be damaged.
+    keep: Annotated[int, Range(3)]
+    sample_every: Positive
+    diagnose_every: Positive
+    num_samples: Positive
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("checkpoint_every", "sample_every", "diagnose_every"):
+            if getattr(self, name) % self.every:
+                raise ConfigError(
+                    f"log.{name} must be a multiple of log.every, so that what is "
+                    f"saved and drawn has been checked, got {getattr(self, name)} and "
+                    f"{self.every}"
+                )
+        root = math.isqrt(self.num_samples)
+        if root**2 != self.num_samples or root % 2:
+            raise ConfigError(
+                f"log.num_samples must be an even square, got {self.num_samples}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval(Section):
+    """config.eval: what several evaluators share, and the sections of each.
+
+    `evaluators` maps the name of an evaluator to its own options, which
+    `experiments.evaluation` makes typed.
+    """
+
+    SECTION = "eval"
+
+    protocol: str
+    num_samples: Pair
+    num_posterior_samples: Positive
+    num_temperatures: Count
+    batch_size: Positive
+    num_diagnosed: Positive
+    evaluators: Mapping[str, Mapping[str, Any]]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_temperatures == 1:
+            raise ConfigError("eval.num_temperatures must be 0 or at least 2, got 1")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """As `Section.of`; each mapping in `values` is the section of an evaluator."""
+        sections = {k: v for k, v in values.items() if isinstance(v, Mapping)}
+        fields = {k: v for k, v in values.items() if k not in sections}
+        return super().of(fields | {"evaluators": sections})
+
+
+_Spec = dict[str, Any]  # as `jebm.build` takes it
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Section):
+    """A whole config, typed and checked.
+
+    `backbone`, `energy`, `likelihood` and `chains` are parts of what `jebm.build`
+    takes, which checks them; of two stages, `backbone` has the fields `checkpoint` and
+    `stage_one`.
+    """
+
+    seed: Annotated[int, Range(0, 2**32 - 1)]
+    prior: Literal["ebm", "gaussian"]
+    matmul_precision: Literal["default", "high", "highest"]
+    remat: bool
+    data: Data
+    backbone: _Spec
+    energy: _Spec
+    likelihood: _Spec
+    chains: _Spec
+    learning: Learning
+    monitor: Monitor
+    eval: Eval
+    log: Log
+
+    def __post_init__(self):
+        super().__post_init__()
+        specs = ("backbone", "energy", "likelihood", "chains")
+        _check_finite({name: getattr(self, name) for name in specs})
+        self._check_posterior()
+        if self.learning.method == "two_stage":
+            self._check_stages()
+
+    def _check_posterior(self):
+        """The posterior chain starts at the encoder where there is one."""
+        start = self.chains["posterior"]["start"]
+        encoded = start in ("encoder", "mode")
+        if (start != "encoder") if self.learning.has_encoder else encoded:
+            needs = "" if self.learning.has_encoder else "another "
+            than = "" if self.learning.has_encoder else "than "
+            raise ConfigError(
+                f"learning.method {self.learning.method!r} needs {needs}"
+                f"chains.posterior.start {than}'encoder', got {start!r}"
+            )
+        if not self.learning.has_encoder and not self.chains["posterior"]["num_steps"]:
+            raise ConfigError(
+                "learning.method 'mle' needs steps of the posterior chain, got "
+                "chains.posterior.num_steps=0"
+            )
+
+    def _check_stages(self):
+        missing = sorted({"checkpoint", "stage_one"} - set(self.backbone))
+        if missing:
+            raise ConfigError(
+                "learning.method 'two_stage' needs a config.backbone of the fields "
+                f"checkpoint and stage_one, and {missing} are missing"
+            )
+        if self.prior != "ebm":
+            raise ConfigError(
+                "learning.method 'two_stage' learns energies alone: prior must be "
+                f"'ebm', got {self.prior!r}"
+            )
+
+    @property
+    def encoder_draws(self) -> bool:
+        """Whether the encoder alone draws the posterior samples, without a chain."""
+        return self.learning.has_encoder and not self.chains["posterior"]["num_steps"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config again, as config.json holds it: dicts, lists and plain values."""
+        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        values["eval"] |= values["eval"].pop("evaluators")
+        return values
+
+
+def read(config) -> Experiment:
+    """Types and checks a config.
+
+    Args:
+      config: a ConfigDict of `configs`, or the dict of a config.json.
+
+    Raises:
+      ConfigError: for a field that is unknown, renamed, missing or of a wrong value,
+        naming it.
+
+    Example:
+      >>> from experiments.configs import digits
+      >>> read(digits.get_config()).learning.method
+      'variational'
+    """
+    values = _plain(config if isinstance(config, dict) else config.to_dict())
+    for name, _ in flat(values):
+        if name in RENAMED:
+            raise ConfigError(f"config.{name} is now called config.{RENAMED[name]}")
+    typed = {
+        name: section.of(values[name])
+        for name, section in _SECTIONS.items()
+        if name in values
+    }
+    return Experiment.of({**values, **typed})
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "data": Data, "learning": Learning, "monitor": Monitor, "eval": Eval, "log": Log,
+}  # fmt: skip
+
+
+def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The dict of an older version's config.json, by the names of today.
+
+    Example:
+      >>> upgrade({"seed": 0, "guard": {"max_rescues": 5}})
+      {'seed': 0, 'monitor': {'max_rollbacks': 5}}
+    """
+    return nested({RENAMED.get(name, name): v for name, v in flat(values)})
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, as ("a.b.c", value)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`.
+
+    Example:
+      >>> nested({"a.b": 1, "a.c": 2, "d": 3})
+      {'a': {'b': 1, 'c': 2}, 'd': 3}
+    """
+    tree: dict[str, Any] = {}
+    for name, value in leaves.items():
+        *path, last = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _check_finite(tree):
+    for name, value in flat(tree):
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} must be finite, got {value}")
