@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from experiments.errors import ConfigError
+from jebm.kernels import RENAMED_SPACES
 from jebm.learning import Limits
 from jebm.names import did_you_mean, unknown_name_message
 
@@ -240,6 +241,12 @@ class Learning(Section):
         """Whether the backbone has an encoder that learns, or has learned."""
         return self.method != "mle"
 
+    def traced(self, values: Mapping[str, Any]) -> Self:
+        """Returns a copy with values that a program traces, which nothing can check."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__ | dict(values))
+        return copy
+
 
 @dataclasses.dataclass(frozen=True)
 class Monitor(Section):
@@ -350,6 +357,12 @@ class Experiment(Section):
         super().__post_init__()
         specs = ("backbone", "energy", "likelihood", "chains")
         _check_finite({name: getattr(self, name) for name in specs})
+        for name, chain in self.chains.items():
+            if chain.get("space") in RENAMED_SPACES:
+                raise ConfigError(
+                    f"chains.{name}.space {chain['space']!r} is now called "
+                    f"{RENAMED_SPACES[chain['space']]!r}"
+                )
         self._check_posterior()
         if self.learning.method == "two_stage":
             self._check_stages()
@@ -435,7 +448,11 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
       >>> upgrade({"seed": 0, "guard": {"max_rescues": 5}})
       {'seed': 0, 'monitor': {'max_rollbacks': 5}}
     """
-    return nested({RENAMED.get(name, name): v for name, v in flat(values)})
+    leaves = {RENAMED.get(name, name): v for name, v in flat(values)}
+    for name, value in leaves.items():
+        if name.startswith("chains.") and name.endswith(".space"):
+            leaves[name] = RENAMED_SPACES.get(value, value)
+    return nested(leaves)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
