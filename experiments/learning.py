@@ -182,7 +182,7 @@ def make_diagnose(model: jebm.Model):
         metrics = {}
         for name, (chain, given) in chains.items():
             found = chain_diagnostics(keys, model, state.learner.params, chain, x=given)
-            metrics[f"{name}_acceptance"] = found.acceptance.mean()
+            metrics[f"{name}_acceptance"] = found.acceptance_rate.mean()
             metrics[f"{name}_stiffness"] = found.stiffness.mean()
         return parallel.mean(metrics)
 

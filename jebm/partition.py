@@ -565,7 +565,7 @@ def _move(key, t, eps, g, b, step_size):
     state, info = mala.MALA.step(
         jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size
     )
-    return state.position, info.acceptance
+    return state.position, info.acceptance_rate
 
 
 @functools.partial(jax.jit, static_argnums=(1, 6))

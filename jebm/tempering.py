@@ -84,7 +84,7 @@ class TemperedInfo(NamedTuple):
 
     logdensity: jax.Array  # [], nats, of the replica at b = 1, where the step started
     grad_norm: jax.Array  # [], of its gradient
-    acceptance: jax.Array  # [], probability of its step; 1 where it is not adjusted
+    acceptance_rate: jax.Array  # [], probability of its step; 1 if not adjusted
     exchange: jax.Array  # [R - 1], of neighbours' exchange, where it was proposed
 
 
