@@ -21,7 +21,7 @@ from flax.linen.dtypes import promote_dtype
 
 from jebm.convolution import conv, depthwise_conv
 from jebm.distributions import Normal
-from jebm.likelihoods import quantise
+from jebm.likelihoods import reduce_bit_depth
 from jebm.networks import required_shape, soft_clamp
 
 
@@ -210,7 +210,7 @@ class NVAE(nn.Module):
     def encode(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Features of images [B, H, W, C] in [0, 1] at each group, bottom to top."""
         pad = (self.padding, self.padding)
-        x = jnp.pad(quantise(x, self.bits), ((0, 0), pad, pad, (0, 0)))
+        x = jnp.pad(reduce_bit_depth(x, self.bits), ((0, 0), pad, pad, (0, 0)))
         x = self.stem(2 * x - 1)
         for cells in self.preprocess:
             x = cells(x)
