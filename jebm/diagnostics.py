@@ -120,8 +120,10 @@ def largest_curvature(
             residual = residual - basis.T @ (basis @ residual)
         norm = jnp.linalg.norm(residual)
         # In a space that is exhausted the residual is rounding: leave the basis there.
-        found = norm > 1e-4 * jnp.linalg.norm(image)
-        following = jnp.where(found, residual / jnp.where(found, norm, 1), 0)
+        independent = norm > 1e-4 * jnp.linalg.norm(image)
+        following = jnp.where(
+            independent, residual / jnp.where(independent, norm, 1), 0
+        )
         return basis.at[k + 1].set(following), image
 
     start = jax.random.normal(key, flat.shape, flat.dtype)
