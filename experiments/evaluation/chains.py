@@ -26,7 +26,7 @@ def chains(key, model, params, heldout, options) -> dict[str, float]:
     found = {}
     for name, (chain, given) in examined.items():
         result = _diagnose(keys, model, params, chain, x=given)
-        found[f"{name}_acceptance"] = result.acceptance.mean().item()
+        found[f"{name}_acceptance"] = result.acceptance_rate.mean().item()
         found[f"{name}_stiffness"] = result.stiffness.mean().item()
     if options.num_temperatures and model.energy is not None:
         chain = mixing.tempered(model, options.num_temperatures)

@@ -166,7 +166,7 @@ def make_diagnose(model: jebm.Model):
             results = chain_diagnostics(
                 keys, model, state.learner.params, chain, x=given
             )
-            metrics[f"{name}_acceptance"] = results.acceptance.mean()
+            metrics[f"{name}_acceptance"] = results.acceptance_rate.mean()
             metrics[f"{name}_stiffness"] = results.stiffness.mean()
         return parallel.mean(metrics)
 
