@@ -1,88 +1,84 @@
-"""What each layer holds."""
+"""What each layer holds: rows share z_{>k}, and the layers below are drawn again."""
 
-import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 import jebm
-from experiments import pictures
-from experiments.data.pixels import to_unit
-from experiments.drawing.chains import NUM_CHAINS
-from experiments.drawing.common import save
-from experiments.rundir.files import write_json
-from jebm.chains import decode
+from experiments.drawing.common import layer_cuts, show_grid, subplots
+from experiments.evaluation import classifier
+from experiments.runs import Run
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-_HIERARCHICAL = (64, 16)  # z_{>k} kept, draws given each
+_ROWS, _COLUMNS = 64, 16  # z_{>k} kept, draws given each
+_SHOWN = 8  # of either
+_PRIORS = {"ebm": "tilted", "gaussian": "Gaussian"}
 
 
-def hierarchical(
-    key, model, params, folder: pathlib.Path, labels: Callable | None
-) -> pathlib.Path:
-    """Keeps z_{>k} and draws the layers below anew: what does each layer hold?
+class Rows(NamedTuple):
+    """Images that share z_{>k} in a row.
 
-    For each k below L, tilted prior above, Gaussian prior below; a row shares its
-    z_{>k}. Where `labels` (images -> classes) tells classes, writes beside the picture
-    how often two images of one row agree in theirs, and how often any two do.
+    Attributes:
+      k: how many layers are drawn again.
+      prior: "ebm" or "gaussian".
+      images: the first of them, in [0, 1], [8, 8, H, W, C].
+      agreement: of the labels of all, see `agreement_of`; None without a classifier.
     """
-    layers = len(model.backbone.latent_shapes)
-    priors, kept_from = ("ebm", "gaussian"), _cuts(layers)
-    figure, axes = plt.subplots(
-        2, len(kept_from), figsize=(5.2 * len(kept_from), 10.8), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    found = {}
-    rows, columns = _HIERARCHICAL
 
-    def repeat(z):
-        return jnp.repeat(z, columns, axis=0)
+    k: int
+    prior: str
+    images: np.ndarray
+    agreement: dict[str, float] | None
 
-    for column, k in enumerate(kept_from):
-        for row, prior in enumerate(priors):
-            key_above, key_below = jax.random.split(
-                jax.random.fold_in(key, 2 * k + row)
-            )
-            kept = jebm.sample(key_above, model, params, rows, prior=prior).latents[k:]
-            kept = jax.tree.map(repeat, kept)
-            x = jebm.sample(
-                key_below, model, params, rows * columns, prior=prior, above=kept
-            ).x
-            told = ""
-            if labels is not None:
-                agreement = agreement_of(
-                    labels(np.nan_to_num(x)).reshape(rows, columns)
-                )
-                found.setdefault(f"k={k}", {})[prior] = agreement
-                told = f"\nlabels agree: {agreement['in_rows']:.2f} in a row, "
-                told += f"{agreement['overall']:.2f} overall"
-            shown = x.reshape(rows, columns, *model.image_shape)[:8, :8]
-            picture = pictures.grid(shown.reshape(64, *model.image_shape), columns=8)
-            axis = axes[row, column]
-            axis.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255)
-            axis.set(xticks=[], yticks=[])
-            name = {"ebm": "tilted", "gaussian": "Gaussian"}[prior]
-            kept_layers = ", ".join(f"z_{i + 1}" for i in range(k, layers))
-            if layers - k > 4:
-                kept_layers = f"z_{k + 1} to z_{layers}"
-            axis.set_title(f"{name} prior, {kept_layers} kept{told}", fontsize=10)
-    if found:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "hierarchical.json", found)
-    return save(figure, folder / "hierarchical.png")
+
+class Hierarchical(NamedTuple):
+    """Rows of every k and both priors, of a model of so many layers."""
+
+    layers: int
+    panels: tuple[Rows, ...]
+
+
+def compute(key: jax.Array, run: Run) -> Hierarchical:
+    """Draws rows for some k below L, of the tilted and of the Gaussian prior."""
+    name, layers = run.experiment.data.name, len(run.model.backbone.latent_shapes)
+    labels = classifier.labels(name) if name in classifier.known() else None
+    panels = [
+        _sample_rows(jax.random.fold_in(key, 2 * k + i), run, k, prior, labels)
+        for k in layer_cuts(layers)
+        for i, prior in enumerate(_PRIORS)
+    ]
+    return Hierarchical(layers, tuple(panels))
+
+
+def numbers(hierarchical: Hierarchical) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns the agreement of labels by "k=1", ... and prior; {} for no labels."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for rows in hierarchical.panels:
+        if rows.agreement is not None:
+            values.setdefault(f"k={rows.k}", {})[rows.prior] = rows.agreement
+    return values
+
+
+def draw(hierarchical: Hierarchical) -> Figure:
+    """Draws a column per k, the tilted prior above and the Gaussian below."""
+    columns = len(hierarchical.panels) // len(_PRIORS)
+    figure, axes = subplots(len(_PRIORS), columns, (5.2 * columns, 10.8))
+    for axis, rows in zip(axes.T.flat, hierarchical.panels, strict=True):
+        images = rows.images.reshape(-1, *rows.images.shape[2:])
+        show_grid(axis, images, columns=rows.images.shape[1])
+        axis.set_title(_title(rows, hierarchical.layers), fontsize=10)
+    return figure
 
 
 def agreement_of(labels: np.ndarray) -> dict[str, float]:
-    """How often two of `labels` [rows, columns] agree, of one row and of any.
+    """Returns how often two of `labels` [rows, columns] agree, of one row and of any.
 
     Example:
-      >>> found = agreement_of(np.array([[1, 1, 1], [2, 2, 3]]))
-      >>> found["in_rows"]  # 3 of 3 pairs, and 1 of 3
+      >>> agreement = agreement_of(np.array([[1, 1, 1], [2, 2, 3]]))
+      >>> agreement["in_rows"]  # 3 of 3 pairs, and 1 of 3
       0.6666666666666666
     """
 
@@ -96,31 +92,28 @@ def agreement_of(labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _cuts(layers: int) -> list[int]:
-    """Up to four k, 1 <= k < layers, evenly spaced: z_{>k} is kept."""
-    return sorted(set(np.linspace(1, layers - 1, 4).round().astype(int).tolist()))
+def _sample_rows(key, run, k, prior, labels: Callable | None) -> Rows:
+    """Draws z_{>k} once per row, and the layers below for each of its images."""
+    key_above, key_below = jax.random.split(key)
+    model, params, num = run.model, run.params, _ROWS * _COLUMNS
+    above = jebm.sample(key_above, model, params, _ROWS, prior=prior).latents[k:]
+    above = jax.tree.map(lambda z: jnp.repeat(z, _COLUMNS, axis=0), above)
+    x = jebm.sample(key_below, model, params, num, prior=prior, above=above).x
+    agreement = None
+    if labels is not None:  # of a chain that has diverged, x is not finite
+        agreement = agreement_of(labels(np.nan_to_num(x)).reshape(_ROWS, _COLUMNS))
+    images = np.asarray(x).reshape(_ROWS, _COLUMNS, *model.image_shape)
+    return Rows(k, prior, images[:_SHOWN, :_SHOWN], agreement)
 
 
-def by_layer(key, model, params, images, folder: pathlib.Path) -> pathlib.Path:
-    """Held-out images, decoded from ever fewer layers of their posterior.
-
-    z_{>k} is that of the image, and the layers below are drawn from the prior given it.
-    """
-    key_posterior, key_prior = jax.random.split(key)
-    x = to_unit(images[:NUM_CHAINS])
-    latents = jebm.posterior_sample(key_posterior, model, params, jnp.asarray(x))
-    columns = {"image": x, "all layers": decode(model, params, latents)}
-    for k in _cuts(len(latents)):
-        columns[f"z_{k + 1} up" if k + 1 < len(latents) else f"z_{k + 1}"] = (
-            jebm.sample(key_prior, model, params, len(x), above=latents[k:]).x
+def _title(rows, layers):
+    kept = ", ".join(f"z_{i + 1}" for i in range(rows.k, layers))
+    if layers - rows.k > 4:
+        kept = f"z_{rows.k + 1} to z_{layers}"
+    title = f"{_PRIORS[rows.prior]} prior, {kept} kept"
+    if rows.agreement is not None:
+        title += (
+            f"\nlabels agree: {rows.agreement['in_rows']:.2f} in a row, "
+            f"{rows.agreement['overall']:.2f} overall"
         )
-    figure, axes = plt.subplots(
-        1, len(columns), figsize=(1.1 * len(columns), 7.6), layout="constrained"
-    )
-    for axis, (title, shown) in zip(axes, columns.items(), strict=True):
-        picture = pictures.grid(np.asarray(shown), columns=1)
-        axis.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255)
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(title, fontsize=9)
-    figure.suptitle("Posterior of these layers, the rest drawn anew", fontsize=10)
-    return save(figure, folder / "by_layer.png")
+    return title

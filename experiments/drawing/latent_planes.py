@@ -1,84 +1,131 @@
-"""Latent planes."""
+"""Each layer's latent plane along the Langevin transition.
 
-import pathlib
+Prior samples move from their start to the tilted prior, over samples of the aggregate
+posterior of training images; 2-D layers are drawn as they are, with the layer's energy
+as contours, others on the posterior's first two principal axes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import jebm
-from experiments import pictures
 from experiments.data.pixels import to_unit
-from experiments.drawing.common import at, save, spaced
-from experiments.rundir.curves import POSTERIOR, PRIOR
-from experiments.rundir.files import write_json
+from experiments.drawing.chains import trace_prior
+from experiments.drawing.common import (
+    POSTERIOR,
+    PRIOR,
+    at,
+    show_grid,
+    spaced,
+    subplots,
+)
+from experiments.runs import Run
 from experiments.runtime.batching import map_batches
-from jebm.chains import decode, example_keys, trace_chains
+from jebm.chains import decode
 from jebm.metrics import energy_distance
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+_NUM_POINTS = 4000  # of prior and of posterior, that are compared
+_NUM_SHOWN = 2000  # of them, in a plane
+_NUM_DECODED = 16
+_NUM_TIMES = 6  # columns, at most
+_RESOLUTION = 80  # of the contours, along each axis
+_NUM_LEVELS = 8
 
-_NUM_POINTS = 4000  # of prior and of posterior in a latent plane
 
+class Contours(NamedTuple):
+    """The energy of a layer on a grid of its plane.
 
-def latent_planes(
-    key, model, params, images, folder: pathlib.Path, batch_size: int
-) -> pathlib.Path:
-    """Draws each layer's latent plane along the Langevin transition.
-
-    Prior samples move from their start to the tilted prior, over samples of the
-    aggregate posterior of training images; 2-D layers are drawn as they are, with the
-    layer's energy as contours, others on the posterior's first two principal axes.
-    Writes beside the picture, per layer, the energy distances to the posterior of the
-    tilted prior, of the untilted prior, and of the posterior itself: the floor.
+    Attributes:
+      x, y: of the points, [80, 80].
+      energies: at them, in nats, [80, 80].
+      levels: that are drawn, rising, [8].
     """
-    num = min(_NUM_POINTS, len(images))
+
+    x: np.ndarray
+    y: np.ndarray
+    energies: np.ndarray
+    levels: np.ndarray
+
+
+class Plane(NamedTuple):
+    """The samples of a layer, on the plane that is drawn.
+
+    Attributes:
+      posterior: samples of the aggregate posterior, [N, 2].
+      prior: samples along the transition, [T, N, 2].
+      low, high: corners of the plane, [2].
+      contours: of the layer's energy; None where it has none of its own, or not two
+        dimensions.
+      distances: of `distances`, of all dimensions.
+    """
+
+    posterior: np.ndarray
+    prior: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    contours: Contours | None
+    distances: dict[str, float]
+
+
+class LatentPlanes(NamedTuple):
+    """Planes of all layers.
+
+    Attributes:
+      times: steps of the transition that are shown, T of them.
+      planes: of the layers, bottom to top.
+      decoded: images of some of the samples, in [0, 1], [T, 16, H, W, C].
+    """
+
+    times: list[int]
+    planes: tuple[Plane, ...]
+    decoded: np.ndarray
+
+
+def compute(key: jax.Array, run: Run) -> LatentPlanes:
+    """Draws prior samples along the chain, and posterior samples of training images."""
     key_prior, key_posterior, key_untilted = jax.random.split(key, 3)
-    index = jnp.arange(num)
-
-    def draw(key, indices):
-        x = to_unit(jnp.asarray(images[indices]))
-        return jebm.posterior_sample(key, model, params, x)
-
-    posterior = map_batches(key_posterior, draw, np.arange(num), batch_size)
-    untilted = jebm.sample(key_untilted, model, params, num, prior="gaussian").latents
+    model, params = run.model, run.params
+    num = min(_NUM_POINTS, len(run.splits["train"].images))
+    posterior = _sample_posterior(key_posterior, run, num)
     # In z-space the untilted start is not the hierarchy, so both are drawn.
-    prior = jax.jit(
-        lambda keys, params: trace_chains(
-            keys, model, params, model.chains.prior, every=1
-        )
-    )(example_keys(key_prior, index), params)
+    untilted = jebm.sample(key_untilted, model, params, num, prior="gaussian").latents
+    prior = trace_prior(key_prior, run, model.chains.prior, num, every=1)
+    times = spaced(model.chains.prior.num_steps, _NUM_TIMES)
+    planes = [
+        _compute_plane(run, i, times, *(np.asarray(z) for z in samples))
+        for i, samples in enumerate(zip(posterior, prior, untilted, strict=True))
+    ]
+    decoded = [decode(model, params, at(prior, t, _NUM_DECODED)) for t in times]
+    return LatentPlanes(times, tuple(planes), np.stack(decoded))
 
-    distances = {
-        f"z_{i + 1}": _distances(
-            np.asarray(posterior[i]), np.asarray(prior[i][-1]), np.asarray(untilted[i])
-        )
-        for i in range(len(posterior))
+
+def numbers(latent_planes: LatentPlanes) -> dict[str, dict[str, float]]:
+    """Returns the `distances` of each layer: "z_1", ..."""
+    return {
+        f"z_{i}": plane.distances for i, plane in enumerate(latent_planes.planes, 1)
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "latent_planes.json", distances)
 
-    times = spaced(model.chains.prior.num_steps, 6)
-    layers = len(posterior)
-    figure, axes = plt.subplots(
-        layers + 1, len(times), figsize=(1.6 * len(times), 1.7 * (layers + 1) + 0.5),
-        layout="constrained",
-    )  # fmt: skip
-    for row, i in enumerate(reversed(range(layers))):
-        _draw_plane(axes[row], i, times, posterior, prior, model, params)
-        d = distances[f"z_{i + 1}"]
+
+def draw(latent_planes: LatentPlanes) -> Figure:
+    """Draws a row per layer, top first, and a column per time, above decoded images."""
+    times, planes = latent_planes.times, latent_planes.planes
+    rows, columns = len(planes) + 1, len(times)
+    figure, axes = subplots(rows, columns, (1.6 * columns, 1.7 * rows + 0.5))
+    for row, i in enumerate(reversed(range(len(planes)))):
+        _draw_plane(axes[row], planes[i])
+        d = planes[i].distances
         axes[row, 0].set_ylabel(
             f"z_{i + 1}\nD tilted {d['tilted']:.2f}\nD untilted {d['untilted']:.2f}",
             fontsize=9,
         )
-    for axis, t in zip(axes[-1], times, strict=True):
-        axis.imshow(
-            np.asarray(pictures.grid(decode(model, params, at(prior, t, 16)))),
-            cmap="gray", vmin=0, vmax=255,
-        )  # fmt: skip
-        axis.set(xticks=[], yticks=[])
+    for axis, images in zip(axes[-1], latent_planes.decoded, strict=True):
+        show_grid(axis, images)
     axes[-1, 0].set_ylabel("decoded", fontsize=9)
     for axis, t in zip(axes[0], times, strict=True):
         axis.set_title(f"step {t}", fontsize=10)
@@ -88,58 +135,32 @@ def latent_planes(
         "posterior's principal axes\nD: energy distance to the posterior",
         fontsize=10,
     )
-    return save(figure, folder / "latent_planes.png")
+    return figure
 
 
-def _draw_plane(axes, i, times, posterior, prior, model, params):
-    flat = np.asarray(posterior[i]).reshape(len(posterior[i]), -1)
-    plane = _plane(flat)
-    points = plane(flat)
-    low, high = np.percentile(points, [0.5, 99.5], axis=0)
-    margin = 0.1 * (high - low)
-    low, high = np.minimum(low - margin, -3), np.maximum(high + margin, 3)
-    for axis, t in zip(axes, times, strict=True):
-        moving = plane(np.asarray(prior[i][t]).reshape(len(prior[i][t]), -1))
-        for cloud, colour in ((points, POSTERIOR), (moving, PRIOR)):
-            axis.scatter(*cloud[:2000].T, s=3, color=colour, alpha=0.4, linewidths=0)
-        if flat.shape[1] == 2 and hasattr(model.energy, "per_layer"):
-            _contours(axis, i, points, low, high, model, params)
-        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+def principal_plane(points: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the map of [..., D] to the plane that is drawn, [..., 2].
 
-
-def _contours(axis, i, points, low, high, model, params):
-    """Level lines of E_i, from its minimum to its value at the rarer of `points`."""
-
-    def energy(points):
-        latents = tuple(
-            jnp.zeros((len(points), *shape)) for shape in model.backbone.latent_shapes
-        )
-        latents = (*latents[:i], jnp.asarray(points, jnp.float32), *latents[i + 1 :])
-        return np.asarray(
-            model.energy.apply(params.energy, latents, method="per_layer")[i]
-        )
-
-    grid = np.meshgrid(*np.linspace(low, high, 80).T)
-    values = energy(np.stack([g.ravel() for g in grid], axis=-1))
-    top = max(np.percentile(energy(points), 98), values.min() + 1e-6)
-    axis.contour(
-        *grid, values.reshape(grid[0].shape), levels=np.linspace(values.min(), top, 8),
-        colors="black", linewidths=0.6, alpha=0.7, linestyles="solid",
-    )  # fmt: skip
-
-
-def _plane(points):
-    """The map to the plane that is drawn: principal axes beyond two dimensions."""
+    Beyond two dimensions it is that of the first principal axes of `points` [N, D]; one
+    dimension is drawn on a line.
+    """
     if points.shape[1] == 2:
         return lambda z: z
     if points.shape[1] == 1:
-        return lambda z: np.concatenate([z, np.zeros_like(z)], axis=1)
+        return lambda z: np.concatenate([z, np.zeros_like(z)], axis=-1)
     centre = points.mean(axis=0)
     axes = np.linalg.svd(points - centre, full_matrices=False)[2][:2]
     return lambda z: (z - centre) @ axes.T
 
 
-def _distances(posterior, tilted, untilted):
+def distances(
+    posterior: np.ndarray, tilted: np.ndarray, untilted: np.ndarray
+) -> dict[str, float]:
+    """Returns energy distances to half of the posterior, of samples [N, *shape] each.
+
+    They are those of the tilted prior, of the untilted prior, and of the posterior's
+    other half: the floor. "ratio" is the first over the second.
+    """
     posterior, tilted, untilted = (
         z.reshape(len(z), -1) for z in (posterior, tilted, untilted)
     )
@@ -159,3 +180,70 @@ def _distances(posterior, tilted, untilted):
         "posterior": distance(posterior),
     }
     return values | {"ratio": values["tilted"] / values["untilted"]}
+
+
+def _sample_posterior(key, run, num):
+    images = run.splits["train"].images
+
+    def sample(key, indices):
+        x = to_unit(jnp.asarray(images[indices]))
+        return jebm.posterior_sample(key, run.model, run.params, x)
+
+    return map_batches(key, sample, np.arange(num), run.experiment.eval.batch_size)
+
+
+def _compute_plane(run, i, times, posterior, prior, untilted) -> Plane:
+    """The plane of layer i, from samples [N, *shape], the prior's [T, N, *shape]."""
+    flat = posterior.reshape(len(posterior), -1)
+    to_plane = principal_plane(flat)
+    points = to_plane(flat)
+    low, high = np.percentile(points, [0.5, 99.5], axis=0)
+    margin = 0.1 * (high - low)
+    low, high = np.minimum(low - margin, -3), np.maximum(high + margin, 3)
+    contours = None
+    if flat.shape[1] == 2 and hasattr(run.model.energy, "per_layer"):
+        contours = _compute_contours(run, i, points, low, high)
+    moving = [to_plane(prior[t].reshape(len(flat), -1)[:_NUM_SHOWN]) for t in times]
+    return Plane(
+        points[:_NUM_SHOWN], np.stack(moving), low, high, contours,
+        distances(posterior, prior[-1], untilted),
+    )  # fmt: skip
+
+
+def _compute_contours(run, i, points, low, high) -> Contours:
+    """E_i on the plane; levels from its minimum to that of the rarer of `points`."""
+
+    def energy(points):
+        latents = [
+            jnp.zeros((len(points), *shape))
+            for shape in run.model.backbone.latent_shapes
+        ]
+        latents[i] = jnp.asarray(points, jnp.float32)
+        energies = run.model.energy.apply(
+            run.params.energy, tuple(latents), method="per_layer"
+        )
+        return np.asarray(energies[i])
+
+    x, y = np.meshgrid(*np.linspace(low, high, _RESOLUTION).T)
+    energies = energy(np.stack([x.ravel(), y.ravel()], axis=-1))
+    lowest = energies.min()
+    highest = max(np.percentile(energy(points), 98), lowest + 1e-6)
+    levels = np.linspace(lowest, highest, _NUM_LEVELS)
+    return Contours(x, y, energies.reshape(x.shape), levels)
+
+
+def _draw_plane(axes: np.ndarray, plane):
+    for axis, moving in zip(axes, plane.prior, strict=True):
+        for cloud, colour in ((plane.posterior, POSTERIOR), (moving, PRIOR)):
+            axis.scatter(*cloud.T, s=3, color=colour, alpha=0.4, linewidths=0)
+        if plane.contours is not None:
+            _draw_contours(axis, plane.contours)
+        (left, bottom), (right, top) = plane.low, plane.high
+        axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+
+
+def _draw_contours(axis: Axes, contours):
+    axis.contour(
+        contours.x, contours.y, contours.energies, levels=contours.levels,
+        colors="black", linewidths=0.6, alpha=0.7, linestyles="solid",
+    )  # fmt: skip
