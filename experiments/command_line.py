@@ -9,6 +9,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments.configs import CONFIGS
+from experiments.options import RENAMED, flat
 from jebm.names import did_you_mean
 
 _HELP = """\
@@ -103,7 +104,7 @@ def help_text(path: str | None) -> str:
         "experiments/configs/default.py explains every one."
     )
     if path is not None:
-        values = {f"--config.{k}": v for k, v in _flat(_config(path))}
+        values = {f"--config.{k}": v for k, v in flat(_config(path).to_dict())}
         fields = f"all fields of {path}\n{_lines(values)}"
     return _HELP.format(
         modes=_lines(MODES),
@@ -121,12 +122,6 @@ def _lines(table):
 def _headline(name):
     docstring = ast.get_docstring(ast.parse((CONFIGS / name).read_text()))
     return docstring.splitlines()[0]
-
-
-def _flat(config):
-    from experiments.rundir.settings import flat  # which takes its errors from here
-
-    return flat(config.to_dict())
 
 
 def _config_file(argv):
@@ -157,8 +152,10 @@ def _unknown_field(path, argv):
     for argument in argv:
         if not argument.startswith("--config."):
             continue
-        node = config
-        fields = argument.split("=")[0].removeprefix("--config.").split(".")
+        name = argument.split("=")[0].removeprefix("--config.")
+        if name in RENAMED:
+            return f"config.{name} is now called config.{RENAMED[name]}"
+        node, fields = config, name.split(".")
         for depth, field in enumerate(fields):
             if not hasattr(node, "keys"):
                 return f"{'.'.join(['config', *fields[:depth]])} has no fields"
@@ -176,7 +173,7 @@ def nearest_field(config, node, field) -> str:
     """Which field was meant: one near in name here, or of that name elsewhere."""
     if near := did_you_mean(field, node.keys()):
         return near
-    full = [name for name, _ in _flat(config)]
+    full = [name for name, _ in flat(config.to_dict())]
     elsewhere = [name for name in full if name.split(".")[-1] == field]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"

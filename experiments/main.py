@@ -12,26 +12,31 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line
+from experiments import command_line, options
 from experiments.drawing import figures, samples
 from experiments.errors import USER_ERRORS
 from experiments.evaluation import evaluate, score
+from experiments.evaluation.registry import create
+from experiments.models import stages
+from experiments.options import Experiment
 from experiments.runtime import compilation, parallel, stop
 from experiments.training import train
+from experiments.training.hooks import Hooks
 
-MODES = {  # told in command_line.MODES
-    "train": train.train,
-    "eval": evaluate.evaluate,
-    "sample": samples.sample,
-    "figures": figures.figures,
-    "score": lambda config, path: score.score(config, path, _IMAGES.value),
-}
+
+def finish(experiment: Experiment, path: pathlib.Path) -> None:
+    """Draws and measures a run that is trained."""
+    figures.figures(experiment, path)
+    evaluate.evaluate_if_possible(experiment, path)
+
+
+HOOKS = Hooks(pictures=samples.draw_progress, end=finish)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File of experiments/configs.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/NAME_OF_THE_CONFIG.")
-_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", list(command_line.MODES), "What to do.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --mode=score.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -42,8 +47,8 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the mode on the configuration."""
+def main(argv: list[str], hooks: Hooks = HOOKS) -> None:
+    """Runs the mode on the configuration; training calls the hooks."""
     del argv  # its flags are parsed, and it may hold nothing else
     if (_MODE.value == "score") != (_IMAGES.value is not None):
         sys.exit("error: --mode=score and --images=FOLDER go together")
@@ -52,15 +57,41 @@ def main(argv: list[str]) -> None:
     compilation.enable_compilation_cache()
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
-        compilation.set_precision(_CONFIG.value.matmul_precision)
+        experiment = options.read(_CONFIG.value)
+        compilation.set_precision(experiment.matmul_precision)
         parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with parallel.ending_together():
             if _MODE.value == "train" or parallel.is_first():
-                MODES[_MODE.value](_CONFIG.value, workdir)
+                run(_MODE.value, experiment, workdir, hooks, _IMAGES.value)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except stop.Stopped as stopped:
         print(stopped)
+
+
+def run(
+    mode: str,
+    experiment: Experiment,
+    path: pathlib.Path,
+    hooks: Hooks,
+    images: str | None = None,
+) -> None:
+    """Does what `mode` says, of `command_line.MODES`, in the run of `path`.
+
+    `images` is the folder that "score" scores.
+    """
+    if mode == "train":
+        for stage in stages(experiment):
+            create(stage)  # refuses what could not be measured, before any training
+        train.train(experiment, path, hooks)
+    elif mode == "eval":
+        evaluate.evaluate(experiment, path)
+    elif mode == "sample":
+        samples.sample(experiment, path)
+    elif mode == "figures":
+        figures.figures(experiment, path)
+    elif images is not None:
+        score.score(experiment, path, pathlib.Path(images))
 
 
 parse = functools.partial(command_line.parse, describe=command_line.help_text)

@@ -15,14 +15,14 @@ from experiments.rundir.files import read_json
 
 
 def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """What `jebm.build` takes, from options and the data's image shape."""
-    own = dict(
-        backbone=experiment.backbone,
-        energy=experiment.energy if experiment.prior == "ebm" else None,
-        likelihood=experiment.likelihood,
-        chains=experiment.chains,
-        remat=experiment.remat,
-    )
+    """Returns what `jebm.build` takes, from options and the data's image shape."""
+    own: dict[str, Any] = {
+        "backbone": experiment.backbone,
+        "energy": experiment.energy if experiment.prior == "ebm" else None,
+        "likelihood": experiment.likelihood,
+        "chains": experiment.chains,
+        "remat": experiment.remat,
+    }
     if experiment.learning.method == "two_stage":
         own |= _first_spec(experiment, image_shape)
     if not experiment.learning.has_encoder:
@@ -50,30 +50,37 @@ def build_model(experiment: Experiment, image_shape: tuple[int, ...]) -> jebm.Mo
         known |= {"batch_stats"}
     others = params.backbone.keys() - known | params.energy.keys() - {"params"}
     if others:
+        steps = experiment.chains["posterior"]["num_steps"]
         raise ConfigError(
-            f"learning.method {learning.method!r} with "
-            f"chains.posterior.num_steps={model.chains.posterior.num_steps} does not "
-            f"support variables of kind {sorted(others)}"
+            f"learning.method {learning.method!r} with chains.posterior.num_steps="
+            f"{steps} does not support variables of kind {sorted(others)}"
         )
     return model
 
 
 def active_chains(model: jebm.Model) -> dict[str, Any]:
-    """The chains that the model runs: "posterior", "prior", both, or one of them.
+    """Returns the chains that the model runs, of "posterior" and "prior".
 
     There is no posterior chain where the encoder alone draws, and no chain of a
     Gaussian prior.
     """
-    chains = {}
-    if model.chains.posterior.num_steps:
-        chains["posterior"] = model.chains.posterior
+    chains, posterior = {}, model.chains.posterior
+    if posterior is not None and posterior.num_steps:
+        chains["posterior"] = posterior
     if model.energy is not None and model.chains.prior.num_steps:
         chains["prior"] = model.chains.prior
     return chains
 
 
+def stages(experiment: Experiment) -> list[Experiment]:
+    """Returns what is trained, in order: of two stages the first, where it is to be."""
+    if experiment.learning.method != "two_stage" or experiment.backbone["checkpoint"]:
+        return [experiment]
+    return [stage_one(experiment), experiment]
+
+
 def stage_one(experiment: Experiment) -> Experiment:
-    """The first of two stages: the Gaussian prior of `backbone.stage_one`.
+    """Returns the first of two stages: the Gaussian prior of `backbone.stage_one`.
 
     It has the data, the seed and the evaluation of the second, and in the score of
     anomalies the weights of its own config.

@@ -136,14 +136,14 @@ def restore(
       FileNotFoundError: if there is no checkpoint, or none of `step`.
       CorruptCheckpointError: if none that may be read is sound.
     """
-    directory, found = _directory(workdir), steps(workdir)
-    if not found or (step is not None and step not in found):
+    directory, available = _directory(workdir), steps(workdir)
+    if not available or (step is not None and step not in available):
         wanted = "" if step is None else f" of step {step}"
         raise FileNotFoundError(
-            f"no checkpoint{wanted} in {directory}; found steps {found}"
+            f"no checkpoint{wanted} in {directory}; found steps {available}"
         )
     reasons = []
-    candidates = found[::-1] if step is None else [step]
+    candidates = available[::-1] if step is None else [step]
     for candidate in candidates:
         try:
             return candidate, _read(directory / str(candidate), templates)

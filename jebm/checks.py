@@ -113,18 +113,18 @@ def backbone(model, drawn, value):
     return replaced
 
 
-def persistent(num: int, batch_size: int, held) -> None:
+def persistent(num: int, batch_size: int, chains) -> None:
     """Demands the persistent chains that the options ask for, of whole batches."""
-    found = held[0].shape[0] if held else 0  # of several devices, the share of one
-    if bool(found) != bool(num) or (found and num % found):
+    actual = chains[0].shape[0] if chains else 0  # of several devices, the share of one
+    if bool(actual) != bool(num) or (actual and num % actual):
         raise ValueError(
-            f"state holds {found} persistent chains, and options.persistent_chains is "
+            f"state holds {actual} persistent chains, and options.persistent_chains is "
             f"{num}: begin with `init` of this learner"
         )
-    if found % batch_size:
+    if actual % batch_size:
         raise ValueError(
             "persistent_chains must be a multiple of the batch size, got "
-            f"{found} for {batch_size} images"
+            f"{actual} for {batch_size} images"
         )
 
 

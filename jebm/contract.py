@@ -129,14 +129,14 @@ class _Watched:
 
     def prior(self, i, state):
         prior = self._call("prior", f"{i}, state", i, state)
-        said = f"backbone.prior({i}, state)"
+        description = f"backbone.prior({i}, state)"
         if not isinstance(prior, Normal):
             raise _BrokenError(
-                f"{said} must return a jebm.distributions.Normal, "
+                f"{description} must return a jebm.distributions.Normal, "
                 f"got {type(prior).__name__}"
             )
         for name, value in prior._asdict().items():
-            _check_array(f"{said}.{name}", value, self.latent_shapes[i])
+            _check_array(f"{description}.{name}", value, self.latent_shapes[i])
         return prior
 
     def merge(self, i, state, z):
@@ -151,32 +151,35 @@ class _Watched:
         return self._call("encode", "x", x)
 
     def posterior(self, i, state, features, prior, noise):
-        said = f"{i}, state, features, prior, noise"
-        returned = self._call("posterior", said, i, state, features, prior, noise)
-        said = f"backbone.posterior({said})"
+        arguments = f"{i}, state, features, prior, noise"
+        returned = self._call("posterior", arguments, i, state, features, prior, noise)
+        description = f"backbone.posterior({arguments})"
         if not isinstance(returned, tuple) or len(returned) != 2:
-            raise _BrokenError(f"{said} must return (z, log q), got {returned!r}")
-        _check_array(f"z of {said}", returned[0], self.latent_shapes[i])
-        _check_array(f"log q of {said}", returned[1], ())
+            raise _BrokenError(
+                f"{description} must return (z, log q), got {returned!r}"
+            )
+        _check_array(f"z of {description}", returned[0], self.latent_shapes[i])
+        _check_array(f"log q of {description}", returned[1], ())
         return returned
 
-    def _call(self, verb, said, *arguments):
+    def _call(self, verb, description, *arguments):
         try:
             return getattr(self._backbone, verb)(*arguments)
         except Exception as error:  # of any kind: it is the user's code
             line = next(iter(str(error).splitlines()), "")
             raise _BrokenError(
-                f"backbone.{verb}({said}) failed with {type(error).__name__}: {line}"
+                f"backbone.{verb}({description}) failed with "
+                f"{type(error).__name__}: {line}"
             ) from error
 
 
-def _check_array(said, value, shape):
+def _check_array(description, value, shape):
     shape = (_BATCH, *shape)
     if jnp.shape(value) != shape:
         got = list(jnp.shape(value)) if hasattr(value, "shape") else repr(value)
-        raise _BrokenError(f"{said} must return {list(shape)}, got {got}")
+        raise _BrokenError(f"{description} must return {list(shape)}, got {got}")
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise _BrokenError(f"{said} must be floating-point, got {value.dtype}")
+        raise _BrokenError(f"{description} must be floating-point, got {value.dtype}")
 
 
 def _check_generator(model, key):
@@ -216,15 +219,15 @@ def _check_generator(model, key):
     def alone_and_slopes(variables, eps):
         def below(eps):
             """One number of all that is drawn and decoded below any layer."""
-            found = nn.apply(generate(eps), backbone)(variables)
-            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(found))
+            results = nn.apply(generate(eps), backbone)(variables)
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(results))
 
         second = tuple(e[1:2] for e in eps)
         alone = nn.apply(generate(second), backbone)(variables)
         return together(variables, eps), alone, jax.grad(below)(eps)
 
     variables, eps = first_try(key)
-    priors, output = found = _jit(together)(variables, eps)
+    priors, output = results = _jit(together)(variables, eps)
     for i, prior in _top_first(priors):
         scale = np.asarray(prior.scale)
         if not (scale > 0).all():  # NaN included
@@ -237,11 +240,11 @@ def _check_generator(model, key):
         raise _BrokenError("backbone.decode(state) must be finite")
     again, alone, slopes = alone_and_slopes(variables, eps)
     _check_equal(
-        "two calls with the same arguments differ: a verb must be pure", found, again
+        "two calls with the same arguments differ: a verb must be pure", results, again
     )
     _check_equal(
         "what an example draws depends on the others of its batch",
-        jax.tree.map(lambda a: a[1:2], found),
+        jax.tree.map(lambda a: a[1:2], results),
         alone,
     )
     for i, slope in _top_first(slopes):
@@ -290,17 +293,17 @@ def _check_encoder(model, variables, noise):
 
         return together(variables, x, noise), alone, [log_volume(i) for i in small]
 
-    found = _jit(together)(variables, x, noise)
-    for i, (z, log_q) in _top_first(zip(*found, strict=True)):
+    results = _jit(together)(variables, x, noise)
+    for i, (z, log_q) in _top_first(zip(*results, strict=True)):
         if not (np.isfinite(z).all() and np.isfinite(log_q).all()):
             raise _BrokenError(f"backbone.posterior({i}, ...) must be finite")
     again, alone, volumes = alone_and_volumes(variables, x, noise)
     _check_equal(
-        "two calls with the same arguments differ: a verb must be pure", found, again
+        "two calls with the same arguments differ: a verb must be pure", results, again
     )
     _check_equal(
         "what is inferred of an example depends on the others of its batch",
-        jax.tree.map(lambda a: a[1:2], found),
+        jax.tree.map(lambda a: a[1:2], results),
         alone,
     )
     for i, volume in zip(small, volumes, strict=True):
@@ -352,8 +355,8 @@ def _moved(variables, key):
     return {**variables, "params": moved}
 
 
-def _check_equal(said, first, second):
+def _check_equal(description, first, second):
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         difference = np.abs(np.asarray(a) - np.asarray(b)).max()
         if difference > 1e-4 * (1 + np.abs(a).max()):
-            raise _BrokenError(f"{said}; by up to {difference:.3g}")
+            raise _BrokenError(f"{description}; by up to {difference:.3g}")

@@ -25,7 +25,7 @@ _MALA_STEPS = 10
 class ChainDiagnostics(NamedTuple):
     """Of one chain per example, where it ends."""
 
-    acceptance: jax.Array  # [B], probability that MALA accepts a step of this size
+    acceptance_rate: jax.Array  # [B], probability that MALA accepts a step of this size
     stiffness: jax.Array  # [B], s^2 / 4 * lambda_max: unstable from 1 on
 
 
@@ -47,7 +47,8 @@ def chain_diagnostics(
       x: images [B, H, W, C] in [0, 1] for the posterior's chain, None for the prior's.
 
     Returns:
-      ChainDiagnostics: the acceptance averaged over ten MALA steps, and the stiffness.
+      ChainDiagnostics: the acceptance rate averaged over ten MALA steps, and the
+        stiffness.
 
     Example:
       >>> import jebm
@@ -71,7 +72,8 @@ def chain_diagnostics(
             kernel=mala.MALA,
         )
         curvature = largest_curvature(key_curvature, state.position, logdensity_fn)
-        return ChainDiagnostics(info.acceptance, chain.step_size**2 / 4 * curvature)
+        stiffness = chain.step_size**2 / 4 * curvature
+        return ChainDiagnostics(info.acceptance_rate, stiffness)
 
     return vmap_chains(one, keys, model, params, chain, x, 1.0)
 
@@ -118,8 +120,10 @@ def largest_curvature(
             residual = residual - basis.T @ (basis @ residual)
         norm = jnp.linalg.norm(residual)
         # In a space that is exhausted the residual is rounding: leave the basis there.
-        found = norm > 1e-4 * jnp.linalg.norm(image)
-        following = jnp.where(found, residual / jnp.where(found, norm, 1), 0)
+        independent = norm > 1e-4 * jnp.linalg.norm(image)
+        following = jnp.where(
+            independent, residual / jnp.where(independent, norm, 1), 0
+        )
         return basis.at[k + 1].set(following), image
 
     start = jax.random.normal(key, flat.shape, flat.dtype)

@@ -36,7 +36,7 @@ class LangevinInfo(NamedTuple):
 
     logdensity: jax.Array  # [], nats, where the step started
     grad_norm: jax.Array  # [], of grad logdensity, where the step started
-    acceptance: jax.Array  # [], probability; 1 for the uncorrected chain
+    acceptance_rate: jax.Array  # [], probability; 1 for the uncorrected chain
 
 
 class Kernel(NamedTuple):

@@ -172,7 +172,7 @@ class LogisticMixture:
     def log_prob(self, output: jax.Array, x: jax.Array) -> jax.Array:
         """log p(x | z) in nats, [B], of `x` [B, H, W, C]."""
         logits, means, log_scales, coefficients = self._split(output)
-        colours = (2 * quantise(x, self.bits) - 1)[..., None]  # [B, H, W, C, 1]
+        colours = (2 * reduce_bit_depth(x, self.bits) - 1)[..., None]  # [B, H, W, C, 1]
         log_prob = jax.nn.log_softmax(logits, axis=-1)
         for j, (mean, log_scale) in enumerate(zip(means, log_scales, strict=True)):
             for i in range(j):
@@ -215,11 +215,11 @@ class LogisticMixture:
         return logits, means, log_scales, dict(zip(pairs, coefficients, strict=True))
 
 
-def quantise(x: jax.Array, bits: int) -> jax.Array:
+def reduce_bit_depth(x: jax.Array, bits: int) -> jax.Array:
     """8-bit colours in [0, 1] with their lowest 8 - bits bits dropped, in [0, 1] again.
 
     Example:
-      >>> quantise(jnp.arange(256) / 255, 1).sum().item()
+      >>> reduce_bit_depth(jnp.arange(256) / 255, 1).sum().item()
       128.0
     """
     if bits == 8:

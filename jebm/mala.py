@@ -67,7 +67,7 @@ def move(
       >>> from jebm import langevin
       >>> state, info = langevin.run(jax.random.key(0), jnp.zeros(2),
       ...     lambda z: -0.5 * jnp.sum(z**2), num_steps=50, step_size=1.0, kernel=MALA)
-      >>> bool(0.5 < info.acceptance < 1.0)
+      >>> bool(0.5 < info.acceptance_rate < 1.0)
       True
     """
     position = update(

@@ -206,7 +206,7 @@ def freeze_all_but_encoder(model: Model, params: Params) -> Params:
       >>> params = jebm.init(jax.random.key(0), model)
       >>> model.backbone.encoder_modules
       ('encoder', 'posteriors_0', 'posteriors_1')
-      >>> held = freeze_all_but_encoder(model, params)
+      >>> frozen = freeze_all_but_encoder(model, params)
     """
     frozen = jax.lax.stop_gradient(params)
     variables = params.backbone["params"]
@@ -308,5 +308,5 @@ def scale_gradient(tree: Any, scale: jax.typing.ArrayLike) -> Any:
       >>> jax.grad(lambda x: scale_gradient(x, 0.5) ** 2)(3.0).item()
       3.0
     """
-    held = jax.lax.stop_gradient(tree)
-    return jax.tree.map(lambda x, x0: x0 + scale * (x - x0), tree, held)
+    frozen = jax.lax.stop_gradient(tree)
+    return jax.tree.map(lambda x, x0: x0 + scale * (x - x0), tree, frozen)

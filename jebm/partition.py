@@ -108,9 +108,9 @@ def log_z(
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)  # E = 0, so log Z = 0
-      >>> found = log_z(jax.random.key(1), model, params, num_particles=8,
+      >>> result = log_z(jax.random.key(1), model, params, num_particles=8,
       ...               num_temperatures=4)
-      >>> found.value.item(), found.effective_samples.item()
+      >>> result.value.item(), result.effective_samples.item()
       (0.0, 8.0)
     """
     return _estimate(key, model, params, None, (), num_particles, num_temperatures,
@@ -143,9 +143,9 @@ def log_z_given(
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)
-      >>> found = log_z_given(jax.random.key(1), model, params, (jnp.ones((3, 8)),),
+      >>> result = log_z_given(jax.random.key(1), model, params, (jnp.ones((3, 8)),),
       ...                     num_particles=8, num_temperatures=4)
-      >>> found.value.shape
+      >>> result.value.shape
       (3,)
     """
     if not above:
@@ -184,18 +184,18 @@ def log_likelihood(
       >>> import jebm
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)
-      >>> found = log_likelihood(jax.random.key(1), model, params,
+      >>> result = log_likelihood(jax.random.key(1), model, params,
       ...     jnp.full((3, 8, 8, 1), 0.5), log_z=0.0, num_particles=8,
       ...     num_temperatures=4)
-      >>> found.value.shape
+      >>> result.value.shape
       (3,)
     """
     checks.params(model, params)
     checks.images(model, x)
     _check_start(model, start, x)
-    found = _estimate(key, model, params, x, (), num_particles, num_temperatures,
-                      schedule, start)  # fmt: skip
-    return found._replace(value=found.value - log_z)
+    result = _estimate(key, model, params, x, (), num_particles, num_temperatures,
+                       schedule, start)  # fmt: skip
+    return result._replace(value=result.value - log_z)
 
 
 def reverse_log_z(
@@ -230,8 +230,8 @@ def reverse_log_z(
       >>> params = jebm.init(jax.random.key(0), model)
       >>> z = jebm.sample(jax.random.key(1), model, params, 8).latents
       >>> schedule = tune(jax.random.key(2), model, params, num_temperatures=4)
-      >>> found = reverse_log_z(jax.random.key(3), model, params, z, schedule)
-      >>> found.effective_samples.item()
+      >>> result = reverse_log_z(jax.random.key(3), model, params, z, schedule)
+      >>> result.effective_samples.item()
       8.0
     """
     return _of_reverse(_run_backwards(key, model, params, latents, schedule))
@@ -291,9 +291,9 @@ def check_log_z(
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
       >>> params = jebm.init(jax.random.key(0), model)  # E = 0, so log Z = 0
       >>> z = jebm.sample(jax.random.key(1), model, params, 8).latents
-      >>> found = check_log_z(jax.random.key(2), model, params, z, num_particles=8,
+      >>> result = check_log_z(jax.random.key(2), model, params, z, num_particles=8,
       ...                     num_temperatures=4)
-      >>> abs(found.gap.item()), found.unseen_share.item(), found.agrees.item()
+      >>> abs(result.gap.item()), result.unseen_share.item(), result.agrees.item()
       (0.0, 0.0, True)
     """
     _check(key, model, params, num_temperatures=num_temperatures)
@@ -341,8 +341,8 @@ def tune(
     """
     _check(key, model, params, num_temperatures=num_temperatures)
     _check_start(model, start, x)
-    few = jax.tree.map(lambda a: a[:_TUNED_ON], (x, above))
-    return _tune(key, model, params, *few, num_temperatures, start)
+    subset = jax.tree.map(lambda a: a[:_TUNED_ON], (x, above))
+    return _tune(key, model, params, *subset, num_temperatures, start)
 
 
 def log_weights(
@@ -379,8 +379,8 @@ def estimate(log_weights: jax.Array) -> Estimate:
       An `Estimate` of fields [...], nats. One weight has an infinite error.
 
     Example:
-      >>> found = estimate(jnp.log(jnp.array([1.0, 3.0])))
-      >>> [round(float(value), 4) for value in found]
+      >>> result = estimate(jnp.log(jnp.array([1.0, 3.0])))
+      >>> [round(float(value), 4) for value in result]
       [0.6931, 0.5, 1.6]
     """
     num = log_weights.shape[-1]
@@ -480,8 +480,8 @@ def _run(key, model, params, x, above, schedule, num_particles, start):
     num = jax.tree.leaves(given)[0].shape[0]
     keys = example_keys(key, jnp.arange(num * num_particles))
     given = jax.tree.map(lambda a: jnp.repeat(a, num_particles, axis=0), given)
-    found = _log_weights(keys, model, params, *given, schedule, start)
-    return estimate(found.reshape(num, num_particles))
+    log_w = _log_weights(keys, model, params, *given, schedule, start)
+    return estimate(log_w.reshape(num, num_particles))
 
 
 def _run_backwards(key, model, params, latents, schedule):
@@ -494,8 +494,8 @@ def _run_backwards(key, model, params, latents, schedule):
 
 
 def _of_reverse(log_1_over_w):
-    found = estimate(log_1_over_w)
-    return found._replace(value=-found.value)
+    result = estimate(log_1_over_w)
+    return result._replace(value=-result.value)
 
 
 def _tolerance(forward, reverse):
@@ -565,7 +565,7 @@ def _move(key, t, eps, g, b, step_size):
     state, info = mala.MALA.step(
         jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size
     )
-    return state.position, info.acceptance
+    return state.position, info.acceptance_rate
 
 
 @functools.partial(jax.jit, static_argnums=(1, 6))

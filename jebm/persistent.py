@@ -68,10 +68,10 @@ def reinitialise(
       >>> reinitialise(keys, jnp.zeros(3), jnp.ones(3), 1.0)
       Array([1., 1., 1.], dtype=float32)
     """
-    anew = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
+    restarted = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
 
     def one(old, new):
-        return jnp.where(anew.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        return jnp.where(restarted.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return jax.tree.map(one, positions, fresh)
 

@@ -181,18 +181,18 @@ def _imported(what: str, name: str) -> Any:
     """What "module:attribute" names."""
     module, _, attribute = name.partition(":")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(
             f"{what} {name!r}: cannot import {module!r}: {error}"
         ) from error
-    if not hasattr(found, attribute):
-        known = [n for n, value in vars(found).items() if callable(value)]
+    if not hasattr(imported, attribute):
+        known = [n for n, value in vars(imported).items() if callable(value)]
         raise ValueError(
             f"{what} {name!r}: {module} has no {attribute!r}"
             f"{did_you_mean(attribute, known)}"
         )
-    return getattr(found, attribute)
+    return getattr(imported, attribute)
 
 
 def _function(kind: _Kind, field: str, name) -> Callable:

@@ -56,17 +56,17 @@ def norms(
       >>> [round(float(n), 3) for n in norms(kernels, vectors, num_iterations=20)[0]]
       [3.0, 1.0]
     """
-    values, found = {}, {}
+    values, updated = {}, {}
     for name, stack in _matrices(kernels).items():
-        held, u = jax.lax.stop_gradient(stack), vectors[name]
+        frozen, u = jax.lax.stop_gradient(stack), vectors[name]
         for _ in range(num_iterations):
-            v = _unit(jnp.einsum("nio,no->ni", held, u))
-            turned = jnp.einsum("nio,ni->no", held, v)
+            v = _unit(jnp.einsum("nio,no->ni", frozen, u))
+            turned = jnp.einsum("nio,ni->no", frozen, v)
             # A kernel of zeros turns everything to zero, and must not end the search.
             u = jnp.where(turned.any(axis=1, keepdims=True), _unit(turned), u)
         values[name] = list(jnp.einsum("ni,nio,no->n", v, stack, u))
-        found[name] = u
-    return jax.tree.map(lambda kernel: values[_name(kernel)].pop(0), kernels), found
+        updated[name] = u
+    return jax.tree.map(lambda kernel: values[_name(kernel)].pop(0), kernels), updated
 
 
 def total_norm(params: Any, kernels: Any, vectors: Vectors) -> tuple[Any, Vectors]:

@@ -84,7 +84,7 @@ class TemperedInfo(NamedTuple):
 
     logdensity: jax.Array  # [], nats, of the replica at b = 1, where the step started
     grad_norm: jax.Array  # [], of its gradient
-    acceptance: jax.Array  # [], probability of its step; 1 where it is not adjusted
+    acceptance_rate: jax.Array  # [], probability of its step; 1 if not adjusted
     exchange: jax.Array  # [R - 1], of neighbours' exchange, where it was proposed
 
 
@@ -153,9 +153,9 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
         b = inverse_temperatures.astype(state.position[0].dtype)
 
         def move_one(noise, b, replica):
-            current, anew = at(b, replica), noise.proposal
-            moved = update(anew, current.position, current.grad, step_size, 1.0)
-            position = jax.tree.map(lambda a, m: jnp.where(b == 0, a, m), anew, moved)
+            current, fresh = at(b, replica), noise.proposal
+            moved = update(fresh, current.position, current.grad, step_size, 1.0)
+            position = jax.tree.map(lambda a, m: jnp.where(b == 0, a, m), fresh, moved)
             proposal = mala.init(position, logdensity_fn)
             # Where g is not finite, no other replica must see it.
             finite = jnp.isfinite(proposal.logdensity)

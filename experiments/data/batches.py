@@ -11,6 +11,7 @@ from experiments.data import sources
 from experiments.data.augment import AUGMENTATIONS, affine
 from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
+from experiments.options import Experiment
 
 _THREADS = min(16, os.cpu_count() or 1)  # that decode batches ahead
 
@@ -122,13 +123,17 @@ class Batches:
 
 
 def training_batches(
-    config, images, seed: int, process_index: int = 0, process_count: int = 1
+    experiment: Experiment,
+    images,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Batches:
     """The `Batches` that a configuration asks for."""
-    data = config.data
+    data = experiment.data
     return Batches(
         images,
-        config.learning.batch_size,
+        experiment.learning.batch_size,
         seed,
         data.binarize,
         data.augment,

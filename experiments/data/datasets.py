@@ -1,6 +1,9 @@
 """Images of a data set: its splits, and the classes that are kept."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,83 +12,80 @@ from experiments.data.augment import AUGMENTATIONS, cpu_device
 from experiments.data.loaders import CROPPED, LOADERS, Options, Split
 from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
+from experiments.options import Data
 from jebm.names import unknown_name_message
 
 
-def load(
-    name: str,
-    data_dir: str | None = None,
-    labels: tuple[int, ...] = (),
-    heldout_class: int | None = None,
-    binarize: bool = False,
-    image_shape: tuple[int, int, int] | None = None,
-    fake_like: str | None = None,
-    augment: tuple[str, ...] = (),
-    on_corrupt: str = "error",
-    num_workers: int = 0,
-) -> dict[str, Split]:
-    """Loads the splits "train" and "test"; the arguments are the fields of config.data.
+def load(data: Data) -> dict[str, Split]:
+    """Loads the splits "train" and "test" of config.data.
 
-    Args:
-      name: a key of `LOADERS`.
-      data_dir: where prepared data lies; None for TFDS_DATA_DIR or TFDS's default.
-      labels: keep the images of these classes only; empty keeps all.
-      heldout_class: a class that training does not see, see `hold_out`; None for none.
-      binarize: makes each pixel of "test" black or white, once; those of "train" are
-        drawn anew for each of their `Batches`.
-      image_shape: (H, W, C) of "folder".
-      fake_like: the data set whose shape and classes "fake" has.
-      augment: of `AUGMENTATIONS`; `Batches` apply them.
-      on_corrupt: what to do at an image that cannot be read, see `sources.Streamed`.
-      num_workers: of `Batches`.
+    With `heldout_class` training does not see a class, see `hold_out`; with `binarize`
+    each pixel of "test" is black or white, drawn once, and those of "train" are drawn
+    anew by their `Batches`, which apply `augment` too.
 
     Raises:
       ConfigError: for an unknown name (the message lists the known ones), data that is
         not prepared, classes of which there is no image, or fields that do not fit.
     """
-    if name not in LOADERS:
-        raise ConfigError(unknown_name_message("data set", name, LOADERS))
-    if image_shape is not None and name != "folder":
-        raise ConfigError(f"data.image_shape is of data.name 'folder', not of {name!r}")
-    if on_corrupt not in sources.ON_CORRUPT:
-        raise ConfigError(
-            unknown_name_message("data.on_corrupt", on_corrupt, sources.ON_CORRUPT)
+    _check(data)
+    options = Options(
+        data.data_dir, data.image_shape, data.fake_like, data.on_corrupt,
+        "crop" in data.augment,
+    )  # fmt: skip
+    splits = dict(read(data.name, options))
+    if data.is_fake:
+        print(
+            f"{fake.LABEL}: the images are made up, in the shape of {data.fake_like!r}."
         )
-    if num_workers < 0:
-        raise ConfigError(f"data.num_workers must be at least 0, got {num_workers}")
-    for kind in augment:
-        if kind not in AUGMENTATIONS:
-            raise ConfigError(unknown_name_message("data.augment", kind, AUGMENTATIONS))
-    if "affine" in augment:
-        cpu_device()
-    cropped = "crop" in augment
-    if cropped and (fake_like if name == "fake" else name) not in CROPPED:
-        raise ConfigError(
-            f"data.augment 'crop' is of images of many sizes, {CROPPED}; those of "
-            f"{name!r} are all of one"
-        )
-    options = Options(data_dir, image_shape, fake_like, on_corrupt, cropped)
-    splits = dict(read(name, options))
-    if name == "fake":
-        print(f"{fake.LABEL}: the images are made up, in the shape of {fake_like!r}.")
-    known = set(splits["train"].labels.tolist())
-    if missing := set(labels) - known:
-        raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
-    if labels:
-        known = set(labels)
-        splits = {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
-    if heldout_class is not None:
-        if heldout_class not in known or len(known) == 1:
-            raise ConfigError(
-                f"data.heldout_class must be one of several classes, {sorted(known)}, "
-                f"got {heldout_class}"
-            )
-        splits = hold_out(splits, heldout_class)
-    if binarize:
+    splits = _of_classes(splits, data)
+    if data.binarize:
         rng, test = np.random.default_rng(0), splits["test"]
         images = draw_binary(rng, np.asarray(test.images))
         splits["test"] = test._replace(images=images)
     return splits
+
+
+def _check(data):
+    """Refuses fields that do not fit, before anything is read."""
+    name = data.name
+    if name not in LOADERS:
+        raise ConfigError(unknown_name_message("data set", name, LOADERS))
+    if data.image_shape is not None and name != "folder":
+        raise ConfigError(f"data.image_shape is of data.name 'folder', not of {name!r}")
+    for kind in data.augment:
+        if kind not in AUGMENTATIONS:
+            raise ConfigError(unknown_name_message("data.augment", kind, AUGMENTATIONS))
+    if "affine" in data.augment:
+        cpu_device()
+    source = data.fake_like if data.is_fake else name
+    if "crop" in data.augment and source not in CROPPED:
+        raise ConfigError(
+            f"data.augment 'crop' is of images of many sizes, {CROPPED}; those of "
+            f"{name!r} are all of one"
+        )
+
+
+def _of_classes(splits, data):
+    """The splits with the classes of data.labels, and data.heldout_class held out."""
+    known = set(splits["train"].labels.tolist())
+    if missing := set(data.labels) - known:
+        raise ConfigError(
+            f"data.labels: {data.name!r} has no images of {sorted(missing)}"
+        )
+    if data.labels:
+        known = set(data.labels)
+        splits = {
+            k: _keep(s, np.isin(s.labels, data.labels)) for k, s in splits.items()
+        }
+    heldout = data.heldout_class
+    if heldout is None:
+        return splits
+    if heldout not in known or len(known) == 1:
+        raise ConfigError(
+            f"data.heldout_class must be one of several classes, {sorted(known)}, "
+            f"got {heldout}"
+        )
+    return hold_out(splits, heldout)
 
 
 @functools.lru_cache(maxsize=1)  # training and its figures read the same images
@@ -94,11 +94,15 @@ def read(name: str, options: Options) -> dict[str, Split]:
     return LOADERS[name](options)
 
 
-def described(data) -> str:
-    """The data set's name for readers; of fake data, what is imitated as well."""
-    if data["name"] != "fake":
-        return data["name"]
-    return f"{fake.LABEL} in the shape of {data['fake_like']}"
+def described(data: Data | Mapping[str, Any]) -> str:
+    """Names the data set for readers; of fake data, what is imitated as well.
+
+    `data` may be the dict of a config.json.
+    """
+    fields = dataclasses.asdict(data) if isinstance(data, Data) else data
+    if fields["name"] != "fake":
+        return fields["name"]
+    return f"{fake.LABEL} in the shape of {fields['fake_like']}"
 
 
 def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:

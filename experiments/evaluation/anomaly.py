@@ -5,7 +5,7 @@ option of eval.anomaly weighs in it, are in `experiments.evaluation.anomaly_scor
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ from jebm.kernels import ENCODED
 class Anomaly(Evaluator):
     """How well the score tells the held-out class."""
 
-    SECTION = "eval.anomaly"
+    SECTION: ClassVar[str] = "eval.anomaly"
 
     likelihood_weight: NonNegative
     num_augmentations: Count

@@ -39,7 +39,7 @@ def diagnose(key: jax.Array, run: Run) -> dict[str, float]:
     for name, chain in chains.items():
         given = x if name == "posterior" else None
         result = _diagnose(keys, model, params, chain, x=given)
-        numbers[f"{name}_acceptance"] = result.acceptance.mean().item()
+        numbers[f"{name}_acceptance"] = result.acceptance_rate.mean().item()
         numbers[f"{name}_stiffness"] = result.stiffness.mean().item()
     if options.num_temperatures and "prior" in chains:
         chain = tempered(model, options.num_temperatures)

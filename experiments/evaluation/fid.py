@@ -65,8 +65,8 @@ _COLUMNS = {
 class Inception(Evaluator):
     """What is measured in Inception's features, by the protocol of a subclass."""
 
-    SECTION = "eval.fid"
-    OWN_FILE = True
+    SECTION: ClassVar[str] = "eval.fid"
+    OWN_FILE: ClassVar[bool] = True
     PROTOCOL: ClassVar[Protocol]
 
     num_samples: Pair
@@ -206,14 +206,14 @@ class Inception(Evaluator):
 class Paper(Inception):
     """By the protocol "paper"."""
 
-    PROTOCOL = PAPER
+    PROTOCOL: ClassVar[Protocol] = PAPER
 
 
 @dataclasses.dataclass(frozen=True)
 class Clean(Inception):
     """By the protocol "clean"."""
 
-    PROTOCOL = CLEAN
+    PROTOCOL: ClassVar[Protocol] = CLEAN
 
 
 def compare(summary: Summary | None, real: Reference) -> dict[str, Number]:

@@ -6,7 +6,7 @@ The protocol "likelihood". What is estimated, and by which estimator, is told by
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -61,7 +61,7 @@ _TITLES = {
 class Likelihood(Evaluator):
     """Log-likelihood of held-out images."""
 
-    SECTION = "eval.likelihood"
+    SECTION: ClassVar[str] = "eval.likelihood"
 
     estimator: Literal["importance", "annealed", "bridged"]
     num_images: Pair

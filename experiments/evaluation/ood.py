@@ -7,6 +7,7 @@ of the largest AUROC.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ Statistics = dict[str, np.ndarray]  # by name, of images [N]
 class Ood(Evaluator):
     """How well every score tells images of elsewhere."""
 
-    SECTION = "eval.ood"
+    SECTION: ClassVar[str] = "eval.ood"
 
     outliers: tuple[str, ...]
     chosen_on: str

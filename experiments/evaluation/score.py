@@ -20,7 +20,7 @@ from experiments.streams import Role
 _COLUMNS, _ROWS = 10, 10
 
 
-def score(experiment: Experiment, path: pathlib.Path, folder: str) -> None:
+def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> None:
     """Scores the images of `folder` with the run in `path`.
 
     Writes to scores/ of the run FOLDER.csv, a line per image with every score(k) and
@@ -29,10 +29,10 @@ def score(experiment: Experiment, path: pathlib.Path, folder: str) -> None:
     """
     create(experiment)  # refuses options of eval that cannot work
     run = open_run(experiment, path)
-    files, images = read_folder(pathlib.Path(folder), run.model.image_shape)
+    files, images = read_folder(folder, run.model.image_shape)
     print(f"Scoring {len(files)} images with {path} at step {run.step}.")
     scores = scores_of(run.key(Role.EVALUATION), run, images)
-    out, name = run.folder("scores"), pathlib.Path(folder).resolve().name
+    out, name = run.folder("scores"), folder.resolve().name
     out.mkdir(parents=True, exist_ok=True)
     table, sheet = out / f"{name}.csv", out / f"{name}.png"
     _write_table(table, files, scores)

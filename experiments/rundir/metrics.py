@@ -1,60 +1,79 @@
-"""metrics.jsonl and hardware.json: what training_budget has measured and taken."""
+"""metrics.jsonl and hardware.json: what training has measured, and what it took."""
 
 import json
 import math
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from experiments.errors import ConfigError
+from experiments.options import Experiment
 from experiments.rundir.files import read_json, write_json, write_text
+
+# Keys of older versions.
+_RENAMED = {"rescue": "rollback", "rescues": "rollbacks", "wrong": "violations"}
 
 
 class Metrics:
     """Writes metrics.jsonl and, where TensorFlow is installed, TensorBoard events."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, rescues: int):
+    def __init__(self, workdir: pathlib.Path, step: int, rollbacks: int = 0):
         """Opens the file for a run that goes on from `step`, see `rewind`."""
-        self._workdir, self._file = workdir, None
-        self.rewind(step, rescues)
+        self._workdir = workdir
+        self._file: TextIO | None = None
+        self.rewind(step, rollbacks)
         self._tensorboard = _tensorboard_writer(workdir)
 
-    def rewind(self, step: int, rescues: int, rescue: str | None = None) -> None:
-        """Drops lines beyond `step`, which will be written anew; adds that of a rescue.
+    def rewind(self, step: int, rollbacks: int, message: str | None = None) -> None:
+        """Drops lines beyond `step`, which will be written again; adds a rollback's.
 
-        The lines of earlier rescues stay, wherever they went back to; those of rescues
-        beyond the number given, after which a run was killed, will be written anew.
+        The lines of earlier rollbacks stay, wherever they went back to; those of
+        rollbacks beyond the number given, after which a run was killed, will be written
+        again.
         """
         lines = [
             line
             for line in read_metrics(self._workdir)
-            if (line["step"] <= step or "rescue" in line)
-            and line.get("rescues", 0) <= rescues
+            if (line["step"] <= step or "rollback" in line)
+            and line.get("rollbacks", 0) <= rollbacks
         ]
-        if rescue is not None:
-            lines.append({"step": step, "rescues": rescues, "rescue": rescue})
+        if message is not None:
+            lines.append({"step": step, "rollbacks": rollbacks, "rollback": message})
         if self._file is not None:
             self._file.close()
         path = self._workdir / "metrics.jsonl"
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a")
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line, flushed; JSON has no NaN, so it reads null."""
-        as_json = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **as_json}) + "\n")
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line of numbers or lists of them, and flushes it.
+
+        JSON has no NaN: what is not finite reads null.
+        """
+        assert self._file is not None
+        line = {"step": step} | {k: _as_json(v) for k, v in values.items()}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
-            self._tensorboard.write_scalars(step, values)
+            scalars = {k: v for k, v in values.items() if not isinstance(v, list)}
+            self._tensorboard.write_scalars(step, scalars)
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; a last line cut off by a kill is left out.
+def _as_json(value):
+    if isinstance(value, list):
+        return [_as_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of metrics.jsonl; leaves out a last one cut off by a kill.
 
     Raises:
       ConfigError: if another line is damaged.
@@ -64,34 +83,34 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
         return []
     try:
         *lines, _partial = path.read_text().split("\n")
-        found = [json.loads(line) for line in lines]
+        values = [json.loads(line) for line in lines]
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(found, 1):
+    for number, line in enumerate(values, 1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise ConfigError(f"{path} cannot be read: line {number} tells no step")
-    return found
+            raise ConfigError(f"{path} cannot be read: line {number} has no step")
+    return [{_RENAMED.get(k, k): v for k, v in line.items()} for line in values]
 
 
-def training_budget(workdir: pathlib.Path, config) -> dict[str, Any]:
-    """What training took: images, seconds of steps, and hardware where it is known.
+def training_budget(workdir: pathlib.Path, experiment: Experiment) -> dict[str, Any]:
+    """Returns what training took: images, seconds of steps, and the known hardware.
 
     Seconds are those of metrics.jsonl: of steps alone, without compiling, saving,
-    drawing and what a rescue threw away.
+    drawing and what a rollback threw away.
     """
     images, seconds, last = 0, 0.0, 0
     for line in read_metrics(workdir):
-        if "rescue" in line:
+        if "rollback" in line:
             continue
-        taken = (line["step"] - last) * config.learning.batch_size
+        taken = (line["step"] - last) * experiment.learning.batch_size
         images, last = images + taken, line["step"]
         if rate := line.get("images_per_second"):
             seconds += taken / rate
-    found = {"training_images": images, "training_seconds": seconds}
+    budget: dict[str, Any] = {"training_images": images, "training_seconds": seconds}
     file = workdir / "hardware.json"
     if file.is_file():
-        found["training_hardware"] = "; ".join(map(str, read_json(file, list)))
-    return found
+        budget["training_hardware"] = "; ".join(map(str, read_json(file, list)))
+    return budget
 
 
 def add_hardware(workdir: pathlib.Path, hardware: str) -> None:

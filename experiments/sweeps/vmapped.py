@@ -1,32 +1,36 @@
 """Trains many seeds, settings or data sets of one model in one vmapped program.
 
-A lane is a training of its own: its seed, its images, and its values of some fields of
-`learning`. No lane is ever rescued: each is held against the limits of `config.monitor`
-at every `log.every` steps. A killed run goes on from its last checkpoint.
+Each is a run of its own: its seed, its images, and its values of some fields of
+`learning`. None is ever rolled back: each is held against the limits of
+`config.monitor` at every `log.every` steps. A killed program goes on from its last
+checkpoint.
 """
 
 import contextlib
-import json
+import functools
 import pathlib
-import types
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+import jebm
 from experiments.data.batches import training_batches
 from experiments.errors import ConfigError
-from experiments.rundir.files import lock, read_json, write_text
-from experiments.rundir.metrics import read_metrics
+from experiments.options import Experiment
+from experiments.rundir.files import lock, read_json
+from experiments.rundir.metrics import Metrics, read_metrics
 from experiments.rundir.settings import check_settings, write_settings
 from experiments.runtime import parallel
-from experiments.training import learner, monitor, steps
+from experiments.training import learner, steps
+from experiments.training.monitor import violations
+from experiments.training.screen import progress_bar
 from experiments.training.state import checkpoint_items, restore
 from jebm import checkpoints
+from jebm.learning import Limits
 
-# Fields of `learning` that may differ between the lanes of one program.
+# Fields of `learning` that may differ between the runs of one program.
 TRACED = (
     "backbone_lr",
     "energy_lr",
@@ -37,8 +41,8 @@ TRACED = (
 )
 
 
-class Lane(NamedTuple):
-    """One of the trainings."""
+class VmappedRun(NamedTuple):
+    """One of the runs."""
 
     images: np.ndarray  # uint8 [N, H, W, C]
     seed: int
@@ -46,159 +50,178 @@ class Lane(NamedTuple):
     backbone: Any = None  # variables of one that is frozen: "two_stage"
 
 
-def train_lanes(config, path: pathlib.Path, model, lanes: list[Lane], names: list):
-    """Trains all lanes for `learning.num_steps`, on one device.
+def train_vmapped(
+    experiment: Experiment,
+    path: pathlib.Path,
+    model: jebm.Model,
+    runs: list[VmappedRun],
+    names: list,
+):
+    """Trains all runs for `learning.num_steps`, on one device.
 
     Args:
-      config: the configuration that they share.
-      path: where config.json, model.json (with the lanes' names), metrics.jsonl (with
-        a list over lanes for every metric) and checkpoints go.
+      experiment: the options that they share.
+      path: where config.json, model.json (with the runs' names), metrics.jsonl (with
+        a list over runs for every metric) and checkpoints go.
       model: the model.
-      lanes: the trainings.
-      names: what tells them from others, values of JSON.
+      runs: what is trained.
+      names: what distinguishes them, values of JSON.
 
     Returns:
-      the state, every leaf with a leading axis over lanes, and the `History`.
+      the state, every leaf with a leading axis over runs, and the `History`.
 
     Raises:
-      ConfigError: if `path` holds lanes of other names or settings, or another process
-        trains there; or if learning is "two_stage" and a lane has no backbone.
+      ConfigError: if `path` holds runs of other names or settings, or another process
+        trains there; or if learning is "two_stage" and a run has no backbone.
     """
-    if config.learning.method == "two_stage" and any(
-        lane.backbone is None for lane in lanes
+    if experiment.learning.method == "two_stage" and any(
+        run.backbone is None for run in runs
     ):
         raise ConfigError(
-            "learning.method 'two_stage' needs a trained backbone for every lane"
+            "learning.method 'two_stage' needs a trained backbone for every run"
         )
-    check_settings(path, config, "train")
+    check_settings(path, experiment, "train")
     with lock(path):
-        return _train_lanes(config, path, model, lanes, names)
+        _begin(experiment, path, names)
+        return _train(experiment, path, model, runs)
 
 
-def _train_lanes(config, path, model, lanes, names):
-    file, spec = path / "model.json", {"lanes": names}
-    if file.is_file() and read_json(file) != spec:
-        raise ConfigError(f"{path} holds other lanes: choose another --workdir")
-    write_settings(path, config, spec)
-    devices = jax.local_devices()[:1]
-    fields = dict(config.learning)
-    traced = {
-        name: jnp.asarray([lane.setting.get(name, fields[name]) for lane in lanes])
-        for name in TRACED
-    }
-    keys = jax.vmap(jax.random.key)(jnp.asarray([lane.seed for lane in lanes]))
-    backbones = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *(lane.backbone for lane in lanes)
-    )
+def _begin(experiment, path, names):
+    file, spec = path / "model.json", {"vmapped": names}
+    if file.is_file():
+        existing = read_json(file)
+        if existing.get("vmapped", existing.get("lanes")) != names:
+            raise ConfigError(f"{path} holds other runs: choose another --workdir")
+    write_settings(path, experiment, spec)
 
-    def lane_learning(values):
-        return types.SimpleNamespace(**(fields | values))
 
-    def create(key, values, backbone):
-        return learner.create_state(key, lane_learning(values), model, backbone)
-
-    def lane_step(lane, state, images):
-        key, values = lane
-        step_fn = learner.make_train_step(lane_learning(values), model)
-        return step_fn(key, state, images)
-
-    def lane_diagnose(lane, state, images):
-        return learner.make_diagnose(model)(lane[0], state, images)
-
-    state = restore(path, jax.vmap(create)(keys, traced, backbones))
+def _train(experiment, path, model, runs):
+    log, last = experiment.log, experiment.learning.num_steps
+    keyed, state, step_fn, diagnose_fn = _program(experiment.learning, model, runs)
+    state = restore(path, state)
     step = int(state.learner.step[0])
-    history = History(path, step, len(lanes))
-    batches = [training_batches(config, lane.images, lane.seed) for lane in lanes]
+    history = History(path, step, len(runs), experiment.monitor.limits)
+    batches = [training_batches(experiment, run.images, run.seed) for run in runs]
 
     def feed(step):
-        return np.stack([lane(step) for lane in batches])[None]
+        return np.stack([batch(step) for batch in batches])[None]
 
-    step_fn = parallel.pmap(jax.vmap(lane_step), devices)
-    diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)
-    state = parallel.replicate(state, devices)
-    last = config.learning.num_steps
+    state = parallel.replicate(state, jax.local_devices()[:1])
     with (
         contextlib.closing(history),
-        checkpoints.manager(path, config.log.keep) as manager,
-        tqdm(initial=step, total=last, unit="step", disable=None) as progress,
+        checkpoints.manager(path, log.keep) as manager,
+        progress_bar(step, last) as progress,
     ):
         loop = steps.intervals(
-            step_fn, (keys, traced), state, feed, progress, first=step, last=last,
-            every=config.log.every,
+            step_fn, keyed, state, feed, progress, first=step, last=last,
+            every=log.every,
         )  # fmt: skip
         for step, state, values, batch, _ in loop:
-            if step % config.log.diagnose_every == 0 or step == last:
-                found = diagnose_fn((keys, traced), state, batch[:, :, :16])
-                values |= parallel.unreplicate(found)
-            wrong = history.add(step, values, config.monitor)
-            said = f"{wrong}/{len(lanes)} beyond the limits"
-            progress.set_postfix_str(f"{said}, in {path}")
+            if step % log.diagnose_every == 0 or step == last:
+                results = diagnose_fn(keyed, state, batch[:, :, :16])
+                values |= parallel.unreplicate(results)
+            violated = history.add(step, values)
+            message = f"{violated}/{len(runs)} beyond the limits"
+            progress.set_postfix_str(f"{message}, in {path}")
             if progress.disable:
-                print(f"{path}: step {step}/{last}: {said}", flush=True)
-            if step % config.log.checkpoint_every == 0 or step == last:
-                checkpoints.save(
-                    manager, step, checkpoint_items(parallel.unreplicate(state))
-                )
+                print(f"{path}: step {step}/{last}: {message}", flush=True)
+            if step % log.checkpoint_every == 0 or step == last:
+                items = checkpoint_items(parallel.unreplicate(state))
+                checkpoints.save(manager, step, items)
     return parallel.unreplicate(state), history
 
 
-def of_lane(tree, i: int):
-    """Lane i of a tree whose every leaf has a leading axis over lanes."""
+def _program(learning, model, runs):
+    """Returns what steps are given, the first state, and the step and diagnosis."""
+    traced = {
+        name: jnp.asarray(
+            [run.setting.get(name, getattr(learning, name)) for run in runs]
+        )
+        for name in TRACED
+    }
+    keys = jax.vmap(jax.random.key)(jnp.asarray([run.seed for run in runs]))
+    backbones = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(run.backbone for run in runs)
+    )
+
+    def create(key, values, backbone):
+        return learner.create_state(key, learning.traced(values), model, backbone)
+
+    def step_of_one(keyed, state, images):
+        key, values = keyed
+        step_fn = learner.make_train_step(learning.traced(values), model)
+        return step_fn(key, state, images)
+
+    def diagnose_one(keyed, state, images):
+        return learner.make_diagnose(model)(keyed[0], state, images)
+
+    pmap = functools.partial(parallel.pmap, devices=jax.local_devices()[:1])
+    return (
+        (keys, traced),
+        jax.vmap(create)(keys, traced, backbones),
+        pmap(jax.vmap(step_of_one)),
+        pmap(jax.vmap(diagnose_one), donate=False),
+    )
+
+
+def of_run(tree: Any, i: int) -> Any:
+    """Returns run i of a tree whose every leaf has a leading axis over runs."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
 
 
 class History:
-    """metrics.jsonl with a list over lanes for every metric."""
+    """metrics.jsonl with a list over runs for every metric."""
 
-    def __init__(self, path, step: int, lanes: int):
-        """Opens the file for lanes that go on from `step`; later lines are dropped."""
-        self._lines = [x for x in read_metrics(path) if x["step"] <= step]
-        self._lanes, self._wrong = lanes, set()
-        self._wrong.update(*(self._beyond(line) for line in self._lines))
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        write_text(path / "metrics.jsonl", text)
-        self._file = (path / "metrics.jsonl").open("a")
+    def __init__(self, path: pathlib.Path, step: int, num_runs: int, limits: Limits):
+        """Opens the file for runs that go on from `step`; later lines are dropped."""
+        self._metrics = Metrics(path, step)
+        self._lines = read_metrics(path)
+        self._num_runs, self._limits = num_runs, limits
+        self._violated = {i for line in self._lines for i in _violating(line)}
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        self._metrics.close()
 
-    def _beyond(self, line):
-        return [i for i, wrong in enumerate(line["wrong"]) if wrong]
+    def add(self, step: int, values: dict[str, np.ndarray]) -> int:
+        """Adds an interval; returns how many runs have ever left the limits."""
+        lists = {name: np.asarray(value).tolist() for name, value in values.items()}
+        each = [{k: float(v[i]) for k, v in lists.items()} for i in self._runs]
+        lists["violations"] = [violations(one, self._limits) for one in each]
+        self._metrics.write(step, lists)
+        self._lines.append({"step": step} | lists)
+        self._violated.update(_violating(self._lines[-1]))
+        return len(self._violated)
 
-    def add(self, step, values, limits) -> int:
-        """Adds an interval; returns how many lanes have ever left the limits."""
-        wrong = [
-            monitor.verdict({k: float(v[i]) for k, v in values.items()}, limits)
-            for i in range(self._lanes)
-        ]
-        lists = {
-            k: [float(x) if np.isfinite(x) else None for x in v]
-            for k, v in values.items()
-        }
-        self._lines.append({"step": step, "wrong": wrong} | lists)
-        self._file.write(json.dumps(self._lines[-1]) + "\n")
-        self._file.flush()
-        self._wrong.update(self._beyond(self._lines[-1]))
-        return len(self._wrong)
-
-    def lane(self, i):
-        """What lane i came to, in numbers as long as they were finite."""
+    def of_run(self, i: int) -> dict[str, Any]:
+        """Returns what run i came to, in numbers as long as they were finite."""
         lines = [
             {k: v[i] for k, v in line.items() if k != "step"} | {"step": line["step"]}
             for line in self._lines
         ]
-        wrong = next((line for line in lines if line["wrong"]), None)
-        found = {"diverged": wrong and f"step {wrong['step']}: {wrong['wrong']}"}
+        violated = next((line for line in lines if line["violations"]), None)
+        results = {
+            "diverged": violated
+            and f"step {violated['step']}: {violated['violations']}"
+        }
         for name in _KEPT:
-            if values := [x[name] for x in lines if x.get(name) is not None]:
-                found[f"largest_{name}"] = max(values, key=abs)
-                found[f"last_{name}"] = values[-1]
-        return found
+            values = [line.get(name) for line in lines]
+            if values := [v for v in values if v is not None and np.isfinite(v)]:
+                results[f"largest_{name}"] = max(values, key=abs)
+                results[f"last_{name}"] = values[-1]
+        return results
+
+    @property
+    def _runs(self):
+        return range(self._num_runs)
+
+
+def _violating(line):
+    return [i for i, message in enumerate(line["violations"]) if message]
 
 
 _KEPT = (
-    *monitor.LIMITS,
+    *Limits._fields,
     "prior_acceptance",
     "prior_stiffness",
     "posterior_acceptance",

@@ -4,6 +4,8 @@ The learning rule itself is `jebm.learning`; this module says which one a config
 for, and takes its steps on the devices of `experiments.runtime.parallel`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,9 +14,11 @@ from flax import struct
 import jebm
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
+from experiments.models import active_chains
+from experiments.options import Learning
 from experiments.runtime import parallel
 from experiments.streams import Role
-from experiments.training.monitor import GuardState
+from experiments.training.monitor import MonitorState
 from jebm.chains import example_keys
 from jebm.diagnostics import chain_diagnostics
 from jebm.learning import Learner, LearnerState
@@ -26,36 +30,30 @@ class TrainState:
     """What a run resumes from."""
 
     learner: LearnerState
-    guard: GuardState
+    monitor: MonitorState
 
 
 OPTIMIZERS = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}
 
 
-def create_optimizer(learning) -> optax.GradientTransformation:
-    """One for the backbone and Adam for the energies, each with its own rate.
+def create_optimizer(learning: Learning) -> optax.GradientTransformation:
+    """Returns one for the backbone and Adam for the energies, each with its own rate.
 
     The energies' state has a factor of their updates, for `scale_energy_updates`.
     """
+    # Rises from 0 to 1, and falls along a cosine to final_lr_fraction.
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, 1.0, learning.warmup_steps, learning.num_steps, learning.final_lr_fraction
+    )
 
     def chain(name, learning_rate, weight_decay):
-        warm_up = learning.warmup_steps
-        fall = optax.cosine_decay_schedule(
-            learning_rate, learning.num_steps - warm_up, learning.final_lr_fraction
-        )
-
-        def schedule(step):
-            rise = learning_rate * (step / max(warm_up, 1))
-            return jnp.where(step < warm_up, rise, fall(step - warm_up))
-
+        decay = optax.add_decayed_weights(weight_decay)
         scale = OPTIMIZERS[name](learning.adam_b1, learning.adam_b2, learning.adam_eps)
         return optax.chain(
             optax.clip_by_global_norm(learning.clip_norm),
-            optax.add_decayed_weights(weight_decay)
-            if weight_decay
-            else optax.identity(),
+            decay if weight_decay else optax.identity(),
             scale,
-            optax.scale_by_learning_rate(schedule),
+            optax.scale_by_learning_rate(lambda step: learning_rate * schedule(step)),
         )
 
     energy = chain("adam", learning.energy_lr, learning.energy_weight_decay)
@@ -68,15 +66,17 @@ def create_optimizer(learning) -> optax.GradientTransformation:
 
 
 def scale_energy_updates(state: LearnerState, factor: float) -> LearnerState:
-    """The state whose energies take steps of `factor` times their learning rate."""
+    """Multiplies the energies' learning rate by `factor`."""
     opt_state = optax.tree_utils.tree_set(
         state.opt_state, step_size=jnp.asarray(factor, jnp.float32)
     )
-    return state.replace(opt_state=opt_state)
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
-def create_learner(learning, model: jebm.Model, reduce=lambda tree: tree) -> Learner:
-    """The learner that config.learning asks for; `reduce` as of `learning.Options`."""
+def create_learner(
+    learning: Learning, model: jebm.Model, reduce=lambda tree: tree
+) -> Learner:
+    """Returns the learner of config.learning; `reduce` as of `learning.Options`."""
     steps = learning.persistent_steps if learning.persistent_chains else None
     options = jebm.learning.Options(
         persistent_chains=learning.persistent_chains,
@@ -105,9 +105,9 @@ def create_learner(learning, model: jebm.Model, reduce=lambda tree: tree) -> Lea
 
 
 def create_state(
-    key: jax.Array, learning, model: jebm.Model, backbone=None
+    key: jax.Array, learning: Learning, model: jebm.Model, backbone=None
 ) -> TrainState:
-    """The state before the first step, of all devices; `key` is that of the seed.
+    """Makes the state before the first step, of all devices, from the seed's key.
 
     `backbone` are the variables of one that is frozen.
     """
@@ -115,10 +115,10 @@ def create_state(
         state = create_learner(learning, model).init(key, backbone)
     except ValueError as error:
         raise ConfigError(f"learning: {error}") from error
-    return TrainState(state, GuardState.start())
+    return TrainState(state, MonitorState.start())
 
 
-def make_train_step(learning, model: jebm.Model):
+def make_train_step(learning: Learning, model: jebm.Model):
     """Returns `step(key, state, images) -> (state, metrics)`, for `parallel.pmap`.
 
     Noise is keyed by (seed, role, step, index in the global batch): it is the same on
@@ -141,7 +141,7 @@ def distribute(state: TrainState, devices) -> TrainState:
 
 
 def collect(state: TrainState) -> TrainState:
-    """The inverse of `distribute`, as NumPy arrays."""
+    """Gathers a state: the inverse of `distribute`, as NumPy arrays."""
     chains = parallel.unshard(state.learner.persistent)
     return _with_chains(parallel.unreplicate(_with_chains(state, ())), chains)
 
@@ -162,16 +162,14 @@ def make_diagnose(model: jebm.Model):
         key = jax.random.fold_in(key, Role.DIAGNOSTICS)
         key = jax.random.fold_in(key, state.learner.step)
         keys = example_keys(key, parallel.example_index(x.shape[0]))
-        chains = {}
-        if model.chains.posterior.num_steps:
-            chains["posterior"] = (model.chains.posterior, x)
-        if model.energy is not None:
-            chains["prior"] = (model.chains.prior, None)
         metrics = {}
-        for name, (chain, given) in chains.items():
-            found = chain_diagnostics(keys, model, state.learner.params, chain, x=given)
-            metrics[f"{name}_acceptance"] = found.acceptance.mean()
-            metrics[f"{name}_stiffness"] = found.stiffness.mean()
+        for name, chain in active_chains(model).items():
+            given = x if name == "posterior" else None
+            results = chain_diagnostics(
+                keys, model, state.learner.params, chain, x=given
+            )
+            metrics[f"{name}_acceptance"] = results.acceptance_rate.mean()
+            metrics[f"{name}_stiffness"] = results.stiffness.mean()
         return parallel.mean(metrics)
 
     return diagnose

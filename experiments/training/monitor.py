@@ -1,9 +1,10 @@
-"""What training does about divergence: back to a good checkpoint, with smaller steps.
+"""The divergence monitor: back to a good checkpoint, with smaller steps.
 
-`jebm.learning.violated_limits` tells that a run diverges; training then goes back to
-the last good checkpoint with half the energies' learning rate.
+`jebm.learning.violated_limits` says that a run diverges; training then rolls back to
+the last good checkpoint, and goes on with half the energies' learning rate.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,43 +12,36 @@ import jax.numpy as jnp
 
 from jebm.learning import Limits, violated_limits
 
-# Fields of `config.monitor` that bound the metric of the same name.
-LIMITS = Limits._fields
 
+class MonitorState(NamedTuple):
+    """What the monitor remembers; saved with the training state."""
 
-class GuardState(NamedTuple):
-    """What the guard remembers; saved with the training state."""
-
-    rescues: jax.Array  # int32 []: each has halved the energies' learning rate
+    rollbacks: jax.Array  # int32 []: each has halved the energies' learning rate
     good: jax.Array  # int32 []: step of the checkpoint that the last one went back to
 
     @classmethod
-    def start(cls) -> "GuardState":
-        """Before any rescue."""
+    def start(cls) -> "MonitorState":
+        """Returns the state before any rollback."""
         return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def verdict(values: dict[str, float], limits) -> str | None:
-    """Says in words what is wrong with the metrics of an interval; None: nothing.
-
-    `limits` is config.monitor.
-    """
-    limits = Limits(**{name: limits[name] for name in LIMITS})
+def violations(values: Mapping[str, float], limits: Limits) -> str | None:
+    """Says in words what is wrong with the metrics of an interval; None: nothing."""
     return "; ".join(violated_limits(values, limits)) or None
 
 
 def last_good(steps: list[int], step: int, interval: int, good: int = 0) -> int:
-    """The newest checkpoint to trust where training was found to diverge.
+    """Returns the newest checkpoint to trust where training was found to diverge.
 
-    One that was followed by a whole sound interval. Where training got to none since it
-    last went back, the checkpoint of then bears the damage already, which no smaller
-    learning rate undoes: the one before it.
+    It is one that was followed by a whole sound interval. Where training got to none
+    since it last went back, the checkpoint of then bears the damage already, which no
+    smaller learning rate undoes: the one before it.
 
     Args:
       steps: of the checkpoints, in order.
       step: where training was found to diverge.
       interval: steps between checkpoints.
-      good: where the last rescue went back to.
+      good: where the last rollback went.
 
     Returns:
       Its step; 0, the start, if there is none.

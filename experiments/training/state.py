@@ -1,25 +1,53 @@
 """What a run resumes from: its checkpoints."""
 
+import pathlib
 from typing import Any
+
+import jax
+import numpy as np
 
 from experiments.errors import ConfigError
 from experiments.rundir.files import read_json
 from experiments.runs import restore_aloud
-from experiments.training import learner
+from experiments.training.learner import TrainState
+from experiments.training.monitor import MonitorState
 from jebm import checkpoints
 from jebm.learning import LearnerState
 
 
-def restore(path, state: learner.TrainState) -> learner.TrainState:
-    """The newest sound checkpoint; `state` itself where there is none."""
+def checkpoint_items(state: TrainState) -> dict[str, Any]:
+    """Returns what is saved of a state, by item of `jebm.checkpoints`.
+
+    The names in the file are those of the first version, so that old runs resume.
+    """
+    learner = dict(vars(state.learner))
+    monitor = {"rescues": state.monitor.rollbacks, "good": state.monitor.good}
+    return {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
+
+
+def restore(path: pathlib.Path, state: TrainState) -> TrainState:
+    """Reads the newest sound checkpoint; returns `state` itself where there is none."""
     if not checkpoints.steps(path):
         return state
     _check_age(path)
     step, items = restore_aloud(path, checkpoint_items(state))
     checkpoints.set_aside_after(path, step)
     saved = dict(items["train_state"])
-    guarded = saved.pop("guard")
-    return learner.TrainState(LearnerState(**saved, ema=items["ema"]), guarded)
+    monitor = saved.pop("guard")
+    return TrainState(
+        LearnerState(**saved, ema=items["ema"]),
+        MonitorState(monitor["rescues"], monitor["good"]),
+    )
+
+
+def sums(items: dict[str, Any]) -> dict[str, float]:
+    """Sums each item of a checkpoint: finite where all that it holds is."""
+    return {
+        f"checkpoint's {name}": float(
+            sum(np.sum(leaf, dtype=np.float64) for leaf in jax.tree.leaves(item))
+        )
+        for name, item in items.items()
+    }
 
 
 def _check_age(path):
@@ -32,9 +60,3 @@ def _check_age(path):
             "its state. It can still be sampled, evaluated and used as a backbone; to "
             "train further, start anew in another --workdir"
         )
-
-
-def checkpoint_items(state: learner.TrainState) -> dict[str, Any]:
-    """What is saved of a state, by item of `jebm.checkpoints`."""
-    learner = dict(vars(state.learner))
-    return {"ema": learner.pop("ema"), "train_state": learner | {"guard": state.guard}}

@@ -2,9 +2,8 @@
 
 In the second stage the backbone is frozen: it comes from `backbone.checkpoint`, a run
 or what `tools.convert.nvae` made, or else is trained before, in WORKDIR/backbone, by
-the config that `backbone.stage_one` names, with the data, the seed and the protocol of
-the second.
-(arXiv 2306.06323, section 4.2)
+the config that `backbone.stage_one` names, with the data, the seed and the evaluation
+of the second. (arXiv 2306.06323, section 4.2)
 """
 
 import pathlib
@@ -14,51 +13,57 @@ import jax
 
 import jebm
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json
-from experiments.rundir.settings import flat
+from experiments.models import stage_one
+from experiments.options import Experiment
+from experiments.rundir.settings import read_settings
 from experiments.runtime import parallel
-from experiments.stages import stage_one
 
 
-def load_backbone(config, path: pathlib.Path, model: jebm.Model, train: Callable):
-    """The backbone's variables; trains the first stage where there is no checkpoint."""
-    source = config.backbone.checkpoint
+def load_backbone(
+    experiment: Experiment, path: pathlib.Path, model: jebm.Model, train: Callable
+):
+    """Returns the backbone's variables; trains it where there is no checkpoint.
+
+    `train(experiment, path)` trains the first stage.
+    """
+    source = experiment.backbone["checkpoint"]
     if source is None:
         source = path / "backbone"
         print(f"Stage 1: the backbone, in {source}.")
-        train(stage_one(config), source)
+        train(stage_one(experiment), source)
         print(f"Stage 2: its energies, in {path}.")
     with parallel.together():
-        params = _read_backbone(config, source, model)
+        params = _read_backbone(experiment, source, model)
     return parallel.share(params.backbone)
 
 
-def _check_held_out(config, source):
-    """Refuses a run that has learned what is to be held out."""
-    file, wanted = pathlib.Path(source) / "config.json", config.data.heldout_class
-    if wanted is None or not file.is_file():  # a converted checkpoint has none
-        return
-    held_out = dict(flat(read_json(file))).get("data.heldout_class")
-    if held_out != wanted:
-        raise ConfigError(
-            f"the backbone in {source} was trained with data.heldout_class {held_out}, "
-            f"and data.heldout_class is {wanted} here"
-        )
-
-
-def _read_backbone(config, source, model):
+def _read_backbone(experiment, source, model):
     if not parallel.is_first():  # which shares what it has read
         return jebm.init(jax.random.key(0), model)
-    found, params = jebm.load(source)
-    if found.image_shape != model.image_shape:
+    loaded, params = jebm.load(source)
+    if loaded.image_shape != model.image_shape:
         raise ConfigError(
-            f"the backbone in {source} is of images {found.image_shape}, and "
-            f"data.name {config.data.name!r} has {model.image_shape}"
+            f"the backbone in {source} is of images {loaded.image_shape}, and "
+            f"data.name {experiment.data.name!r} has {model.image_shape}"
         )
-    _check_held_out(config, source)
-    if found.backbone != model.backbone:
+    _check_heldout(experiment, pathlib.Path(source))
+    if loaded.backbone != model.backbone:
         raise ConfigError(
             f"{source} holds another backbone than backbone.stage_one "
-            f"{config.backbone.stage_one!r} says: choose another --workdir"
+            f"{experiment.backbone['stage_one']!r} says: choose another --workdir"
         )
     return params
+
+
+def _check_heldout(experiment, source):
+    """Refuses a run that has learned what is to be held out."""
+    requested = experiment.data.heldout_class
+    # A converted checkpoint has no config.json.
+    if requested is None or not (source / "config.json").is_file():
+        return
+    heldout = read_settings(source)["data"].get("heldout_class")
+    if heldout != requested:
+        raise ConfigError(
+            f"the backbone in {source} was trained with data.heldout_class {heldout}, "
+            f"and data.heldout_class is {requested} here"
+        )

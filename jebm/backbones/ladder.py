@@ -107,14 +107,14 @@ class Ladder(nn.Module):
         below = [(*output_shape[:2], self.width), *shapes[:-1]]
         if len(shapes[0]) == 1:
             below[0] = shapes[0]  # an image from a vector is left to the decoder
-        self.writers = [Writer(shape, self.activation) for shape in below]
+        self.writers = [TopDownBlock(shape, self.activation) for shape in below]
         if len(shapes[0]) == 1:
             self.decoder = Resize(output_shape)
         else:
             self.decoder = Head(output_shape[-1], self.activation)
         if self.has_encoder:
             self.encoders = [
-                Reader((*shape[:-1], width), self.activation)
+                BottomUpBlock((*shape[:-1], width), self.activation)
                 for shape, width in zip(
                     self.latent_shapes, self.encoder_widths, strict=True
                 )
@@ -218,7 +218,7 @@ class Resize(nn.Module):
         return x
 
 
-class Writer(nn.Module):
+class TopDownBlock(nn.Module):
     """h + g(h, z), carried to `shape`."""
 
     shape: Shape
@@ -233,7 +233,7 @@ class Writer(nn.Module):
         return Resize(self.shape)(state)
 
 
-class Reader(nn.Module):
+class BottomUpBlock(nn.Module):
     """One stage of the bottom-up pass, to features of `shape`."""
 
     shape: Shape

@@ -21,7 +21,7 @@ from flax.linen.dtypes import promote_dtype
 
 from jebm.convolution import conv, depthwise_conv
 from jebm.distributions import Normal
-from jebm.likelihoods import quantise
+from jebm.likelihoods import reduce_bit_depth
 from jebm.networks import required_shape, soft_clamp
 
 
@@ -210,7 +210,7 @@ class NVAE(nn.Module):
     def encode(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Features of images [B, H, W, C] in [0, 1] at each group, bottom to top."""
         pad = (self.padding, self.padding)
-        x = jnp.pad(quantise(x, self.bits), ((0, 0), pad, pad, (0, 0)))
+        x = jnp.pad(reduce_bit_depth(x, self.bits), ((0, 0), pad, pad, (0, 0)))
         x = self.stem(2 * x - 1)
         for cells in self.preprocess:
             x = cells(x)
@@ -272,7 +272,9 @@ class EncoderCell(nn.Module):
         y = Conv(self.features, 3)(nn.silu(BatchNorm()(y)))
         if self.squeeze_excitation:
             y = SqueezeExcitation()(y)
-        return (Halve(self.features)(x) if self.halve else x) + 0.1 * y
+        if self.halve:
+            x = FactorizedReduce(self.features, name="Halve_0")(x)  # as in checkpoints
+        return x + 0.1 * y
 
 
 class DecoderCell(nn.Module):
@@ -298,7 +300,9 @@ class DecoderCell(nn.Module):
         y = BatchNorm()(PlainConv(self.features, 1)(y))
         if self.squeeze_excitation:
             y = SqueezeExcitation()(y)
-        return (Double(self.features)(x) if self.double else x) + 0.1 * y
+        if self.double:
+            x = BilinearUp(self.features, name="Double_0")(x)  # as in checkpoints
+        return x + 0.1 * y
 
 
 class SqueezeExcitation(nn.Module):
@@ -313,7 +317,7 @@ class SqueezeExcitation(nn.Module):
         return x * gate[:, None, None]
 
 
-class Halve(nn.Module):
+class FactorizedReduce(nn.Module):
     """Half of the resolution: each pixel of a 2 x 2 block gives part of the features.
 
     The parts, each by its own convolution, are of the pixels (row, column) = (0, 0),
@@ -337,7 +341,7 @@ class Halve(nn.Module):
         )
 
 
-class Double(nn.Module):
+class BilinearUp(nn.Module):
     """The double of the resolution, linearly between pixels, corners on corners."""
 
     features: int

@@ -40,22 +40,22 @@ def update(
     negative = eps = None
     if rule.model.energy is not None:
         checks.persistent(rule.options.persistent_chains, len(x), state.persistent)
-        negative, eps, moved, found = _prior_samples(
+        negative, eps, moved, prior_info = _prior_samples(
             rule, prior_keys, reinit_keys, state
         )
-        state, info = dataclasses.replace(state, persistent=moved), info | found
+        state, info = dataclasses.replace(state, persistent=moved), info | prior_info
     batch = Batch(x, positive_keys, positive, negative, eps, state.step, state.spectral)
 
     def surrogate(learned):
         return loss(merge(state.params, learned), batch)
 
     learned = trainable(state.params, rule.frozen)
-    grads, found = jax.grad(surrogate, has_aux=True)(learned)
-    info = jax.tree.map(jnp.mean, info | found.info)
+    grads, aux = jax.grad(surrogate, has_aux=True)(learned)
+    info = jax.tree.map(jnp.mean, info | aux.info)
     reduce = rule.options.reduce
-    grads, info, statistics = reduce((grads, info, found.statistics))
+    grads, info, statistics = reduce((grads, info, aux.statistics))
     info["grad_norm"] = global_norm(grads)
-    return _step(rule, state, grads, found._replace(statistics=statistics)), info
+    return _step(rule, state, grads, aux._replace(statistics=statistics)), info
 
 
 def _posterior_samples(rule, keys, params, x):
@@ -103,7 +103,7 @@ def _prior_samples(rule, keys, reinit_keys, state):
     return latents, eps, moved, {"prior_grad_norm": grad_norm}
 
 
-def _step(rule, state, grads, found):
+def _step(rule, state, grads, aux):
     """Takes the optimiser's step, bounds the energies, averages the parameters."""
     import optax  # slow to import, and not needed to sample
 
@@ -111,7 +111,7 @@ def _step(rule, state, grads, found):
     with jax.numpy_dtype_promotion("standard"):  # optax has float ** integer
         updates, opt_state = rule.optimizer.update(grads, state.opt_state, learned)
     learned = optax.apply_updates(learned, updates)
-    vectors = {**state.spectral, **found.spectral}
+    vectors = {**state.spectral, **aux.spectral}
     if "energy" in vectors:
         bound = rule.options.energy_spectral_bound
         bounded = spectral.bounded(learned.energy, vectors["energy"], bound)
@@ -127,7 +127,7 @@ def _step(rule, state, grads, found):
     )
     # Statistics of batches are averages already.
     params, ema = (
-        merge(Params({**old.backbone, **found.statistics}, old.energy), new)
+        merge(Params({**old.backbone, **aux.statistics}, old.energy), new)
         for old, new in ((state.params, learned), (state.ema, averaged))
     )
     return dataclasses.replace(

@@ -203,8 +203,8 @@ class InceptionV3(nn.Module):
       >>> network = InceptionV3(reduction=16)
       >>> images = jnp.zeros((2, 299, 299, 3))
       >>> variables = jax.eval_shape(network.init, jax.random.key(0), images)
-      >>> found = jax.eval_shape(network.apply, variables, images)
-      >>> found.pool.shape, found.logits.shape
+      >>> activations = jax.eval_shape(network.apply, variables, images)
+      >>> activations.pool.shape, activations.logits.shape
       ((2, 128), (2, 63))
     """
 

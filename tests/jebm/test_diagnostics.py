@@ -136,7 +136,7 @@ def test_prior_without_energy_is_as_stiff_as_the_standard_normal(dtype):
         lambda leaf: leaf.astype(dtype), jebm.init(jax.random.key(0), model)
     )
     health = diagnose(model, params, jebm.Langevin(num_steps=3, step_size=0.4), 5)
-    assert health.stiffness.dtype == health.acceptance.dtype == dtype
+    assert health.stiffness.dtype == health.acceptance_rate.dtype == dtype
     np.testing.assert_allclose(health.stiffness, np.full(5, 0.04), rtol=1e-6)
 
 
@@ -221,7 +221,9 @@ def test_acceptance_on_the_standard_normal_is_that_of_mala_by_quadrature(step_si
     model, num = small_model((1,)), 4_000
     params = jebm.init(jax.random.key(0), model)  # E = 0
     chain = jebm.Langevin(num_steps=0, step_size=step_size)  # starts at stationarity
-    acceptance = np.asarray(diagnose(model, params, chain, num).acceptance, np.float64)
+    acceptance = np.asarray(
+        diagnose(model, params, chain, num).acceptance_rate, np.float64
+    )
     line = np.linspace(-8, 8, 801)
     weights = np.exp(-(line**2) / 2) / np.exp(-(line**2) / 2).sum()
     z, noise = line[:, None], line[None]
@@ -244,6 +246,6 @@ def test_acceptance_is_near_1_for_tiny_steps_and_low_beyond_stability(dtype):
             for step_size in (1e-3, 3.0)
         )
         assert tiny.stiffness.max() < 1e-3
-        assert tiny.acceptance.min() > 0.99
+        assert tiny.acceptance_rate.min() > 0.99
         assert huge.stiffness.min() > 1
-        assert huge.acceptance.mean() < 0.1
+        assert huge.acceptance_rate.mean() < 0.1

@@ -11,7 +11,7 @@ from jebm.likelihoods import (
     Gaussian,
     LearnedGaussian,
     LogisticMixture,
-    quantise,
+    reduce_bit_depth,
 )
 
 RNG = np.random.default_rng(0)
@@ -142,11 +142,11 @@ def test_learned_gaussian_is_scipys_on_the_unit_scale(floor, x64):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_quantised_colours_are_evenly_spaced_and_stay(bits, x64):
     colours = jnp.arange(256) / 255
-    found = quantise(colours, bits)
+    found = reduce_bit_depth(colours, bits)
     levels = np.arange(2**bits) / (2**bits - 1)
     expected = np.repeat(levels, 2 ** (8 - bits))
     np.testing.assert_allclose(found, expected, atol=1e-12)
-    np.testing.assert_allclose(quantise(found, bits), expected, atol=1e-12)
+    np.testing.assert_allclose(reduce_bit_depth(found, bits), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def moments_by_quadrature(logdensity_fn):
 def test_mala_has_the_moments_of_the_double_well():
     num = 8_000
     z, info = run_many(double_well, num, num_steps=500, step_size=0.7, kernel=mala.MALA)
-    assert 0.3 < info.acceptance.mean() < 0.9
+    assert 0.3 < info.acceptance_rate.mean() < 0.9
     m1, m2, _, m4 = moments_by_quadrature(double_well)
     assert abs(z.mean() - m1) < 4 * np.sqrt((m2 - m1**2) / num)
     assert abs((z**2).mean() - m2) < 4 * np.sqrt((m4 - m2**2) / num)
@@ -231,7 +231,9 @@ def test_mala_rejects_what_is_not_finite():
         walled, 500, num_steps=100, step_size=1.0, dim=2, kernel=mala.MALA
     )
     assert np.all(np.abs(z) < 1)
-    assert np.all(np.isfinite(info.acceptance)) and np.all(info.acceptance < 1)
+    assert np.all(np.isfinite(info.acceptance_rate)) and np.all(
+        info.acceptance_rate < 1
+    )
 
 
 def test_mala_at_a_temperature_samples_the_tempered_density():
@@ -246,7 +248,7 @@ def test_mala_at_a_temperature_samples_the_tempered_density():
 def test_mala_accepts_tiny_steps_and_rejects_huge_ones():
     _, tiny = run_many(double_well, 50, num_steps=20, step_size=0.01, kernel=mala.MALA)
     _, huge = run_many(double_well, 50, num_steps=20, step_size=20.0, kernel=mala.MALA)
-    assert tiny.acceptance.mean() > 0.999 and huge.acceptance.mean() < 0.01
+    assert tiny.acceptance_rate.mean() > 0.999 and huge.acceptance_rate.mean() < 0.01
 
 
 def test_mala_leaves_a_start_outside_the_support():

@@ -213,7 +213,7 @@ def test_learning_reaches_every_parameter_and_tells_every_kernel(small, x64):
 
 def test_doubling_puts_corners_on_corners_and_is_linear_between(x64):
     x = jnp.arange(3.0)[None, None, :, None] * jnp.ones((1, 3, 3, 1))
-    double = nvae.Double(1)
+    double = nvae.BilinearUp(1)
     identity = {"kernel": jnp.ones((1, 1, 1, 1)), "log_length": jnp.zeros(1)}
     y = double.apply({"params": {"Conv_0": identity}}, x)
     np.testing.assert_allclose(y[0, 0, :, 0], np.linspace(0, 2, 6), rtol=2e-5)

@@ -259,7 +259,7 @@ def test_mala_has_the_moments_of_quadrature_in_both_spaces(space, with_image, x6
             keys, model, params, MALA(300, 0.8, space), x=images
         )
     )(keys, images)
-    assert 0.5 < end.info.acceptance.mean() < 1
+    assert 0.5 < end.info.acceptance_rate.mean() < 1
     got = statistics(np.concatenate(end.latents, axis=1)).mean(axis=0)
     error = np.sqrt(variance / num)  # chains are independent
     assert np.all(np.abs(got - expected) < 4 * error)

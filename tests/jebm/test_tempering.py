@@ -53,7 +53,7 @@ def test_replicas_cross_a_barrier_that_one_chain_does_not():
     assert info.exchange.shape == (num, 3)
     exchange = np.asarray(info.exchange.mean(axis=0))
     assert np.all((exchange > 0.05) & (exchange < 1))
-    assert 0.5 < info.acceptance.mean() < 1
+    assert 0.5 < info.acceptance_rate.mean() < 1
 
 
 def test_moves_are_those_of_langevin_where_they_are_not_adjusted():
@@ -75,7 +75,7 @@ def test_moves_are_those_of_langevin_where_they_are_not_adjusted():
             jax.random.split(KEY, num)
         )
         np.testing.assert_allclose(info.exchange, 1)
-        assert bool(np.all(info.acceptance == 1)) != adjusted
+        assert bool(np.all(info.acceptance_rate == 1)) != adjusted
         # A position at b = 1 was drawn anew t steps ago with probability 2^-(t + 1).
         variance, expected = 1.0, 0.0
         for t in range(60):

@@ -1,0 +1,234 @@
+"""The loop of a run: steps, metrics, checkpoints, rollbacks, pictures."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import jebm
+from experiments.data.batches import training_batches
+from experiments.data.loaders import Split
+from experiments.data.prefetch import Prefetch
+from experiments.errors import Diverged
+from experiments.options import Experiment
+from experiments.rundir import report
+from experiments.rundir.metrics import Metrics
+from experiments.runs import Run
+from experiments.runtime import parallel, stop
+from experiments.training import learner, steps
+from experiments.training.hooks import Hooks
+from experiments.training.learner import TrainState
+from experiments.training.monitor import MonitorState, last_good, violations
+from experiments.training.screen import progress_bar, show, warn_of_stiffness
+from experiments.training.state import checkpoint_items, restore, sums
+from jebm import checkpoints
+
+_NUM_DIAGNOSED = 16  # images whose chains are examined
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be trained, and how it may end."""
+
+    experiment: Experiment
+    path: pathlib.Path
+    model: jebm.Model
+    splits: Mapping[str, Split]
+    fresh: Callable[[], TrainState]  # the state before the first step
+    hooks: Hooks
+    requests: stop.Requests  # to stop
+
+    def due(self, step: int, interval: int) -> bool:
+        """Whether something of this interval is due after `step`."""
+        return step % interval == 0 or step == self.experiment.learning.num_steps
+
+
+@dataclasses.dataclass
+class _Open:
+    """What is open while steps are taken; of several processes one writes."""
+
+    step_fn: Callable
+    diagnose_fn: Callable
+    devices: list
+    feed: Callable[[int], Any]
+    progress: tqdm
+    manager: Any = None
+    metrics: Metrics | None = None
+    warned: set[str] = dataclasses.field(default_factory=set)
+
+
+class _Violation(NamedTuple):
+    """Where training has left the limits."""
+
+    step: int
+    values: dict[str, float]
+    message: str
+
+
+def run_steps(job: Job, state: TrainState) -> None:
+    """Takes the steps that `state` has not seen; logs, saves and draws on the way.
+
+    Raises:
+      Diverged: where the monitor gives up; the last good checkpoint is then the newest.
+      stop.Stopped: when it was requested and all is saved: after the step in hand, or
+        where several processes agree, at the next multiple of `log.every`.
+    """
+    with job.requests.saving(), _opened(job, state) as opened:
+        while (violation := _advance(job, opened, state)) is not None:
+            state = _roll_back(job, opened, state.monitor, violation)
+            opened.progress.n = int(state.learner.step)
+
+
+@contextlib.contextmanager
+def _opened(job: Job, state: TrainState) -> Iterator[_Open]:
+    devices, experiment = parallel.devices(), job.experiment
+    num_here = parallel.num_here(devices)
+    batches = training_batches(
+        experiment, job.splits["train"].images, experiment.seed,
+        jax.process_index(), jax.process_count(),
+    )  # fmt: skip
+    feed = Prefetch(
+        lambda step: parallel.place(parallel.split(batches(step), num_here), devices)
+    )
+    step_fn = learner.make_train_step(experiment.learning, job.model)
+    diagnose_fn = learner.make_diagnose(job.model)
+    step, last = int(state.learner.step), experiment.learning.num_steps
+    progress = progress_bar(step, last, silent=not parallel.is_first())
+    opened = _Open(
+        parallel.pmap(step_fn, devices),
+        parallel.pmap(diagnose_fn, devices, donate=False),
+        devices, feed, progress,
+    )  # fmt: skip
+    with contextlib.ExitStack() as files, progress:
+        files.enter_context(contextlib.closing(feed))
+        if parallel.is_first():
+            keep = experiment.log.keep
+            opened.manager = files.enter_context(checkpoints.manager(job.path, keep))
+            opened.metrics = Metrics(job.path, step, int(state.monitor.rollbacks))
+            files.enter_context(contextlib.closing(opened.metrics))
+        yield opened
+
+
+# Longer than 40 lines: the order in which an interval is checked, agreed upon by all
+# processes, written and left is one thing.
+def _advance(job: Job, opened: _Open, state: TrainState) -> _Violation | None:
+    """Takes steps up to the last one, or to where they leave the limits."""
+    alone, log = jax.process_count() == 1, job.experiment.log
+    limits = job.experiment.monitor.limits
+    loop = steps.intervals(
+        opened.step_fn,
+        jax.random.key(job.experiment.seed),
+        learner.distribute(state, opened.devices),
+        opened.feed,
+        opened.progress,
+        first=int(state.learner.step),
+        last=job.experiment.learning.num_steps,
+        every=log.every,
+        stop=lambda: bool(job.requests and alone),
+    )
+    for interval in loop:
+        step, saved = interval.step, None
+        values = _values(job, opened, interval, state.monitor)
+        show(opened.progress, step, values)
+        violation = violations(values, limits)
+        stopping, save = parallel.agree(
+            bool(job.requests), job.due(step, log.checkpoint_every)
+        )
+        if save or stopping:
+            saved = checkpoint_items(learner.collect(interval.state))
+            violation = violation or violations(sums(saved), limits)
+        [violated] = parallel.agree(violation is not None)
+        if violated:
+            elsewhere = "another process has found values beyond the limits"
+            return _Violation(step, values, violation or elsewhere)
+        with parallel.together():
+            if parallel.is_first():
+                _write(job, opened, interval, values, saved)
+        if stopping:
+            raise stop.Stopped(
+                f"Stopped at step {step}, which is saved in {job.path}: the same "
+                "command goes on from there."
+            )
+    return None
+
+
+def _values(job, opened, interval, monitor):
+    """Returns the metrics of an interval, as numbers."""
+    values = {name: float(value) for name, value in interval.values.items()}
+    if interval.rate is not None:
+        batch_size = job.experiment.learning.batch_size
+        values["images_per_second"] = interval.rate * batch_size
+    if job.due(interval.step, job.experiment.log.diagnose_every):
+        per_device = max(1, _NUM_DIAGNOSED // len(opened.devices))
+        key, images = jax.random.key(job.experiment.seed), interval.images
+        results = opened.diagnose_fn(key, interval.state, images[:, :per_device])
+        results = steps.means([results])
+        values |= {name: float(value) for name, value in results.items()}
+        warn_of_stiffness(opened.progress, interval.step, values, opened.warned)
+    if job.model.energy is not None:
+        values["rollbacks"] = int(monitor.rollbacks)
+    return values
+
+
+def _write(job, opened, interval, values, saved):
+    """Writes metrics, and where they are due a checkpoint and pictures."""
+    opened.metrics.write(interval.step, values)
+    if saved is not None:
+        checkpoints.save(opened.manager, interval.step, saved)
+    if job.due(interval.step, job.experiment.log.sample_every):
+        params = parallel.unreplicate(interval.state.learner.ema)
+        job.hooks.pictures(
+            Run(job.path, job.experiment, job.model, params, interval.step, job.splits)
+        )
+
+
+def _roll_back(job, opened, monitor, violation) -> TrainState:
+    """Returns the state to go on from, the same in all processes."""
+    state = job.fresh()
+    with parallel.together():
+        if parallel.is_first():
+            opened.metrics.write(violation.step, violation.values)
+            state, message = _last_good_state(job, state, monitor, violation)
+            opened.progress.write(message)
+            step, rollbacks = int(state.learner.step), int(state.monitor.rollbacks)
+            opened.metrics.rewind(step, rollbacks, message)
+            opened.manager.reload()
+            report.write(job.path)
+    return parallel.share(state)
+
+
+def _last_good_state(job, fresh, monitor, violation):
+    """Returns the last good checkpoint, or `fresh`, with one more rollback counted.
+
+    Checkpoints after the last good one are set aside, also where training ends here:
+    what is left is good.
+    """
+    step, rollbacks = violation.step, int(monitor.rollbacks)
+    interval = job.experiment.log.checkpoint_every
+    good = last_good(checkpoints.steps(job.path), step, interval, int(monitor.good))
+    checkpoints.set_aside_after(job.path, good)
+    most = job.experiment.monitor.max_rollbacks
+    if job.model.energy is None or rollbacks == most:
+        report.write(job.path)
+        left = f"checkpoint {good} is sound" if good else "no checkpoint is left"
+        raise Diverged(
+            f"training diverged by step {step}: {violation.message}, after {rollbacks} "
+            f"rollbacks. In {job.path} {left}. Try a smaller learning.energy_lr or "
+            "chains.*.step_size, or a larger learning.gradient_penalty, in another "
+            "--workdir"
+        )
+    state = restore(job.path, fresh)
+    back, rollbacks = int(state.learner.step), rollbacks + 1
+    factor = 0.5**rollbacks
+    slower = learner.scale_energy_updates(state.learner, factor)
+    monitor = MonitorState(np.int32(rollbacks), np.int32(back))
+    return TrainState(slower, monitor), (
+        f"Rollback {rollbacks} of at most {most}: {violation.message}, by step {step}. "
+        f"Back to step {back} with half the energy learning rate, "
+        f"{job.experiment.learning.energy_lr * factor:.3g}."
+    )
