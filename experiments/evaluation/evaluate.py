@@ -153,7 +153,7 @@ def _drawn(run, results):
         folder.mkdir(parents=True, exist_ok=True)
         files.append(folder / f"{name}.png")
         drawing.figure.savefig(files[-1], dpi=150)
-    pictures.mark(run.experiment, files)
+    pictures.stamp_all(files, run.label)
     return files
 
 

@@ -37,7 +37,7 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     table, sheet = out / f"{name}.csv", out / f"{name}.png"
     _write_table(table, files, scores)
     _sheet(files, images, -scores[0]).savefig(sheet, dpi=130)
-    pictures.mark(experiment, [sheet])
+    pictures.stamp_all([sheet], run.label)
     print(f"wrote {table}")
     print(f"wrote {sheet}")
     report.write(path)
