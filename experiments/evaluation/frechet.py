@@ -65,10 +65,10 @@ class Frechet(Evaluator):
             f"Frechet distance to {facts['num_reference']} held-out images at step "
             f"{run.step}: {facts['num_samples']} samples, {facts['features']}."
         )
-        tables = [Table(["", "Frechet distance"], rows_of(numbers, _TITLES))]
-        if gap := rows_of(numbers, {"energy_gap_nats": "gap E- minus E+"}):
-            tables.append(Table(["", "nats"], gap))
-        return Result(numbers, facts, about, tuple(tables))
+        if (gap := numbers.get("energy_gap_nats")) is not None:
+            about += f" Gap E- minus E+: {gap:.3g} nats."
+        table = Table(["", "Frechet distance, no FID"], rows_of(numbers, _TITLES))
+        return Result(numbers, facts, about, (table,))
 
 
 def distances(

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 from experiments.rundir.files import read_json
 
-_FACTS = {"step", "seed"}  # the only ones of an older version that are numbers
-
 
 class Evaluation(NamedTuple):
     """One file."""
@@ -40,14 +38,16 @@ def _read(file):
 
 def _plain(values):
     """The report of an older version's file: its numbers by their names."""
-    rows = [
-        [name, value]
-        for name, value in values.items()
-        if isinstance(value, (int, float)) and name not in _FACTS
-    ]
+    rows = [[name, value] for name, value in values.items() if _is_numeric(value)]
     about = (
         f"Protocol {values.get('protocol')!r} at step {values.get('step')}, measured "
         "by an older version."
     )
     table = {"head": ["", "value"], "rows": rows}
     return {"about": about, "tables": [table], "warnings": [], "figures": {}}
+
+
+def _is_numeric(value):
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return isinstance(value, (int, float))

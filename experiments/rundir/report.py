@@ -97,7 +97,7 @@ def write(path: pathlib.Path) -> None:
         variants="".join(_variants(path)),
         scored="".join(_scored(path / "scores")),
         metrics=_table(last.items()),
-        config=_table(flat(settings)),
+        config=_table((name, str(value)) for name, value in flat(settings)),
     )
     write_text(path / "report.html", page)
 
@@ -259,4 +259,6 @@ def _table(rows, head=()):
 def _format(value):
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_format, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
