@@ -26,7 +26,7 @@ from experiments.evaluation import probes
 from experiments.models import active_chains
 from experiments.options import Experiment
 from experiments.rundir import report
-from experiments.rundir.files import read_json, write_json
+from experiments.rundir.files import write_json
 from experiments.rundir.metrics import read_metrics
 from experiments.runs import Run, open_run
 from experiments.streams import Role
@@ -128,13 +128,5 @@ def write_probes(run: Run) -> pathlib.Path:
     """Writes how well a small classifier tells labels from each layer alone."""
     file = run.folder("figures") / "probes.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, _probe_layers(run.key(Role.FIGURES), run))
+    write_json(file, probes.probe_layers(run.key(Role.FIGURES), run))
     return file
-
-
-def _probe_layers(key, run):
-    """Stands for `probes.probe_layers(key, run)` until that is there."""
-    file = run.folder("figures") / "probes.json"
-    batch_size = run.experiment.eval.batch_size
-    probes.write_probes(key, run.model, run.params, run.splits, file, batch_size)
-    return read_json(file)
