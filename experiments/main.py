@@ -62,15 +62,24 @@ def main(argv: list[str], hooks: Hooks = HOOKS) -> None:
         parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with parallel.ending_together():
             if _MODE.value == "train" or parallel.is_first():
-                run(_MODE.value, experiment, workdir, hooks)
+                run(_MODE.value, experiment, workdir, hooks, _IMAGES.value)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except stop.Stopped as stopped:
         print(stopped)
 
 
-def run(mode: str, experiment: Experiment, path: pathlib.Path, hooks: Hooks) -> None:
-    """Does what `mode` says, of `command_line.MODES`, in the run of `path`."""
+def run(
+    mode: str,
+    experiment: Experiment,
+    path: pathlib.Path,
+    hooks: Hooks,
+    images: str | None = None,
+) -> None:
+    """Does what `mode` says, of `command_line.MODES`, in the run of `path`.
+
+    `images` is the folder that "score" scores.
+    """
     if mode == "train":
         for stage in stages(experiment):
             create(stage)  # refuses what could not be measured, before any training
@@ -81,8 +90,8 @@ def run(mode: str, experiment: Experiment, path: pathlib.Path, hooks: Hooks) -> 
         samples.sample(experiment, path)
     elif mode == "figures":
         figures.figures(experiment, path)
-    else:
-        score.score(experiment, path, _IMAGES.value)
+    elif images is not None:
+        score.score(experiment, path, pathlib.Path(images))
 
 
 parse = functools.partial(command_line.parse, describe=command_line.help_text)

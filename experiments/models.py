@@ -16,7 +16,7 @@ from experiments.rundir.files import read_json
 
 def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Returns what `jebm.build` takes, from options and the data's image shape."""
-    own = {
+    own: dict[str, Any] = {
         "backbone": experiment.backbone,
         "energy": experiment.energy if experiment.prior == "ebm" else None,
         "likelihood": experiment.likelihood,
@@ -50,10 +50,10 @@ def build_model(experiment: Experiment, image_shape: tuple[int, ...]) -> jebm.Mo
         known |= {"batch_stats"}
     others = params.backbone.keys() - known | params.energy.keys() - {"params"}
     if others:
+        steps = experiment.chains["posterior"]["num_steps"]
         raise ConfigError(
-            f"learning.method {learning.method!r} with "
-            f"chains.posterior.num_steps={model.chains.posterior.num_steps} does not "
-            f"support variables of kind {sorted(others)}"
+            f"learning.method {learning.method!r} with chains.posterior.num_steps="
+            f"{steps} does not support variables of kind {sorted(others)}"
         )
     return model
 
@@ -64,9 +64,9 @@ def active_chains(model: jebm.Model) -> dict[str, Any]:
     There is no posterior chain where the encoder alone draws, and no chain of a
     Gaussian prior.
     """
-    chains = {}
-    if model.chains.posterior.num_steps:
-        chains["posterior"] = model.chains.posterior
+    chains, posterior = {}, model.chains.posterior
+    if posterior is not None and posterior.num_steps:
+        chains["posterior"] = posterior
     if model.energy is not None and model.chains.prior.num_steps:
         chains["prior"] = model.chains.prior
     return chains

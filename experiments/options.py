@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from experiments.errors import ConfigError
 from jebm.kernels import RENAMED_SPACES
@@ -59,14 +59,15 @@ Fraction = Annotated[float, Range(0, 1)]
 Pair = Annotated[int, Range(2)]  # at least two
 
 
+@dataclasses.dataclass(frozen=True)
 class Section:
-    """A frozen dataclass of fields of one section of a config.
+    """The fields of one section of a config: a base of frozen dataclasses.
 
-    Its annotations are checked when it is made: types, `Literal` choices, `Range`.
+    The annotations are checked when it is made: types, `Literal` choices, `Range`.
     Messages name a field as "SECTION.field", where SECTION is the class's.
     """
 
-    SECTION = ""
+    SECTION: ClassVar[str] = ""
 
     def __post_init__(self):
         for name, hint in _hints(type(self)).items():
@@ -85,23 +86,17 @@ class Section:
         Raises:
           ConfigError: for a field that is unknown or missing, naming it.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for field in values:
-            if field not in fields:
-                raise ConfigError(unknown_field(cls.full_name(field), fields, field))
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise ConfigError(_unknown_field(cls.SECTION, fields, name))
         for name, field in fields.items():
-            required = (
-                field.default is dataclasses.MISSING
-                and field.default_factory is dataclasses.MISSING
-            )
-            if required and name not in values:
+            if field.default is dataclasses.MISSING and name not in values:
                 raise ConfigError(f"config.{cls.full_name(name)} is missing")
         return cls(**values)
 
 
-def unknown_field(full_name: str, known, field: str) -> str:
-    """What to say of a field that does not exist, with one of a near name."""
-    section, _, _ = full_name.rpartition(".")
+def _unknown_field(section, known, field):
     where = f"config.{section}" if section else "config"
     return (
         f"{where} has no field {field!r}; known: {sorted(known)}"
@@ -134,6 +129,9 @@ def _checked(name, hint, value):
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name} must be a tuple, got {value!r}")
+        fixed = arguments[-1] is not Ellipsis
+        if fixed and len(value) != len(arguments):
+            raise ConfigError(f"{name} must have {len(arguments)} values, got {value}")
         return tuple(_checked(name, arguments[0], v) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -152,11 +150,11 @@ _KINDS = {int: "an integer", float: "a number", str: "a string", bool: "True or 
 class Data(Section):
     """config.data: which images."""
 
-    SECTION = "data"
+    SECTION: ClassVar[str] = "data"
 
     name: str
     fake_like: str
-    image_shape: tuple[int, ...] | None
+    image_shape: tuple[int, int, int] | None
     data_dir: str | None
     labels: tuple[int, ...]
     binarize: bool
@@ -175,7 +173,7 @@ class Data(Section):
 class Learning(Section):
     """config.learning: the learner, its optimisers, and for how long."""
 
-    SECTION = "learning"
+    SECTION: ClassVar[str] = "learning"
 
     method: Literal["mle", "variational", "two_stage"]
     energy_grad_scale: Fraction
@@ -252,7 +250,7 @@ class Learning(Section):
 class Monitor(Section):
     """config.monitor: where training has diverged, and how often it may go back."""
 
-    SECTION = "monitor"
+    SECTION: ClassVar[str] = "monitor"
 
     max_rollbacks: Count
     energy_gap_nats: NonNegative
@@ -270,7 +268,7 @@ class Monitor(Section):
 class Log(Section):
     """config.log: how often a run writes, and what."""
 
-    SECTION = "log"
+    SECTION: ClassVar[str] = "log"
 
     every: Positive
     checkpoint_every: Positive
@@ -304,7 +302,7 @@ class Eval(Section):
     `experiments.evaluation` makes typed.
     """
 
-    SECTION = "eval"
+    SECTION: ClassVar[str] = "eval"
 
     protocol: str
     num_samples: Pair

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from experiments.errors import ConfigError
 from experiments.options import Experiment
@@ -19,7 +19,8 @@ class Metrics:
 
     def __init__(self, workdir: pathlib.Path, step: int, rollbacks: int = 0):
         """Opens the file for a run that goes on from `step`, see `rewind`."""
-        self._workdir, self._file = workdir, None
+        self._workdir = workdir
+        self._file: TextIO | None = None
         self.rewind(step, rollbacks)
         self._tensorboard = _tensorboard_writer(workdir)
 
@@ -49,6 +50,7 @@ class Metrics:
 
         JSON has no NaN: what is not finite reads null.
         """
+        assert self._file is not None
         line = {"step": step} | {k: _as_json(v) for k, v in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -58,7 +60,8 @@ class Metrics:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -103,7 +106,7 @@ def training_budget(workdir: pathlib.Path, experiment: Experiment) -> dict[str, 
         images, last = images + taken, line["step"]
         if rate := line.get("images_per_second"):
             seconds += taken / rate
-    budget = {"training_images": images, "training_seconds": seconds}
+    budget: dict[str, Any] = {"training_images": images, "training_seconds": seconds}
     file = workdir / "hardware.json"
     if file.is_file():
         budget["training_hardware"] = "; ".join(map(str, read_json(file, list)))

@@ -14,7 +14,7 @@ from experiments.rundir.metrics import read_metrics
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
 # learning rates). Everything else makes it another run.
-_FREE = {
+_FREE: dict[str, tuple[str, ...]] = {
     "train": (
         "log.", "eval.", "monitor.", "learning.num_steps", "data.data_dir",
         "data.num_workers", "remat",

@@ -1,40 +1,43 @@
-"""Holds out one digit after the other: how well do scores tell it?
+"""Holds out one digit after the other: how well do scores separate it?
 
     python -m experiments.sweeps.anomaly --config=experiments/configs/mnist_anomaly.py
         --workdir=DIR [--digits=1,4,5,7,9] [--seeds=5] [--config.FIELD=VALUE ...]
 
 All seeds of a digit are trained in one vmapped program, in DIR/DIGIT, and before it, of
 two stages, their backbones in DIR/DIGIT/backbone; a killed run goes on from its last
-checkpoint, and digits that are trained are not trained again. Of each seed's
-averaged parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
-`experiments.evaluation.anomaly`, those of the Gaussian prior of the same generator
-too. The table of the digits of this call is printed and written to DIR/anomaly.md: mean and standard
-deviation over seeds; DIR/anomaly.png draws the AUPRC of four of its rows. --digits and
---seeds are instead of data.heldout_class and seed. Of two stages, the Gaussian prior's
-score has the weights of eval.anomaly that are in the config of the first.
+checkpoint, and digits that are trained are not trained again. Of each seed's averaged
+parameters at the end, DIR/DIGIT/anomaly.json gets the areas of
+`experiments.evaluation.anomaly`, those of the Gaussian prior of the same generator too.
+The table of the digits of this call is printed and written to DIR/anomaly.md: mean and
+standard deviation over seeds; DIR/anomaly.png draws the AUPRC of four of its rows.
+--digits and --seeds are instead of data.heldout_class and seed. Of two stages, the
+Gaussian prior's score has the weights of eval.anomaly that are in the config of the
+first.
 """
 
+import dataclasses
 import pathlib
 import sys
+from typing import Any
 
-import jax
 import matplotlib
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import command_line
+from experiments import command_line, options
 from experiments.data import datasets
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.evaluation import anomaly, evaluate
-from experiments.models import build_model
-from experiments.rundir.files import write_json, write_text
-from experiments.runs import check_log
-from experiments.stages import stage_one
+from experiments.evaluation.anomaly import Anomaly
+from experiments.evaluation.anomaly_score import detection
+from experiments.evaluation.registry import create
+from experiments.models import build_model, stage_one, stages
+from experiments.options import Experiment
+from experiments.runs import Run
+from experiments.runtime.files import write_json, write_text
 from experiments.streams import Role
-from experiments.sweeps.vmapped import Lane, of_lane, train_lanes
-from experiments.training.checks import check_learning
+from experiments.sweeps.vmapped import VmappedRun, of_run, train_vmapped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -63,130 +66,133 @@ def main(argv: list[str]) -> None:
     path = pathlib.Path(given.workdir)
     try:
         digits = parse_digits(given.digits)
-        for digit in digits:
-            check(given.config, digit)
-        found = {
-            digit: run(given.config, path / str(digit), digit, given.seeds)
-            for digit in digits
+        config = given.config.to_dict()
+        experiments = {digit: heldout(config, digit) for digit in digits}
+        for experiment in experiments.values():
+            check(experiment)
+        results = {
+            digit: run(experiment, path / str(digit), given.seeds)
+            for digit, experiment in experiments.items()
         }
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    lines = "\n".join(table(found)) + "\n"
+    lines = "\n".join(table(results)) + "\n"
     write_text(path / "anomaly.md", lines)
-    draw(found, path / "anomaly.png")
+    draw(results, path / "anomaly.png")
     print(f"{lines}\nwrote {path / 'anomaly.md'} and {path / 'anomaly.png'}")
 
 
-def run(config, path: pathlib.Path, digit: int, seeds: int) -> list[dict]:
-    """Areas of each seed with `digit` held out, trained in `path` if not there yet."""
-    config, splits = check(config, digit)
+def heldout(config: dict[str, Any], digit: int) -> Experiment:
+    """Returns the experiment of a config with `digit` held out."""
+    data = config["data"] | {"heldout_class": digit}
+    evaluation = config["eval"] | {"protocol": "anomaly"}
+    return options.read({**config, "data": data, "eval": evaluation})
+
+
+def check(experiment: Experiment) -> None:
+    """Refuses, before any training, what cannot be trained or scored."""
+    checkpoint = experiment.backbone.get("checkpoint")
+    if checkpoint is not None:
+        raise ConfigError(
+            "backbone.checkpoint must be None, as every seed of every digit has its "
+            f"own, got {checkpoint!r}"
+        )
+    for stage in stages(experiment):
+        create(stage)
+    training = datasets.load(experiment.data)["train"].images
+    evaluator_of(experiment).check_neighbours(training)
+
+
+def evaluator_of(experiment: Experiment) -> Anomaly:
+    """Returns the evaluator of its anomalies."""
+    return Anomaly.of(experiment.eval.evaluators["anomaly"])
+
+
+def run(experiment: Experiment, path: pathlib.Path, seeds: int) -> list[dict]:
+    """Returns the areas of each seed, which is trained in `path` if not there yet."""
+    splits = datasets.load(experiment.data)
     images = splits["train"].images
-    lanes = [Lane(images, seed, {}) for seed in range(seeds)]
-    model = build_model(config, images.shape[1:])
-    if config.learning.method == "two_stage":
-        first = stage_one(config)
-        _check(first)
+    runs = [VmappedRun(images, seed, {}) for seed in range(seeds)]
+    names = list(range(seeds))
+    *before, _ = stages(experiment)
+    for first in before:
         generator = build_model(first, images.shape[1:])
-        backbone = path / "backbone"
-        state, _ = train_lanes(first, backbone, generator, lanes, list(range(seeds)))
-        lanes = [
-            lane._replace(backbone=of_lane(state.learner.ema.backbone, lane.seed))
-            for lane in lanes
-        ]
-    state, history = train_lanes(config, path, model, lanes, list(range(seeds)))
-    scored = dict(config.eval.anomaly)
-    scored["num_posterior_samples"] = config.eval.num_posterior_samples
-    results = []
-    for seed in tqdm(range(seeds), desc=f"scoring, {digit} held out", disable=None):
-        key = jax.random.fold_in(jax.random.key(seed), Role.EVALUATION)
-        ema = of_lane(state.learner.ema, seed)
-        found = areas(key, config, model, ema, splits, digit)
+        state, _ = train_vmapped(first, path / "backbone", generator, runs, names)
+        backbones = state.learner.ema.backbone
+        runs = [r._replace(backbone=of_run(backbones, r.seed)) for r in runs]
+    model = build_model(experiment, images.shape[1:])
+    state, history = train_vmapped(experiment, path, model, runs, names)
+    digit, results = experiment.data.heldout_class, []
+    scored = dict(experiment.eval.evaluators["anomaly"])
+    scored["num_posterior_samples"] = experiment.eval.num_posterior_samples
+    for seed in tqdm(names, desc=f"scoring, {digit} held out", disable=None):
+        own, params = dataclasses.replace(experiment, seed=seed), state.learner.ema
+        step = experiment.learning.num_steps
+        trained = Run(path, own, model, of_run(params, seed), step, splits)
         about = {"digit": digit, "seed": seed, "scored": scored}
-        results.append(about | history.lane(seed) | found)
+        results.append(about | history.of_run(seed) | areas(trained))
     write_json(path / "anomaly.json", results)
     return results
 
 
-def check(config, digit: int):
-    """The configuration with `digit` held out, and its data; refuses what cannot be."""
-    config = config.copy_and_resolve_references()
-    config.data.heldout_class = digit
-    config.eval.protocol = "anomaly"
-    _check(config)
-    splits = datasets.load(**config.data)
-    anomaly.check_neighbours(config.eval, splits["train"].images)
-    return config, splits
-
-
-def _check(config):
-    check_learning(config)
-    check_log(config)
-    evaluate.check_eval(config)
-    if config.backbone.get("checkpoint") is not None:
-        raise ConfigError(
-            "backbone.checkpoint must be None, as every seed of every digit has its "
-            f"own, got {config.backbone.checkpoint!r}"
-        )
-
-
-def areas(key, config, model, params, splits, digit: int) -> dict[str, float]:
-    """Those of `anomaly.detection`, and of the same generator without its energy.
+def areas(run: Run) -> dict[str, float]:
+    """Returns the areas of `detection`, with and without the generator's energy.
 
     The generator is that of the Gaussian prior itself where it has learned as such, in
     a first stage, whose weights then are those of its score, or with
     `learning.energy_grad_scale` = 0.
     """
-    images, training = splits["test"].images, splits["train"].images
-    anomalous = splits["test"].labels == digit
-    terms = anomaly.terms_of(key, model, params, images, training, config.eval)
+    evaluator, experiment = evaluator_of(run.experiment), run.experiment
+    anomalous = run.splits["test"].labels == experiment.data.heldout_class
+    terms = evaluator.terms(run.key(Role.EVALUATION), run)
     untilted = terms._replace(
         moved=terms.moved._replace(energy=np.zeros_like(terms.moved.energy)),
         nearest=terms.nearest._replace(energy=np.zeros_like(terms.nearest.energy)),
     )
-    weights = anomaly.weights_of(config.eval)
-    found = anomaly.detection(terms, anomalous, weights)
-    if config.learning.method == "two_stage":
-        weights = anomaly.weights_of(stage_one(config).eval)
-    gaussian = anomaly.detection(untilted, anomalous, weights)
-    return found | {
+    weights = evaluator.weights
+    numbers = detection(terms, anomalous, weights)
+    if experiment.learning.method == "two_stage":
+        weights = evaluator_of(stage_one(experiment)).weights
+    gaussian = detection(untilted, anomalous, weights)
+    return numbers | {
         f"{measure}_gaussian{suffix}": gaussian[measure + suffix]
         for measure in ("auprc", "auroc")
         for suffix in ("", "_absolute", "_unweighed")
     }
 
 
-def table(found: dict[int, list[dict]]) -> list[str]:
+def table(results: dict[int, list[dict]]) -> list[str]:
     """Markdown: a row per score, a column per digit, mean ± standard deviation."""
     lines = [
-        "| | " + " | ".join(f"{digit}" for digit in found) + " |",
-        "|---" * (len(found) + 1) + "|",
+        "| | " + " | ".join(f"{digit}" for digit in results) + " |",
+        "|---" * (len(results) + 1) + "|",
     ]
-    one = next(iter(found.values()))[0]
+    one = next(iter(results.values()))[0]
     for row, suffix in _ROWS.items():
         if f"auprc{suffix}" not in one:
             continue
         for measure in ("auprc", "auroc"):
             cells = [f"{row}, {measure.upper()}"]
-            for results in found.values():
-                values = [result[measure + suffix] for result in results]
+            for each in results.values():
+                values = [result[measure + suffix] for result in each]
                 cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}")
             lines.append("| " + " | ".join(cells) + " |")
-    chance = [f"{results[0]['prevalence']:.3f}" for results in found.values()]
+    chance = [f"{each[0]['prevalence']:.3f}" for each in results.values()]
     lines.append("| prevalence | " + " | ".join(chance) + " |")
     scored = ", ".join(f"{name}={value}" for name, value in one["scored"].items())
     return [*lines, "", f"Scored with eval.anomaly: {scored}."]
 
 
-def draw(found: dict[int, list[dict]], file: pathlib.Path) -> None:
+def draw(results: dict[int, list[dict]], file: pathlib.Path) -> None:
     """Bars of the AUPRC by digit, their deviation over seeds, and that of chance."""
-    one = next(iter(found.values()))[0]
+    one = next(iter(results.values()))[0]
     drawn = ("", "_prior", "_distance", "_gaussian")
     rows = [row for row, s in _ROWS.items() if s in drawn and f"auprc{s}" in one]
-    figure, axis = plt.subplots(figsize=(3 + len(found), 3.5), layout="constrained")
-    places, width = np.arange(len(found)), 0.8 / len(rows)
+    figure, axis = plt.subplots(figsize=(3 + len(results), 3.5), layout="constrained")
+    places, width = np.arange(len(results)), 0.8 / len(rows)
     for i, row in enumerate(rows):
         values = np.array(
-            [[r[f"auprc{_ROWS[row]}"] for r in results] for results in found.values()]
+            [[r[f"auprc{_ROWS[row]}"] for r in results] for each in results.values()]
         )
         axis.bar(
             places + (i - (len(rows) - 1) / 2) * width,
@@ -196,10 +202,10 @@ def draw(found: dict[int, list[dict]], file: pathlib.Path) -> None:
             label=row,
             color=plt.cm.viridis(i / len(rows)),
         )
-    chance = [results[0]["prevalence"] for results in found.values()]
+    chance = [each[0]["prevalence"] for each in results.values()]
     axis.hlines(chance, places - 0.4, places + 0.4, "black", "dotted", label="chance")
     axis.set(xlabel="digit held out", ylabel="AUPRC, mean ± deviation", ylim=(0, 1))
-    axis.set_xticks(places, list(found))
+    axis.set_xticks(places, list(results))
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(file, dpi=150)
     plt.close(figure)

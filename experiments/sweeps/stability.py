@@ -3,75 +3,77 @@
     python -m experiments.sweeps.stability --config=experiments/configs/digits.py
         --workdir=DIR --seeds=20 --length=3
     python -m experiments.sweeps.stability --config=experiments/configs/digits.py
-        --workdir=DIR --seeds=2 --length=3 --setting=gradient_penalty=0 --setting=energy_lr=1e-3
+        --workdir=DIR --seeds=2 --length=3 --setting=gradient_penalty=0
+        --setting=energy_lr=1e-3
 
 `--length` multiplies `learning.num_steps`; each `--setting` is one more row, with
-fields of `learning` that may differ between the lanes of one program. No lane is ever
-rescued: each is held against the limits of `config.monitor` at every `log.every` steps,
-and what it came to is written to DIR/stability.json, with Frechet distances of the
-averaged parameters at the end. A killed run goes on from its last checkpoint.
+fields of `learning` that may differ between the runs of one program. No run is ever
+rolled back: each is held against the limits of `config.monitor` at every `log.every`
+steps, and what it came to is written to DIR/stability.json, with Frechet distances of
+the averaged parameters at the end. A killed program goes on from its last checkpoint.
 """
 
+import dataclasses
 import math
 import pathlib
 import sys
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import command_line
+from experiments import command_line, options
 from experiments.data import datasets
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.evaluation import classifier, frechet
+from experiments.evaluation import classifier
+from experiments.evaluation.frechet import distances
 from experiments.models import build_model
-from experiments.rundir.files import write_json
-from experiments.runs import check_log
+from experiments.options import Experiment
+from experiments.runs import Run
+from experiments.runtime.files import write_json
 from experiments.streams import Role
-from experiments.sweeps.vmapped import TRACED, Lane, of_lane, train_lanes
-from experiments.training.checks import check_learning
+from experiments.sweeps.vmapped import TRACED, VmappedRun, of_run, train_vmapped
 
 
 def main(argv: list[str]) -> None:
-    """Trains the lanes and writes stability.json."""
+    """Trains the runs and writes stability.json."""
     del argv  # its flags are parsed, and it may hold nothing else
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     try:
         settings = [parse_setting(text) for text in given.setting]
-        path = pathlib.Path(given.workdir)
-        run(given.config, path, settings, given.seeds, given.length)
+        config, path = given.config.to_dict(), pathlib.Path(given.workdir)
+        run(lengthened(config, given.length), path, settings, given.seeds)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
 
-def run(config, path: pathlib.Path, settings: list[dict], seeds: int, length: float):
-    """Trains `seeds` lanes of each setting for `length` times the config's steps."""
-    config.learning.num_steps = round(length * config.learning.num_steps)
-    check_learning(config)
-    check_log(config)
-    splits = datasets.load(**config.data)
-    model = build_model(config, splits["train"].images.shape[1:])
-    names = [[setting, seed] for setting in settings for seed in range(seeds)]
+def lengthened(config: dict, length: float) -> Experiment:
+    """Returns the experiment of a config with `length` times its steps."""
+    num_steps = round(length * config["learning"]["num_steps"])
+    learning = config["learning"] | {"num_steps": num_steps}
+    return options.read({**config, "learning": learning})
+
+
+def run(
+    experiment: Experiment, path: pathlib.Path, settings: list[dict], seeds: int
+) -> None:
+    """Trains `seeds` runs of each setting."""
+    features, _ = classifier.load(experiment.data.name)
+    splits = datasets.load(experiment.data)
     images = splits["train"].images
-    lanes = [Lane(images, seed, setting) for setting, seed in names]
-    state, history = train_lanes(config, path, model, lanes, names)
-    features, _ = classifier.load(config.data.name)
-    results = []
+    model = build_model(experiment, images.shape[1:])
+    names = [[setting, seed] for setting in settings for seed in range(seeds)]
+    runs = [VmappedRun(images, seed, setting) for setting, seed in names]
+    state, history = train_vmapped(experiment, path, model, runs, names)
+    results, step = [], experiment.learning.num_steps
     for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
-        key = jax.random.fold_in(jax.random.key(seed), Role.EVALUATION)
-        found = frechet.distances(
-            key,
-            model,
-            of_lane(state.learner.ema, i),
-            splits["test"].images,
-            features,
-            config.eval,
-        )
-        found = {k: v for k, v in found.items() if math.isfinite(v)}
-        results.append({"setting": setting, "seed": seed} | history.lane(i) | found)
+        own = dataclasses.replace(experiment, seed=seed)
+        trained = Run(path, own, model, of_run(state.learner.ema, i), step, splits)
+        numbers = distances(trained.key(Role.EVALUATION), trained, features)
+        numbers = {k: v for k, v in numbers.items() if math.isfinite(v)}
+        results.append({"setting": setting, "seed": seed} | history.of_run(i) | numbers)
     write_json(path / "stability.json", results)
     _print_table(settings, results)
 

@@ -4,6 +4,8 @@ The learning rule itself is `jebm.learning`; this module says which one a config
 for, and takes its steps on the devices of `experiments.runtime.parallel`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -68,7 +70,7 @@ def scale_energy_updates(state: LearnerState, factor: float) -> LearnerState:
     opt_state = optax.tree_utils.tree_set(
         state.opt_state, step_size=jnp.asarray(factor, jnp.float32)
     )
-    return state.replace(opt_state=opt_state)
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
 def create_learner(

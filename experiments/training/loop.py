@@ -137,12 +137,12 @@ def _advance(job: Job, opened: _Open, state: TrainState) -> _Violation | None:
         show(opened.progress, step, values)
         violation = violations(values, limits)
         stopping, save = parallel.agree(
-            job.requests, job.due(step, log.checkpoint_every)
+            bool(job.requests), job.due(step, log.checkpoint_every)
         )
         if save or stopping:
             saved = checkpoint_items(learner.collect(interval.state))
             violation = violation or violations(sums(saved), limits)
-        [violated] = parallel.agree(violation)
+        [violated] = parallel.agree(violation is not None)
         if violated:
             elsewhere = "another process has found values beyond the limits"
             return _Violation(step, values, violation or elsewhere)

@@ -171,11 +171,11 @@ def departures(name: str):
     """Fields of a config with other values than the default's."""
     if str(ROOT) not in sys.path:  # mkdocs runs this file from elsewhere
         sys.path.insert(0, str(ROOT))
-    from experiments.rundir.settings import as_json, flat
+    from experiments.options import flat, read
 
     def fields(name):
         config = importlib.import_module(f"experiments.configs.{name}").get_config()
-        return dict(flat(as_json(config)))
+        return dict(flat(read(config).to_dict()))
 
     default = fields("default")
     return [
