@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.data import datasets
-
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
 
 
@@ -38,12 +36,11 @@ def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.stack([left, right], axis=1).reshape(-1, *np.shape(left)[1:])
 
 
-def mark(config, files: Sequence[pathlib.Path]) -> None:
-    """Titles pictures that come of made-up data; leaves all others as they are."""
-    if config.data.name == "fake":
-        for file in files:
-            if file.suffix == ".png":
-                stamp(file, datasets.described(config.data))
+def stamp_all(files: Sequence[pathlib.Path], text: str) -> None:
+    """Stamps `text` on the PNG files among `files`; "" leaves all as they are."""
+    for file in files:
+        if text and file.suffix == ".png":
+            stamp(file, text)
 
 
 def stamp(file: pathlib.Path, text: str) -> None:

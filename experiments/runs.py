@@ -49,6 +49,12 @@ class Run:
         """The key of a stream of noise of `experiments.streams`."""
         return jax.random.fold_in(jax.random.key(self.experiment.seed), stream)
 
+    @property
+    def label(self) -> str:
+        """What its pictures must say: that the data are made up; "" of real data."""
+        data = self.experiment.data
+        return datasets.described(data) if data.is_fake else ""
+
     @functools.cached_property
     def variant(self) -> str:
         """What is sampled otherwise than the run was trained, "" where nothing is."""

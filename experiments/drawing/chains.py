@@ -1,155 +1,104 @@
-"""Chains along the way, and far beyond their length."""
+"""Chains along the way: images of some, above a number of all."""
 
-import dataclasses
-import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from experiments import pictures
-from experiments.data.pixels import to_unit
-from experiments.drawing.common import at, save, shown_times
+from experiments.drawing.common import PRIOR, at, show_grid, spaced, subplots
 from experiments.evaluation.traces import energies_along
-from experiments.rundir.curves import PRIOR
-from experiments.rundir.files import write_json
+from experiments.runs import Run
 from jebm.chains import decode, example_keys, trace_chains
-from jebm.objectives import posterior_terms
+from jebm.hierarchy import Latents
+from jebm.kernels import Chain
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-NUM_CHAINS = 8  # rows of the transition
-
-
-_LONG_RUN = 2500  # steps
+NUM_CHAINS, NUM_SHOWN = 256, 8
+_NUM_TIMES = 12  # columns of images, at most
 
 
-def transition(key, model, params, folder: pathlib.Path) -> pathlib.Path:
-    """Decodes prior chains along the way, above the energy profile of 256 chains."""
-    chain = model.chains.prior
-    traced, energies = _trace_prior(key, model, params, chain, every=1)
-    return _draw_chains(
-        folder / "transition.png",
-        "Langevin transition of the tilted prior",
-        [
-            decode(model, params, at(traced, t, NUM_CHAINS))
-            for t in shown_times(energies)
-        ],
-        energies,
-        every=1,
-    )
+class Chains(NamedTuple):
+    """Chains along the way.
 
-
-def posterior_transition(
-    key, model, params, images, folder: pathlib.Path
-) -> pathlib.Path:
-    """Decodes posterior chains along the way; the last column is the image itself."""
-    x = to_unit(jnp.asarray(images[np.arange(256) % len(images)]))
-    keys = example_keys(key, jnp.arange(256))
-    traced, values = jax.jit(_trace_posterior, static_argnums=1)(keys, model, params, x)
-    shown = [
-        decode(model, params, at(traced, t, NUM_CHAINS)) for t in shown_times(values)
-    ]
-    return _draw_chains(
-        folder / "posterior_transition.png",
-        "Langevin transition of the posterior, and the image",
-        [*shown, x[:NUM_CHAINS]],
-        values,
-        every=1,
-        label="log p(x | z) (nats)",
-    )
-
-
-def long_run(key, model, params, folder: pathlib.Path) -> pathlib.Path:
-    """Prior chains far beyond the length of training: do images and energy hold?
-
-    Writes beside the picture the energy over the last 500 steps and the 500 before, in
-    nats, means over 256 chains with the standard error of their difference, and that
-    difference in standard deviations of the energy.
+    Attributes:
+      images: of the first chains at some times, in [0, 1], [shown, columns, H, W, C].
+      labels: of the columns: their steps.
+      values: of every chain at every time, [T, chains].
+      every: steps between two times.
     """
-    chain = dataclasses.replace(model.chains.prior, num_steps=_LONG_RUN)
-    every = 10
-    traced, energies = _trace_prior(key, model, params, chain, every)
-    found = plateau(energies, 500 // every)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "long_run.json", found)
-    return _draw_chains(
-        folder / "long_run.png",
-        f"{_LONG_RUN} steps of the tilted prior's chain\nenergy of the last 500 minus "
-        f"that of the 500 before: {found['difference_in_sd']:+.3f} standard deviations",
-        [
-            decode(model, params, at(traced, t, NUM_CHAINS))
-            for t in shown_times(energies)
-        ],
-        energies,
-        every=every,
-        trained=model.chains.prior.num_steps,
+
+    images: np.ndarray
+    labels: tuple[str, ...]
+    values: np.ndarray
+    every: int
+
+
+def trace_prior(
+    key: jax.Array, run: Run, chain: Chain, num: int, every: int
+) -> Latents:
+    """Traces `num` chains of the tilted prior, [T, num, *shape_i] per layer."""
+    trace = jax.jit(
+        lambda keys, params: trace_chains(keys, run.model, params, chain, every=every)
+    )
+    return trace(example_keys(key, jnp.arange(num)), run.params)
+
+
+def compute_prior(key: jax.Array, run: Run, chain: Chain, every: int) -> Chains:
+    """Returns chains of the tilted prior, and their energies in nats."""
+    traced = trace_prior(key, run, chain, NUM_CHAINS, every)
+    return decode_some(
+        run, traced, energies_along(run.model, run.params, traced), every
     )
 
 
-def plateau(energies: np.ndarray, window: int) -> dict[str, float]:
-    """Compares the last `window` of energies [T, chains] with the `window` before.
+def decode_some(run: Run, traced: Latents, values, every: int) -> Chains:
+    """Decodes the first chains of a trace at times closer together at the start."""
+    times = spaced(len(values) - 1, _NUM_TIMES)
+    images = [decode(run.model, run.params, at(traced, t, NUM_SHOWN)) for t in times]
+    labels = tuple(str(t * every) for t in times)
+    return Chains(np.stack(images, axis=1), labels, np.asarray(values), every)
 
-    Example:
-      >>> found = plateau(np.array([[9.0, 9.0], [1.0, 3.0], [2.0, 6.0]]), window=1)
-      >>> [found[k] for k in ("before_nats", "last_nats", "difference_in_sd")]
-      [2.0, 4.0, 1.0]
+
+def draw_chains(
+    chains: Chains,
+    title: str,
+    value_label: str = "E (nats)",
+    trained_steps: int | None = None,
+) -> Figure:
+    """Draws a row of images per chain, above the profile of the values of all.
+
+    A dotted line is at `trained_steps`, where the model is sampled.
     """
-    last, before = energies[-window:], energies[-2 * window : -window]
-    difference = last.mean(axis=0) - before.mean(axis=0)  # of each chain
-    error = difference.std(ddof=1) / np.sqrt(len(difference))
-    return {
-        "before_nats": float(before.mean()),
-        "last_nats": float(last.mean()),
-        "standard_error_nats": float(error),
-        "difference_in_sd": float(difference.mean() / last.std()),
-    }
-
-
-def _trace_prior(key, model, params, chain, every):
-    keys = example_keys(key, jnp.arange(256))
-    traced = jax.jit(
-        lambda keys, params: trace_chains(keys, model, params, chain, every=every)
-    )(keys, params)
-    energies = energies_along(model, params, traced)
-    return traced, np.asarray(energies)
-
-
-def _trace_posterior(keys, model, params, x):
-    traced = trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)
-    log_p = jax.lax.map(
-        lambda z: posterior_terms(model, params, x, z).log_likelihood, traced
-    )
-    return traced, log_p
-
-
-def _draw_chains(file, title, shown, values, *, every, label="E (nats)", trained=None):
-    """Rows of images, one per chain, above the profile of `values` [T, chains]."""
-    times = [t * every for t in shown_times(values)]
-    rows, columns = len(shown[0]), len(shown)
-    images = np.stack(shown, axis=1).reshape(rows * columns, *shown[0].shape[1:])
-    picture = np.asarray(pictures.grid(images, columns=columns))
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(8, 7.5), height_ratios=[3, 1], layout="constrained"
-    )
-    top.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    width = picture.shape[1] / columns
-    labels = [str(t) for t in times] + ["x"] * (columns - len(times))
-    top.set_xticks([width * (i + 0.5) for i in range(columns)], labels)
-    top.set_yticks([])
+    figure, axes = subplots(2, 1, (8, 7.5), height_ratios=[3, 1])
+    top, bottom = axes[:, 0]
+    _draw_images(top, chains)
     top.set(title=title, xlabel="Langevin step")
-    mean, spread = values.mean(axis=1), values.std(axis=1)
-    steps = np.arange(len(values)) * every
-    bottom.plot(steps, mean, color=PRIOR)
-    bottom.fill_between(steps, mean - spread, mean + spread, color=PRIOR, alpha=0.2)
-    if trained is not None:
-        bottom.axvline(trained, color="black", linewidth=1, linestyle=":")
-        bottom.annotate(" as sampled", (trained, bottom.get_ylim()[1]), va="top")
-    bottom.set(xlabel="Langevin step", ylabel=label, xlim=(0, steps[-1]))
-    bottom.set_title(
-        f"{values.shape[1]} chains: mean and standard deviation", fontsize=10
+    _draw_profile(bottom, chains)
+    if trained_steps is not None:
+        bottom.axvline(trained_steps, color="black", linewidth=1, linestyle=":")
+        bottom.annotate(" as sampled", (trained_steps, bottom.get_ylim()[1]), va="top")
+    bottom.set(xlabel="Langevin step", ylabel=value_label)
+    return figure
+
+
+def _draw_images(axis: Axes, chains):
+    columns = len(chains.labels)
+    width = show_grid(
+        axis, chains.images.reshape(-1, *chains.images.shape[2:]), columns
     )
-    bottom.grid(alpha=0.3)
-    return save(figure, file)
+    centres = [width / columns * (i + 0.5) for i in range(columns)]
+    axis.set_xticks(centres, chains.labels)
+
+
+def _draw_profile(axis: Axes, chains):
+    mean, spread = chains.values.mean(axis=1), chains.values.std(axis=1)
+    steps = np.arange(len(mean)) * chains.every
+    axis.plot(steps, mean, color=PRIOR)
+    axis.fill_between(steps, mean - spread, mean + spread, color=PRIOR, alpha=0.2)
+    axis.set(xlim=(0, steps[-1]))
+    axis.set_title(
+        f"{chains.values.shape[1]} chains: mean and standard deviation", fontsize=10
+    )
+    axis.grid(alpha=0.3)

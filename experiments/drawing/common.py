@@ -1,32 +1,81 @@
-"""What several figures use."""
+"""What several figures use: axes, colours, times and layers that are shown, files."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from experiments import pictures
+from experiments.data import datasets
+from experiments.rundir import curves
+from experiments.runs import Run
+
+PRIOR, POSTERIOR, ALARM = curves.PRIOR, curves.POSTERIOR, "crimson"
 
 
-def shown_times(values, count=12):
-    """At most `count` of the indices of `values`, closer together at the start."""
-    return spaced(len(values) - 1, count)
+def subplots(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Makes a figure of `size` in inches and its axes, [rows, columns].
+
+    It is none of pyplot's: no backend need be chosen, "Agg" writes it whatever the
+    caller shows figures with, and it goes when nobody holds it.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def spaced(num_steps, count):
-    """At most `count` steps from 0 to num_steps, closer together at the start."""
+def show_grid(axis: Axes, images: np.ndarray, columns: int | None = None) -> int:
+    """Shows `pictures.grid` of images on an axis; returns its width in pixels."""
+    picture = np.asarray(pictures.grid(images, columns))
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    axis.set(xticks=[], yticks=[])
+    return picture.shape[1]
+
+
+def save(figure: Figure, file: pathlib.Path) -> pathlib.Path:
+    """Writes a figure; returns the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    return file
+
+
+def spaced(num_steps: int, count: int) -> list[int]:
+    """Returns at most `count` steps from 0 to num_steps, closer at the start.
+
+    Example:
+      >>> spaced(40, 6)
+      [0, 1, 3, 6, 16, 40]
+    """
     times = np.geomspace(1, num_steps, count - 1).round().astype(int).tolist()
     return sorted({0, *times})
 
 
-def at(traced, t, num):
-    """The first `num` latents of a trace at time t."""
+def at(traced: Any, t: int, num: int) -> Any:
+    """Returns the first `num` latents of a trace [T, B, ...] at time t."""
     return jax.tree.map(lambda z: z[t, :num], traced)
 
 
-def save(figure, file):
-    """Writes a figure and closes it; returns the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return file
+def layer_cuts(layers: int) -> list[int]:
+    """Returns up to four k, 1 <= k < layers, evenly spaced: z_{>k} is kept.
+
+    Example:
+      >>> layer_cuts(30)
+      [1, 10, 20, 29]
+    """
+    return sorted(set(np.linspace(1, layers - 1, 4).round().astype(int).tolist()))
+
+
+def run_label(run: Run) -> str:
+    """Returns what all pictures of a run must say: that its data are made up; or ""."""
+    data = run.experiment.data
+    return datasets.described(data) if data.is_fake else ""
+
+
+def stamp_run(files: Sequence[pathlib.Path], run: Run) -> None:
+    """Stamps the run's label, if it has one, on the PNG files among `files`."""
+    pictures.stamp_all(files, run_label(run))

@@ -1,57 +1,132 @@
-"""Figures of a trained run: training curves, chains, latent planes, hierarchy."""
+"""The figures of a trained run: a table, and what draws it.
+
+A figure is a module of this package and a line of `FIGURES`. Its `compute(key, run)`
+returns arrays and numbers, and its `draw` makes a matplotlib Figure of these alone.
+"""
 
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import pictures
-from experiments.drawing.chains import long_run, posterior_transition, transition
-from experiments.drawing.hierarchy import by_layer, hierarchical
-from experiments.drawing.planes import latent_planes
-from experiments.drawing.training import training_curves
-from experiments.evaluation import classifier, probes
+from experiments.drawing import (
+    by_layer,
+    hierarchical,
+    latent_planes,
+    long_run,
+    posterior_transition,
+    training,
+    transition,
+)
+from experiments.drawing.common import save, stamp_run
+from experiments.evaluation import probes
+from experiments.models import active_chains
+from experiments.options import Experiment
 from experiments.rundir import report
+from experiments.rundir.files import write_json
 from experiments.rundir.metrics import read_metrics
-from experiments.rundir.settings import variant
-from experiments.runs import open_run
+from experiments.runs import Run, open_run
 from experiments.streams import Role
 
-matplotlib.use("Agg")
+
+class FigureModule(Protocol):
+    """What a module of a figure has."""
+
+    def compute(self, key: jax.Array, run: Run) -> Any:
+        """Returns arrays and numbers; `key` is a typed key, []."""
+
+    def draw(self, results: Any) -> Figure:
+        """Draws what `compute` has returned."""
 
 
-def figures(config, path: pathlib.Path) -> None:
+class Entry(NamedTuple):
+    """A line of `FIGURES`.
+
+    Attributes:
+      module: computes and draws.
+      condition: whether the figure is drawn of a run.
+      numbers: what of the results is written beside the picture, as NAME.json.
+      varies: whether other chains or another seed change it; it then lies apart.
+    """
+
+    module: FigureModule
+    condition: Callable[[Run], bool]
+    numbers: Callable[[Any], Mapping[str, Any]] | None = None
+    varies: bool = True
+
+
+def has_metrics(run: Run) -> bool:
+    """Returns whether training has written metrics."""
+    return bool(read_metrics(run.path))
+
+
+def has_posterior_chain(run: Run) -> bool:
+    """Returns whether a chain draws posterior samples."""
+    return "posterior" in active_chains(run.model)
+
+
+def has_prior_chain(run: Run) -> bool:
+    """Returns whether a chain draws samples of the tilted prior."""
+    return "prior" in active_chains(run.model)
+
+
+def has_several_layers(run: Run) -> bool:
+    """Returns whether there are several layers of latents."""
+    return len(run.model.backbone.latent_shapes) > 1
+
+
+def has_layers_and_prior_chain(run: Run) -> bool:
+    """Returns whether there are several layers of a tilted prior."""
+    return has_several_layers(run) and has_prior_chain(run)
+
+
+FIGURES: dict[str, Entry] = {
+    "training": Entry(training, has_metrics, varies=False),
+    "posterior_transition": Entry(posterior_transition, has_posterior_chain),
+    "by_layer": Entry(by_layer, has_several_layers),
+    "transition": Entry(transition, has_prior_chain),
+    "long_run": Entry(long_run, has_prior_chain, long_run.numbers),
+    "hierarchical": Entry(
+        hierarchical, has_layers_and_prior_chain, hierarchical.numbers
+    ),
+    "latent_planes": Entry(latent_planes, has_prior_chain, latent_planes.numbers),
+}
+
+
+def figures(experiment: Experiment, path: pathlib.Path) -> None:
     """Draws all figures of the run in `path` and its report."""
-    model, params, _, splits = open_run(config, path)
-    folder = path / "figures" / variant(path, config)
-    key = jax.random.fold_in(jax.random.key(config.seed), Role.FIGURES)
-    images = splits["train"].images
-    drawn = []
-    if lines := read_metrics(path):
-        drawn.append(training_curves(lines, path / "figures"))
-    batch_size = config.eval.batch_size
-    if len(np.unique(splits["train"].labels)) > 1:
-        drawn.append(
-            probes.write_probes(
-                key, model, params, splits, folder / "probes.json", batch_size
-            )
-        )
-    heldout = splits["test"].images
-    if model.chains.posterior.num_steps:
-        drawn.append(posterior_transition(key, model, params, heldout, folder))
-    if len(model.backbone.latent_shapes) > 1:
-        drawn.append(by_layer(key, model, params, heldout, folder))
-    if model.energy is not None and model.chains.prior.num_steps:
-        drawn.append(transition(key, model, params, folder))
-        drawn.append(long_run(key, model, params, folder))
-        if len(model.backbone.latent_shapes) > 1:
-            labels = None
-            if config.data.name in classifier.known():
-                labels = classifier.labels(config.data.name)
-            drawn.append(hierarchical(key, model, params, folder, labels))
-        drawn.append(latent_planes(key, model, params, images, folder, batch_size))
-    pictures.mark(config, drawn)
-    for file in drawn:
+    for file in draw_figures(open_run(experiment, path)):
         print(f"wrote {file}")
     report.write(path)
+
+
+def draw_figures(run: Run) -> list[pathlib.Path]:
+    """Draws the figures whose condition holds, and probes the layers; returns files."""
+    files = [draw_figure(name, run) for name in FIGURES if FIGURES[name].condition(run)]
+    if len(np.unique(run.splits["train"].labels)) > 1:
+        files.append(write_probes(run))
+    return files
+
+
+def draw_figure(name: str, run: Run) -> pathlib.Path:
+    """Draws one of `FIGURES` and writes its numbers; returns the picture's file."""
+    entry = FIGURES[name]
+    folder = run.folder("figures") if entry.varies else run.path / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = entry.module.compute(run.key(Role.FIGURES), run)
+    if entry.numbers is not None and (values := entry.numbers(results)):
+        write_json(folder / f"{name}.json", values)
+    file = save(entry.module.draw(results), folder / f"{name}.png")
+    stamp_run([file], run)
+    return file
+
+
+def write_probes(run: Run) -> pathlib.Path:
+    """Writes how well a small classifier tells labels from each layer alone."""
+    file = run.folder("figures") / "probes.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, probes.probe_layers(run.key(Role.FIGURES), run))
+    return file

@@ -1,47 +1,86 @@
-"""Grids of samples and of reconstructions."""
+"""Grids of samples, and of reconstructions beside their originals."""
 
 import pathlib
+from typing import NamedTuple
 
 import jax
+import numpy as np
+from PIL import Image
 
 import jebm
 from experiments import pictures
 from experiments.data.pixels import to_unit
+from experiments.drawing.common import stamp_run
+from experiments.drawing.figures import draw_figure
+from experiments.options import Experiment
 from experiments.rundir import report
-from experiments.rundir.settings import variant
-from experiments.runs import open_run
+from experiments.runs import Run, open_run
 from experiments.streams import Role
 
 
-def sample(config, path: pathlib.Path) -> None:
+class Samples(NamedTuple):
+    """Images in [0, 1], each [num, H, W, C].
+
+    Attributes:
+      gaussian: samples of the Gaussian prior.
+      ebm: samples of the tilted prior; None where the model has no energy.
+      reconstruction: held-out images, each followed by its reconstruction.
+    """
+
+    gaussian: np.ndarray
+    ebm: np.ndarray | None
+    reconstruction: np.ndarray
+
+
+def sample(experiment: Experiment, path: pathlib.Path) -> None:
     """Draws pictures from the run in `path`; chains and seed may be overridden."""
-    model, params, step, splits = open_run(config, path)
-    folder = path / "samples" / variant(path, config)
-    for file in write_samples(config, folder, model, params, splits["test"], step):
+    for file in write_samples(open_run(experiment, path)):
         print(f"wrote {file}")
     report.write(path)
     print(f"Look at {path / 'report.html'}")
 
 
-def write_samples(config, folder, model, params, split, step) -> list[pathlib.Path]:
-    """Writes grids of samples and of reconstructions beside their originals.
+def draw_progress(run: Run) -> None:
+    """Draws samples, curves and the page of a run that goes on, at its step."""
+    write_samples(run, run.path / "samples")
+    draw_figure("training", run)
+    report.write(run.path)
+
+
+def write_samples(run: Run, folder: pathlib.Path | None = None) -> list[pathlib.Path]:
+    """Writes the grids to `folder`, by default samples/ of the run; returns the files.
 
     The noise depends on the seed alone: pictures of different steps compare, and the
     chains of the tilted prior start from the pictures of the Gaussian one.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), Role.PICTURES)
-    key_prior, key_posterior = jax.random.split(key)
-    num = config.log.num_samples
-    grids = {"gaussian": jebm.sample(key_prior, model, params, num, prior="gaussian").x}
-    if model.energy is not None:
-        grids["ebm"] = jebm.sample(key_prior, model, params, num).x
-    originals = to_unit(split.images[: num // 2])
-    grids["reconstruction"] = pictures.beside(
-        originals, jebm.reconstruct(key_posterior, model, params, originals)
-    )
+    folder = run.folder("samples") if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, images in grids.items():
-        files.append(folder / f"{name}_{step:07d}.png")
-        pictures.save_grid(files[-1], images)
-    pictures.mark(config, files)
+    for name, picture in draw(compute(run.key(Role.PICTURES), run)).items():
+        files.append(folder / f"{name}_{run.step:07d}.png")
+        picture.save(files[-1])
+    stamp_run(files, run)
     return files
+
+
+def compute(key: jax.Array, run: Run) -> Samples:
+    """Draws log.num_samples images of each prior, and reconstructs half as many."""
+    key_prior, key_posterior = jax.random.split(key)
+    model, params, num = run.model, run.params, run.experiment.log.num_samples
+    gaussian = jebm.sample(key_prior, model, params, num, prior="gaussian").x
+    ebm = None
+    if model.energy is not None:
+        ebm = np.asarray(jebm.sample(key_prior, model, params, num).x)
+    originals = to_unit(run.heldout[: num // 2])
+    reconstructions = jebm.reconstruct(key_posterior, model, params, originals)
+    pairs = pictures.beside(originals, reconstructions)
+    return Samples(np.asarray(gaussian), ebm, pairs)
+
+
+def draw(samples: Samples) -> dict[str, Image.Image]:
+    """Draws a grid of each kind of images, by name."""
+    return {
+        name: pictures.grid(images)
+        for name, images in samples._asdict().items()
+        if images is not None
+    }

@@ -1,40 +1,53 @@
-"""Training curves."""
+"""Training curves: the metrics over training steps."""
 
-import pathlib
+from typing import NamedTuple
 
-import matplotlib
+import jax
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from experiments.drawing.common import save
+from experiments.drawing.common import ALARM, POSTERIOR, PRIOR, subplots
 from experiments.rundir import curves
-from experiments.rundir.curves import POSTERIOR, PRIOR
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from experiments.rundir.metrics import read_metrics
+from experiments.runs import Run
 
 
-def training_curves(lines: list[dict], folder: pathlib.Path) -> pathlib.Path:
-    """Draws the metrics over training steps."""
-    panels = curves.panels(lines)
+class Training(NamedTuple):
+    """The lines of metrics.jsonl."""
+
+    lines: list[dict[str, float]]
+
+
+def compute(key: jax.Array, run: Run) -> Training:
+    """Reads the metrics; there is no noise in them."""
+    del key
+    return Training(read_metrics(run.path))
+
+
+def draw(training: Training) -> Figure:
+    """Draws a panel for each of `curves.panels`, three in a row."""
+    panels = curves.panels(training.lines)
     rows, columns = -(-len(panels) // 3), min(3, len(panels))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure, axes = subplots(rows, columns, (3.2 * columns, 2.4 * rows))
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes.flat, panels, strict=False):
-        for step in curves.rescues(lines):
-            axis.axvline(step, color="crimson", linewidth=1, linestyle=":")
-        if panel.limit is not None:
-            axis.axhline(panel.limit, color="crimson", linewidth=1, linestyle="--")
-        for name, colour in zip(panel.names, (POSTERIOR, PRIOR), strict=False):
-            if points := curves.points(lines, name):
-                label = curves.LABELS.get(name)
-                axis.plot(*np.transpose(points), color=colour, label=label)
-        axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
-        axis.title.set_fontsize(10)
-        axis.grid(alpha=0.3)
-        if len(panel.names) > 1 and axis.lines:
-            axis.legend(fontsize=8)
-    return save(figure, folder / "training.png")
+        _draw_panel(axis, panel, training.lines)
+    return figure
+
+
+def _draw_panel(axis: Axes, panel: curves.Panel, lines):
+    for step in curves.rescues(lines):
+        axis.axvline(step, color=ALARM, linewidth=1, linestyle=":")
+    if panel.limit is not None:
+        axis.axhline(panel.limit, color=ALARM, linewidth=1, linestyle="--")
+    for name, colour in zip(panel.names, (POSTERIOR, PRIOR), strict=False):
+        if points := curves.points(lines, name):
+            label = curves.LABELS.get(name)
+            axis.plot(*np.transpose(points), color=colour, label=label)
+    axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
+    axis.title.set_fontsize(10)
+    axis.grid(alpha=0.3)
+    if len(panel.names) > 1 and axis.lines:
+        axis.legend(fontsize=8)

@@ -5,6 +5,8 @@ batch that it was at, to the same bits, and memory holds one batch however many 
 are. They are deleted when the numbers are written.
 """
 
+import hashlib
+import json
 import pathlib
 import time
 import zipfile
@@ -39,8 +41,8 @@ def measure(
 
     def one(variables, image):
         image = inception.quantise(image) if quantised else image
-        found = network.apply(variables, inception.prepare(image[None], resize))
-        return jax.tree.map(lambda a: a[0], found)
+        activations = network.apply(variables, inception.prepare(image[None], resize))
+        return jax.tree.map(lambda a: a[0], activations)
 
     def step(key, variables, images):
         del key
@@ -84,13 +86,18 @@ def stream(
                     started = time.perf_counter()
                     value = jax.block_until_ready(stage(value))
                     seconds.append(time.perf_counter() - started)
-                found = parallel.unshard(value)
                 about = batch_size, seconds, compiled
-                _write(file, Batch(*found, *map(np.array, about)))
+                _write(file, Batch(*parallel.unshard(value), *map(np.array, about)))
                 compiled = False
             files.append(file)
             progress.update(min(batch_size, num - start))
     return files
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """A name for the folder of an evaluation, of all that its activations depend on."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read(files: list[pathlib.Path], num: int) -> Iterator[Batch]:

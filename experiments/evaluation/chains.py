@@ -1,41 +1,70 @@
-"""Acceptance and stiffness of the chains."""
+"""Acceptance and stiffness of the chains: do their steps follow the density?"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.pixels import to_unit
-from experiments.evaluation import mixing
+from experiments.evaluation.contract import Result, Table
+from experiments.evaluation.samplers import tempered
+from experiments.models import active_chains
+from experiments.runs import Run
 from jebm.chains import example_keys, run_chains
 from jebm.diagnostics import chain_diagnostics
 
+_COLUMNS = {
+    "acceptance": "acceptance under MALA",
+    "stiffness": "stiffness",
+    "exchange": "exchange, least of all neighbours",
+}
 
-def chains(key, model, params, heldout, options) -> dict[str, float]:
-    """Acceptance under MALA and stiffness of both chains, see `jebm.diagnostics`.
+
+def evaluate(key: jax.Array, run: Run) -> Result:
+    """Acceptance under MALA and stiffness of the chains, see `jebm.diagnostics`.
 
     Of the tempered sampler, the exchange that neighbours accept least.
     """
+    numbers = diagnose(key, run)
+    about = "The chains' steps. Unstable from a stiffness of 1 on."
+    return Result(numbers, {}, about, (chain_table(numbers, _COLUMNS),))
+
+
+def diagnose(key: jax.Array, run: Run) -> dict[str, float]:
+    """The numbers of `evaluate`."""
+    model, params, options = run.model, run.params, run.experiment.eval
     num = options.num_diagnosed
-    x = to_unit(heldout[np.arange(num) % len(heldout)])
+    x = to_unit(run.heldout[np.arange(num) % len(run.heldout)])
     keys = example_keys(key, jnp.arange(num))
-    examined = {}
-    if model.chains.posterior.num_steps:  # not where the encoder alone draws
-        examined["posterior"] = (model.chains.posterior, x)
-    if model.energy is not None:
-        examined["prior"] = (model.chains.prior, None)
-    found = {}
-    for name, (chain, given) in examined.items():
+    chains, numbers = active_chains(model), {}
+    for name, chain in chains.items():
+        given = x if name == "posterior" else None
         result = _diagnose(keys, model, params, chain, x=given)
-        found[f"{name}_acceptance"] = result.acceptance_rate.mean().item()
-        found[f"{name}_stiffness"] = result.stiffness.mean().item()
-    if options.num_temperatures and model.energy is not None:
-        chain = mixing.tempered(model, options.num_temperatures)
+        numbers[f"{name}_acceptance"] = result.acceptance_rate.mean().item()
+        numbers[f"{name}_stiffness"] = result.stiffness.mean().item()
+    if options.num_temperatures and "prior" in chains:
+        chain = tempered(model, options.num_temperatures)
         info = _run(keys, model, params, chain).info
-        found["tempered_exchange"] = info.exchange.mean(axis=0).min().item()
-    return found
+        numbers["tempered_exchange"] = info.exchange.mean(axis=0).min().item()
+    return numbers
 
 
 _run = jax.jit(run_chains)
 
 
 _diagnose = jax.jit(chain_diagnostics)
+
+
+def chain_table(numbers, columns: dict[str, str]) -> Table:
+    """A row per chain of the numbers CHAIN_NAME, a column per NAME of `columns`."""
+    chains = ("prior", "tempered", "posterior")
+    shown = {
+        name: title
+        for name, title in columns.items()
+        if any(f"{chain}_{name}" in numbers for chain in chains)
+    }
+    rows = [
+        [f"{chain} chain", *(numbers.get(f"{chain}_{name}") for name in shown)]
+        for chain in chains
+        if any(f"{chain}_{name}" in numbers for name in shown)
+    ]
+    return Table(["", *shown.values()], rows)

@@ -19,6 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from experiments.errors import ConfigError
+from experiments.runtime.batching import map_batches
 
 DIRECTORY = pathlib.Path(__file__).parent / "classifiers"
 BATCH_SIZE = 256
@@ -95,10 +96,22 @@ def load(
 
     def features(images):
         _check_images(images, tuple(facts["image_shape"]))
-        return in_batches(classifier, params, images, "features")
+        return outputs(classifier, params, images, "features")
 
     keys = ("file", "sha256", "accuracy", "num_features")
     return features, {key: facts[key] for key in keys}
+
+
+def absent(data_name: str, directory: pathlib.Path = DIRECTORY) -> str:
+    """That a data set has no classifier, and how to get one, in a sentence."""
+    return (
+        f"data set {data_name!r} has no classifier; known: {known(directory)}; "
+        f"{_command(data_name)} trains one"
+    )
+
+
+def _command(data_name):
+    return f"`python -m tools.data.train_classifier --data={data_name}`"
 
 
 def labels(data_name: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -109,23 +122,19 @@ def labels(data_name: str) -> Callable[[np.ndarray], np.ndarray]:
       (3,)
     """
     classifier, params, _ = read(data_name)
-    return lambda images: in_batches(classifier, params, images).argmax(axis=-1)
+    return lambda images: outputs(classifier, params, images).argmax(axis=-1)
 
 
 def read(
     data_name: str, directory: pathlib.Path = DIRECTORY
 ) -> tuple[Classifier, Any, dict[str, Any]]:
     """Reads a classifier, its parameters and all of its facts; raises as `load`."""
-    command = f"`python -m tools.data.train_classifier --data={data_name}`"
     if data_name not in known(directory):
-        raise ConfigError(
-            f"data set {data_name!r} has no classifier; known: {known(directory)}; "
-            f"{command} trains one"
-        )
+        raise ConfigError(absent(data_name, directory))
     file = directory / f"{data_name}.npz"
     damaged = (
         f"{file} is damaged or does not belong to its .json: restore both, or train "
-        f"them anew by {command}"
+        f"them again by {_command(data_name)}"
     )
     try:
         facts = json.loads(file.with_suffix(".json").read_text())
@@ -163,17 +172,16 @@ def write(
     path.with_suffix(".json").write_text(json.dumps(entries, indent=2) + "\n")
 
 
-def in_batches(
+def outputs(
     classifier: Classifier, params: Any, images: np.ndarray, method: str = "__call__"
 ) -> np.ndarray:
     """Applies a method to images [N, ...], N >= 1, in batches of one shape."""
-    outputs = []
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = np.asarray(images[start : start + BATCH_SIZE], np.float32)
-        num = len(batch)
-        batch = np.pad(batch, [(0, BATCH_SIZE - num), (0, 0), (0, 0), (0, 0)])
-        outputs.append(np.asarray(_apply(classifier, method, params, batch))[:num])
-    return np.concatenate(outputs)
+
+    def batch(_, indices):
+        chosen = np.asarray(images[indices], np.float32)
+        return _apply(classifier, method, params, chosen)
+
+    return map_batches(None, batch, np.arange(len(images)), BATCH_SIZE)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

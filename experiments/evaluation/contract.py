@@ -2,8 +2,9 @@
 
 An evaluator is a frozen dataclass. Its fields are its options, the section of
 `config.eval` that `SECTION` names, with the defaults of `configs/default.py` or, where
-the section is not there, its own. It measures an opened run, and returns numbers,
-facts and tables; eval.json, the report page and the table of runs derive from these.
+the section is not there, its own. It measures an opened run, and returns a `Result`;
+eval.json, the lines on the screen, the report page and the table of runs derive from
+it, and know no evaluator.
 """
 
 import dataclasses
@@ -20,10 +21,20 @@ Number = float | bool | list[float]
 
 
 class Table(NamedTuple):
-    """A table for readers: the titles of its columns, and rows of cells."""
+    """A table for readers: the titles of its columns, and rows of cells.
+
+    Where all rows have a title, it is their first cell.
+    """
 
     head: list[str]
     rows: list[list[Any]]  # text and numbers; None: nothing was measured
+
+
+class Drawing(NamedTuple):
+    """A figure and what it shows, in a sentence."""
+
+    figure: Figure
+    caption: str
 
 
 class Result(NamedTuple):
@@ -34,7 +45,7 @@ class Result(NamedTuple):
     about: str = ""  # says what was measured, in a sentence or two
     tables: tuple[Table, ...] = ()
     warnings: tuple[str, ...] = ()  # what speaks against the numbers, a sentence each
-    figures: Mapping[str, Figure] = {}  # by name, written to figures/NAME.png
+    figures: Mapping[str, Drawing] = {}  # by name, written to figures/NAME.png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +96,15 @@ class Evaluator(Section):
 
     def written(self, run: Run) -> None:
         """Called when the numbers are in their file: what is unfinished can go."""
+
+
+def rows_of(
+    numbers: Mapping[str, Number], titles: Mapping[str, str]
+) -> list[list[Any]]:
+    """Rows of two cells, title and number, of those numbers that are there.
+
+    Example:
+      >>> rows_of({"a": 1.0, "c": 2.0}, {"a": "first", "b": "second"})
+      [['first', 1.0]]
+    """
+    return [[title, numbers[name]] for name, title in titles.items() if name in numbers]

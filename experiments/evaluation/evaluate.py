@@ -1,294 +1,167 @@
-"""Measures a trained run: eval.json.
+"""Measures a trained run, and writes what was measured: eval.json.
 
-The protocol "classifier": Frechet distance, in the penultimate features of a small
-classifier of the data set (`experiments.evaluation.classifier`), between
-`eval.num_samples` samples and the held-out split. Images are the decoder's means.
-
-    frechet              samples as the run draws them
-    frechet_long_chain   with a prior chain 4 times as long
-    frechet_tempered     by the sampler of `jebm.tempering`, as long as the run's chain,
-                         with `eval.num_temperatures` replicas where that is not 0
-    frechet_untilted     of the Gaussian prior of the same generator
-    frechet_posterior    held-out images, each decoded from its posterior sample: the
-                         floor of any prior
-    frechet_real         between two random halves of the held-out images, mean of ten
-
-With every protocol go acceptance and stiffness of the chains (`jebm.diagnostics`) and
-how well they mix (`experiments.evaluation.mixing`).
-
-The protocols "paper" and "clean": `experiments.evaluation.fid`. The protocol "anomaly":
-`experiments.evaluation.anomaly` on data with a `data.heldout_class`. The protocol
-"ood": `experiments.evaluation.ood`. The protocol "likelihood":
-`experiments.evaluation.likelihood`. Those by Inception, and any other than the run's own, go into a file of their name, like
-eval_paper.json.
+`eval.protocol` names the evaluator, of `experiments.evaluation.registry`. With every
+one go acceptance and stiffness of the chains (`experiments.evaluation.chains`) and how
+well they mix (`experiments.evaluation.mixing`). A file describes itself: beside numbers
+and facts it holds "report", a list of `described` results, of which the report page
+and the table of runs are made. Numbers by Inception, and those of any other protocol
+than the run's own, go into a file of the protocol's name, like eval_paper.json.
 """
 
-import math
 import pathlib
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import pictures
-from experiments.data import datasets, loaders
+from experiments.data import datasets
 from experiments.errors import ConfigError
-from experiments.evaluation import (
-    anomaly,
-    classifier,
-    fid,
-    likelihood,
-    mixing,
-    ood,
-    reference,
-)
-from experiments.evaluation.chains import chains
-from experiments.evaluation.frechet import distances
+from experiments.evaluation import chains, mixing
+from experiments.evaluation.contract import Evaluator, Number, Result
+from experiments.evaluation.registry import create
+from experiments.options import Experiment
 from experiments.rundir import report
-from experiments.rundir.files import read_json, write_json
+from experiments.rundir.files import write_json
 from experiments.rundir.metrics import training_budget
-from experiments.rundir.settings import variant
-from experiments.runs import open_run
+from experiments.rundir.settings import read_settings
+from experiments.runs import Run, open_run
 from experiments.runtime import parallel
 from experiments.streams import Role
-from jebm.kernels import ENCODED, STARTS
-from jebm.names import unknown_name_message
+
+WITH_EVERY = (chains.evaluate, mixing.evaluate)
 
 
-def evaluate(config, path: pathlib.Path) -> None:
-    """Measures the run in `path`; chains and seed may be overridden."""
-    check_eval(config)
-    measure = PROTOCOLS[config.eval.protocol](config)
-    model, params, step, splits = open_run(config, path)
-    params = jax.tree.map(jnp.asarray, params)
-    print(f"Evaluating {path} at step {step}.")
+def evaluate(experiment: Experiment, path: pathlib.Path) -> None:
+    """Measures the run in `path`; chains and seed may be others than its own.
+
+    Raises:
+      ConfigError: for settings that cannot work, and what the evaluator lacks.
+    """
+    evaluator = create(experiment)
+    if reason := evaluator.lacks(experiment):
+        raise ConfigError(reason)
+    run = open_run(experiment, path)
+    print(f"Evaluating {path} at step {run.step}.")
     started = time.perf_counter()
-    key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
-    found, about = measure(key, path, model, params, splits)
-    found |= chains(key, model, params, splits["test"].images, config.eval)
-    features = None
-    if config.data.name in classifier.known():
-        features, _ = classifier.load(config.data.name)
-    images, rungs = splits["test"].images, config.eval.num_temperatures
-    found |= mixing.mixing(key, model, params, images, features, rungs)
-    file = _file(path, config)
-    about = {
-        "step": step,
-        "seed": config.seed,
-        "prior": config.prior,
-        "protocol": config.eval.protocol,
-        "data": datasets.described(config.data),
-        **about,
-        **training_budget(path, config),
-        "hardware": parallel.hardware(),
-        "seconds": time.perf_counter() - started,
-    }
-    finite = {}
-    for name, value in found.items():
-        if isinstance(value, list):  # over what is named in `about`
-            told = " ".join(f"{v:.4g}" for v in value)
-        elif isinstance(value, bool):
-            told = "yes" if value else "no"
-        else:
-            told = f"{value:.4g}"
-        if np.all(np.isfinite(value)):
-            finite[name] = value
-        else:
-            told = "not finite, left out"
-        print(f"  {name:30}{told}")
-    for text in report.cautions(finite):
-        print(f"warning: {text}")
-    write_json(file, finite | about)
-    if config.eval.protocol in fid.PROTOCOLS:
-        fid.forget(path, config.eval.protocol)
-    print(f"wrote {file}")
+    results = measure(evaluator, run)
+    facts = facts_of(run, results) | {"seconds": time.perf_counter() - started}
+    write(evaluator, run, results, facts)
     report.write(path)
 
 
-def _file(path, config):
+def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
+    """As `evaluate`, but only says so where the evaluator lacks something."""
+    if reason := create(experiment).lacks(experiment):
+        print(f"Not evaluated: {reason}.")
+    else:
+        evaluate(experiment, path)
+
+
+def measure(evaluator: Evaluator, run: Run) -> list[Result]:
+    """The results of the evaluator, and of what goes with every one."""
+    key = run.key(Role.EVALUATION)
+    return [measured(key, run) for measured in (evaluator.evaluate, *WITH_EVERY)]
+
+
+def facts_of(run: Run, results: list[Result]) -> dict[str, Any]:
+    """What the numbers of the results were taken with."""
+    experiment, facts = run.experiment, {}
+    for result in results:
+        facts |= result.facts
+    return {
+        "step": run.step,
+        "seed": experiment.seed,
+        "prior": experiment.prior,
+        "protocol": experiment.eval.protocol,
+        "data": datasets.described(experiment.data),
+        **facts,
+        **training_budget(run.path, experiment),
+        "hardware": parallel.hardware(),
+    }
+
+
+def write(
+    evaluator: Evaluator, run: Run, results: list[Result], facts: dict[str, Any]
+) -> None:
+    """Writes the figures and the numbers of results, and prints them."""
+    for result in results:
+        for line in lines_of(result.numbers):
+            print(line)
+    for result in results:
+        for warning in result.warnings:
+            print(f"warning: {warning}")
+    for file in _drawn(run, results):
+        print(f"wrote {file}")
+    numbers = {}
+    for result in results:
+        numbers |= _finite(result.numbers)
+    file = file_of(evaluator, run)
+    write_json(file, numbers | facts | {"report": [*map(described, results)]})
+    evaluator.written(run)
+    print(f"wrote {file}")
+
+
+def lines_of(numbers: Mapping[str, Number]) -> Iterator[str]:
+    r"""What is printed of numbers, a line each.
+
+    Example:
+      >>> print(*lines_of({"fid": 12.34567, "log_z_agrees": True}), sep="\n")
+        fid                           12.35
+        log_z_agrees                  yes
+    """
+    for name, value in numbers.items():
+        if not np.all(np.isfinite(value)):
+            text = "not finite, left out"
+        elif isinstance(value, list):  # over what the facts name
+            text = " ".join(f"{v:.4g}" for v in value)
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
+        else:
+            text = f"{value:.4g}"
+        yield f"  {name:30}{text}"
+
+
+def described(result: Result) -> dict[str, Any]:
+    """What "report" holds of a result: JSON for readers, without its numbers' names."""
+    return {
+        "about": result.about,
+        "tables": [
+            {"head": table.head, "rows": [[*map(_cell, row)] for row in table.rows]}
+            for table in result.tables
+        ],
+        "warnings": list(result.warnings),
+        "figures": {name: drawing.caption for name, drawing in result.figures.items()},
+    }
+
+
+def _cell(value):
+    """A cell as JSON has it, which knows no nan."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _finite(numbers):
+    return {k: value for k, value in numbers.items() if np.all(np.isfinite(value))}
+
+
+def _drawn(run, results):
+    """The files of the results' figures, written."""
+    figures = {name: d for result in results for name, d in result.figures.items()}
+    folder, files = run.folder("figures"), []
+    for name, drawing in figures.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        files.append(folder / f"{name}.png")
+        drawing.figure.savefig(files[-1], dpi=150)
+    pictures.stamp_all(files, run.label)
+    return files
+
+
+def file_of(evaluator: Evaluator, run: Run) -> pathlib.Path:
     """eval.json, or a name that tells what is measured otherwise than in the run."""
-    named = config.eval.protocol
-    own = read_json(path / "config.json")["eval"]["protocol"]
-    if named == own and named not in fid.PROTOCOLS:
+    named = run.experiment.eval.protocol
+    own = read_settings(run.path)["eval"]["protocol"]
+    if named == own and not evaluator.OWN_FILE:
         named = ""
-    parts = [part for part in (named, variant(path, config)) if part]
-    return path / f"{'_'.join(['eval', *parts])}.json"
-
-
-def check_eval(config) -> None:
-    """Refuses settings of eval that cannot work, naming the field."""
-    if config.eval.protocol not in PROTOCOLS:
-        raise ConfigError(
-            unknown_name_message("eval.protocol", config.eval.protocol, PROTOCOLS)
-        )
-    if config.eval.protocol == "anomaly" and config.data.heldout_class is None:
-        raise ConfigError(
-            "eval.protocol 'anomaly' needs a data.heldout_class, got None"
-        )
-    if config.eval.protocol == "ood":
-        ood.check(config.eval)
-        if config.data.name != "fake":  # then they are made up as well
-            for name in (config.eval.ood.chosen_on, *config.eval.ood.outliers):
-                loaders.require(name, loaders.Options(config.data.data_dir))
-    if config.eval.protocol == "likelihood":
-        likelihood.check(config)
-    if config.eval.protocol in fid.PROTOCOLS:
-        fid.check(config)
-    if config.eval.num_temperatures not in (0, *range(2, 1000)):
-        raise ConfigError(
-            "eval.num_temperatures must be 0 or at least 2, got "
-            f"{config.eval.num_temperatures}"
-        )
-    for name in (
-        "likelihood_weight",
-        "num_augmentations",
-        "num_neighbours",
-        "neighbours_weight",
-        "knn_volume_weight",
-    ):
-        if not 0 <= config.eval.anomaly[name] < math.inf:
-            raise ConfigError(
-                f"eval.anomaly.{name} must be at least 0, got "
-                f"{config.eval.anomaly[name]}"
-            )
-    weights = anomaly.weights_of(config.eval)
-    if weights[1:] != (0, 0) and not config.eval.anomaly.num_neighbours:
-        raise ConfigError(
-            "eval.anomaly.neighbours_weight and eval.anomaly.knn_volume_weight weigh "
-            "neighbours: set eval.anomaly.num_neighbours too, or both to 0; got "
-            f"{weights.neighbours} and {weights.volume} with num_neighbours=0"
-        )
-    own = config.chains.posterior.start
-    start = config.eval.anomaly.posterior_start or own
-    if start not in STARTS:
-        raise ConfigError(
-            unknown_name_message("eval.anomaly.posterior_start", start, STARTS)
-        )
-    if start in ENCODED and own not in ENCODED:
-        raise ConfigError(
-            f"eval.anomaly.posterior_start {start!r} needs an encoder that learns, "
-            f"chains.posterior.start 'encoder', got {own!r}"
-        )
-    for name, least in (
-        ("num_samples", 2),
-        ("num_posterior_samples", 1),
-        ("batch_size", 1),
-        ("fid_num_samples", 2),
-        ("num_diagnosed", 1),
-        ("likelihood_num_images", 2),
-        ("likelihood_num_samples", 2),
-        ("likelihood_num_temperatures", 2),
-        ("likelihood_batch_size", 1),
-    ):
-        if config.eval[name] < least:
-            raise ConfigError(
-                f"eval.{name} must be at least {least}, got {config.eval[name]}"
-            )
-
-
-def _by_classifier(config):
-    """Frechet distances, and what they were taken with."""
-    features, facts = classifier.load(config.data.name)
-
-    def measure(key, path, model, params, splits):
-        heldout = splits["test"].images
-        found = distances(key, model, params, heldout, features, config.eval)
-        return found, {
-            "features": f"{facts['num_features']} features of {facts['file']}",
-            "features_sha256": facts["sha256"],
-            "num_samples": config.eval.num_samples,
-            "num_reference": len(heldout),
-        }
-
-    return measure
-
-
-def _by_anomaly(config):
-    """How well the score tells the held-out class; draws the scores."""
-
-    def measure(key, path, model, params, splits):
-        images, training = splits["test"].images, splits["train"].images
-        terms = anomaly.terms_of(key, model, params, images, training, config.eval)
-        heldout = config.data.heldout_class
-        anomalous = splits["test"].labels == heldout
-        folder = path / "figures" / variant(path, config)
-        weights = anomaly.weights_of(config.eval)
-        anomaly.histogram(terms, anomalous, weights, folder / "anomaly.png")
-        pictures.mark(config, [folder / "anomaly.png"])
-        print(f"wrote {folder / 'anomaly.png'}")
-        return anomaly.detection(terms, anomalous, weights), {
-            "heldout_class": heldout,
-            "likelihood_weight": weights.likelihood,
-            "num_augmentations": config.eval.anomaly.num_augmentations,
-            "num_neighbours": config.eval.anomaly.num_neighbours,
-            "neighbours_weight": weights.neighbours,
-            "knn_volume_weight": weights.volume,
-            "posterior_start": anomaly.scored(
-                model, config.eval
-            ).chains.posterior.start,
-            "num_posterior_samples": config.eval.num_posterior_samples,
-            "num_normal": int((~anomalous).sum()),
-            "num_anomalous": int(anomalous.sum()),
-        }
-
-    return measure
-
-
-def _by_ood(config):
-    """How well every score tells images of elsewhere; draws the scores."""
-
-    def measure(key, path, model, params, splits):
-        folder = path / "figures" / variant(path, config)
-        images = splits["test"].images
-        found = ood.detection(key, config, model, params, images, folder)
-        pictures.mark(config, [folder / "ood.png"])
-        print(f"wrote {folder / 'ood.png'}")
-        return found
-
-    return measure
-
-
-def _by_likelihood(config):
-    """Log-likelihood of held-out images."""
-
-    def measure(key, path, model, params, splits):
-        del path
-        images, options = splits["test"].images, config.eval
-        found = likelihood.likelihood(key, model, params, images, options)
-        return found, {
-            "estimator": options.likelihood_estimator,
-            "samples_per_image": options.likelihood_num_samples,
-            "num_images": min(options.likelihood_num_images, len(images)),
-        }
-
-    return measure
-
-
-def _by_inception(config):
-    """FID, KID, Inception score, precision and recall."""
-    extractor = fid.Extractor.load(config.eval.protocol, config.eval.fid.inception)
-    given = config.eval.fid.reference
-    given = given and reference.read(pathlib.Path(given), extractor)
-
-    def measure(key, path, model, params, splits):
-        # Making statistics takes long: the run is known to be there now.
-        real = given or reference.obtain(config.eval, config.data, extractor)
-        if real.features is None:
-            told = real.about["reference"]
-            print(f"{told} holds no features: no KID, precision or recall.")
-        images = splits["test"].images
-        return fid.fid(key, config, extractor, real, path, model, params, images)
-
-    return measure
-
-
-# What a protocol needs is got, or refused, before the run is opened.
-PROTOCOLS = {
-    "anomaly": _by_anomaly,
-    "classifier": _by_classifier,
-    "clean": _by_inception,
-    "likelihood": _by_likelihood,
-    "ood": _by_ood,
-    "paper": _by_inception,
-}
+    parts = [part for part in (named, run.variant) if part]
+    return run.path / f"{'_'.join(['eval', *parts])}.json"

@@ -1,83 +1,152 @@
-"""Frechet distances in the features of a small classifier."""
+"""Frechet distances in the features of a small classifier: the protocol "classifier".
+
+Between `eval.num_samples` samples and the held-out split, in the penultimate features
+of a classifier of the data set (`experiments.evaluation.classifier`). Images are the
+decoder's means.
+
+    frechet              samples as the run draws them
+    frechet_long_chain   with a prior chain 4 times as long
+    frechet_tempered     by the sampler of `jebm.tempering`, as long as the run's chain,
+                         with `eval.num_temperatures` replicas where that is not 0
+    frechet_untilted     of the Gaussian prior of the same generator
+    frechet_posterior    held-out images, each decoded from its posterior sample: the
+                         floor of any prior
+    frechet_real         between two random halves of the held-out images, mean of ten
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 import jebm
 from experiments.data.pixels import to_unit
-from experiments.evaluation import mixing
+from experiments.evaluation import classifier
+from experiments.evaluation.contract import Evaluator, Result, Table, rows_of
+from experiments.evaluation.samplers import lengthened, tempered
+from experiments.models import active_chains
+from experiments.options import Experiment
+from experiments.runs import Run
 from experiments.runtime.batching import map_batches
 from jebm.chains import decode
 from jebm.metrics import feature_statistics, frechet_distance
 
-LONG_CHAIN = 4
+_TITLES = {
+    "frechet": "samples",
+    "frechet_long_chain": "samples by a chain 4 times as long",
+    "frechet_tempered": "samples by the tempered sampler, as long as the chain",
+    "frechet_untilted": "samples of the Gaussian prior of the same generator",
+    "frechet_posterior": "held-out images from their posterior: the floor of any prior",
+    "frechet_real": "one half of the held-out images against the other",
+}
 
 
-def distances(key, model, params, heldout, features, options) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Frechet(Evaluator):
+    """Frechet distances; its options are those that several evaluators share."""
+
+    def lacks(self, experiment: Experiment) -> str:
+        """A classifier, where there is none of the data set."""
+        name = experiment.data.name
+        return "" if name in classifier.known() else classifier.absent(name)
+
+    def evaluate(self, key: jax.Array, run: Run) -> Result:
+        """The distances of the module's docstring, and the gap of energies."""
+        features, loaded = classifier.load(run.experiment.data.name)
+        numbers = distances(key, run, features)
+        facts = {
+            "features": f"{loaded['num_features']} features of {loaded['file']}",
+            "features_sha256": loaded["sha256"],
+            "num_samples": run.experiment.eval.num_samples,
+            "num_reference": len(run.heldout),
+        }
+        about = (
+            f"Frechet distance to {facts['num_reference']} held-out images at step "
+            f"{run.step}: {facts['num_samples']} samples, {facts['features']}."
+        )
+        if (gap := numbers.get("energy_gap_nats")) is not None:
+            about += f" Gap E- minus E+: {gap:.3g} nats."
+        table = Table(["", "Frechet distance, no FID"], rows_of(numbers, _TITLES))
+        return Result(numbers, facts, about, (table,))
+
+
+def distances(
+    key: jax.Array, run: Run, features: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, float]:
     """The Frechet distances of the module's docstring, and the gap of energies.
 
     One of samples that are not finite is nan.
 
     Args:
       key: typed key, [].
-      model: the model.
-      params: its parameters.
-      heldout: images, uint8 [N, H, W, C].
+      run: the run; of its options count those of config.eval.
       features: images [N, H, W, C] in [0, 1] -> [N, D].
-      options: `config.eval`.
     """
-    num, batch_size = options.num_samples, options.batch_size
-    real = features(to_unit(heldout))
+    model, options = run.model, run.experiment.eval
+    real = features(to_unit(run.heldout))
     reference = feature_statistics(real)
-
-    def distance(images):
-        if not np.isfinite(images).all():
-            return np.nan
-        return frechet_distance(*feature_statistics(features(images)), *reference)
-
     key_posterior, key_prior = jax.random.split(key)
 
-    def prior_samples(**chain):
-        def draw(key, indices):
-            return jebm.sample(key, model, params, len(indices), **chain)
+    def distance(samples):
+        if not np.isfinite(samples.x).all():
+            return np.nan
+        return frechet_distance(*feature_statistics(features(samples.x)), *reference)
 
-        return map_batches(key_prior, draw, np.arange(num), batch_size)
+    def distance_of(**sampler):
+        return distance(_prior_samples(key_prior, run, **sampler))
 
-    def posterior_samples(key, indices):
-        x = to_unit(heldout[indices])
-        latents = jebm.posterior_sample(key, model, params, x)
-        return jebm.Samples(_decode(model, params, latents), latents)
-
-    # Spread over the split; a small one more than once, each time with other noise.
-    spread = np.arange(min(num, len(heldout))) * len(heldout) // min(num, len(heldout))
-    chosen = np.resize(spread, num)
-    positive = map_batches(key_posterior, posterior_samples, chosen, batch_size)
-    negative = prior_samples()
-    found = {
-        "frechet": distance(negative.x),
-        "frechet_posterior": distance(positive.x),
+    positive = _posterior_samples(key_posterior, run)
+    negative = _prior_samples(key_prior, run)
+    numbers = {
+        "frechet": distance(negative),
+        "frechet_posterior": distance(positive),
         "frechet_real": float(np.mean([_of_halves(real, i) for i in range(10)])),
     }
-    if model.energy is None:
-        return found
-    long_chain = LONG_CHAIN * model.chains.prior.num_steps
-    gap = (
-        jebm.energy(model, params, negative.latents).mean()
-        - jebm.energy(model, params, positive.latents).mean()
-    ).item()
-    if options.num_temperatures:
-        images = prior_samples(
-            kernel=mixing.tempered(model, options.num_temperatures)
-        ).x
-        found["frechet_tempered"] = distance(images)
-    return found | {
-        "frechet_long_chain": distance(prior_samples(num_steps=long_chain).x),
-        "frechet_untilted": distance(prior_samples(prior="gaussian").x),
-        "energy_gap_nats": gap,
-    }
+    if model.energy is not None:
+        gap = _mean_energy(run, negative) - _mean_energy(run, positive)
+        numbers["energy_gap_nats"] = gap.item()
+    if prior := active_chains(model).get("prior"):
+        if options.num_temperatures:
+            kernel = tempered(model, options.num_temperatures)
+            numbers["frechet_tempered"] = distance_of(kernel=kernel)
+        long_chain = lengthened(prior).num_steps
+        numbers["frechet_long_chain"] = distance_of(num_steps=long_chain)
+        numbers["frechet_untilted"] = distance_of(prior="gaussian")
+    return numbers
+
+
+def _prior_samples(key, run, **sampler):
+    """`eval.num_samples` of them; `sampler` is of `jebm.sample`."""
+
+    def draw(key, indices):
+        return jebm.sample(key, run.model, run.params, len(indices), **sampler)
+
+    options = run.experiment.eval
+    return map_batches(key, draw, np.arange(options.num_samples), options.batch_size)
+
+
+def _posterior_samples(key, run):
+    """Held-out images, each decoded from its posterior sample."""
+    images, options = run.heldout, run.experiment.eval
+
+    def draw(key, indices):
+        x = to_unit(images[indices])
+        latents = jebm.posterior_sample(key, run.model, run.params, x)
+        return jebm.Samples(_decode(run.model, run.params, latents), latents)
+
+    # Spread over the split; a small one more than once, each time with other noise.
+    num = min(options.num_samples, len(images))
+    spread = np.arange(num) * len(images) // num
+    chosen = np.resize(spread, options.num_samples)
+    return map_batches(key, draw, chosen, options.batch_size)
 
 
 _decode = jax.jit(decode)
+
+
+def _mean_energy(run, samples):
+    return jebm.energy(run.model, run.params, samples.latents).mean()
 
 
 def _of_halves(real, seed):

@@ -19,8 +19,13 @@ from arviz_stats.base import array_stats
 
 import jebm
 from experiments.data.pixels import to_unit
+from experiments.evaluation import classifier
+from experiments.evaluation.chains import chain_table
+from experiments.evaluation.contract import Result
+from experiments.evaluation.samplers import tempered
 from experiments.evaluation.traces import energies_along
-from jebm import tempering
+from experiments.models import active_chains
+from experiments.runs import Run
 from jebm.chains import decode, example_keys, trace_chains
 from jebm.objectives import posterior_terms
 
@@ -28,6 +33,31 @@ _LENGTH = 4  # times the length of the chain
 _DRAWS = 50  # at most, of each chain
 _CHAINS = 64
 _PER_IMAGE = 4  # chains of one posterior
+_COLUMNS = {
+    "rhat": "R-hat, energy",
+    "rhat_features": "R-hat, features",
+    "ess": "effective draws, energy",
+    "ess_features": "effective draws, features",
+    "draws": "draws",
+}
+_ABOUT = (
+    "How the chains mix. An R-hat of 1.1 or more, of chains run four times as long, "
+    "says that one chain alone does not visit all that many chains together do; "
+    "whether these together are right is told by samples at one and at four times the "
+    "length."
+)
+
+
+def evaluate(key: jax.Array, run: Run) -> Result:
+    """R-hat and ESS of the chains that the model has, see `mixing`."""
+    features, name = None, run.experiment.data.name
+    if name in classifier.known():
+        features, _ = classifier.load(name)
+    num_temperatures = run.experiment.eval.num_temperatures
+    numbers = mixing(
+        key, run.model, run.params, run.heldout, features, num_temperatures
+    )
+    return Result(numbers, {}, _ABOUT, (chain_table(numbers, _COLUMNS),))
 
 
 def mixing(
@@ -55,34 +85,25 @@ def mixing(
       which there are prior_draws, and posterior_draws of an image. Infinite or NaN
       where values do not vary.
     """
-    found = {}
-    if model.energy is not None and model.chains.prior.num_steps:
-        watched = {"prior": model.chains.prior}
-        if num_temperatures:
-            watched["tempered"] = tempered(model, num_temperatures)
-        for name, chain in watched.items():
-            latents = _trace(key, model, params, chain)
-            energies = energies_along(model, params, latents)
-            found |= _statistics(name, energies, model, params, latents, features, 1)
-    if model.chains.posterior.num_steps:
+    chains, numbers = active_chains(model), {}
+    priors = {"prior": chains["prior"]} if "prior" in chains else {}
+    if priors and num_temperatures:
+        priors["tempered"] = tempered(model, num_temperatures)
+    for name, chain in priors.items():
+        latents = _trace(key, model, params, chain)
+        energies = energies_along(model, params, latents)
+        numbers |= _statistics(name, energies, model, params, latents, features, 1)
+    if "posterior" in chains:
         images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
         x = to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
-        latents = _trace(key, model, params, model.chains.posterior, x)
+        latents = _trace(key, model, params, chains["posterior"], x)
         log_p = jax.lax.map(
             lambda z: posterior_terms(model, params, x, z).log_likelihood, latents
         )
-        groups = len(images)
-        found |= _statistics(
-            "posterior", log_p, model, params, latents, features, groups
+        numbers |= _statistics(
+            "posterior", log_p, model, params, latents, features, len(images)
         )
-    return found
-
-
-def tempered(model: jebm.Model, num_temperatures: int) -> jebm.Tempered:
-    """As many and as long steps as those of the model's prior chain, tempered."""
-    own = model.chains.prior
-    b = tempering.temperature_schedule(num_temperatures)
-    return jebm.Tempered(own.num_steps, own.step_size, inverse_temperatures=b)
+    return numbers
 
 
 def _trace(key, model, params, chain, x=None):
@@ -104,7 +125,7 @@ def _statistics(name, values, model, params, latents, features, groups):
     """Of values [draws, chains], the chains in `groups` of equal laws."""
     draws = len(values)
     num = draws * _CHAINS // groups
-    found = {f"{name}_draws": num}
+    numbers = {f"{name}_draws": num}
     watched = {"": np.asarray(values)[..., None]}
     if features is not None:
         drawn = [
@@ -120,9 +141,9 @@ def _statistics(name, values, model, params, latents, features, groups):
             ess = array_stats.ess(array, chain_axis=2, draw_axis=0)
         # Chains too short for their autocorrelation have ArviZ's ceiling as ESS.
         ess = np.where(ess < 0.999 * num * np.log10(num), ess, np.nan)
-        found[f"{name}_rhat{suffix}"] = float(np.max(_varying(rhat, array)))
-        found[f"{name}_ess{suffix}"] = float(np.min(_varying(ess, array)))
-    return found
+        numbers[f"{name}_rhat{suffix}"] = float(np.max(_varying(rhat, array)))
+        numbers[f"{name}_ess{suffix}"] = float(np.min(_varying(ess, array)))
+    return numbers
 
 
 def _varying(statistic, array):

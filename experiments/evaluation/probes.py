@@ -1,6 +1,5 @@
 """What each layer holds: how well a small classifier tells labels from it alone."""
 
-import pathlib
 import warnings
 
 import jax
@@ -13,39 +12,36 @@ from sklearn.preprocessing import StandardScaler
 
 import jebm
 from experiments.data.pixels import to_unit
-from experiments.rundir.files import write_json
+from experiments.runs import Run
 from experiments.runtime.batching import map_batches
 
 _NUM_IMAGES = {"train": 10_000, "test": 5_000}
 
 
-def write_probes(key, model, params, splits, file: pathlib.Path, batch_size: int):
-    """Writes the accuracy of a probe of each layer, see `accuracies`.
+def probe_layers(key: jax.Array, run: Run) -> dict[str, dict[str, float]]:
+    """The accuracy of a probe of each layer, "z_1" and above, see `accuracies`.
 
     Samples of the posterior of training images teach the probes, and those of held-out
     images test them.
     """
     drawn, labels = {}, {}
     for i, (name, most) in enumerate(_NUM_IMAGES.items()):
-        images, known = splits[name]
+        images, known = run.splits[name]
         num = min(most, len(images))
 
         def draw(key, indices, images=images):
             x = to_unit(jnp.asarray(images[indices]))
-            return jebm.posterior_sample(key, model, params, x)
+            return jebm.posterior_sample(key, run.model, run.params, x)
 
-        key_split = jax.random.fold_in(key, i)
-        drawn[name] = map_batches(key_split, draw, np.arange(num), batch_size)
+        key_split, size = jax.random.fold_in(key, i), run.experiment.eval.batch_size
+        drawn[name] = map_batches(key_split, draw, np.arange(num), size)
         labels[name] = known[:num]
-    found = {
+    return {
         f"z_{i + 1}": accuracies(
             *(drawn["train"][i], labels["train"], drawn["test"][i], labels["test"])
         )
-        for i in range(len(model.backbone.latent_shapes))
+        for i in range(len(run.model.backbone.latent_shapes))
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, found)
-    return file
 
 
 def accuracies(

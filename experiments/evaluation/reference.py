@@ -20,7 +20,9 @@ import numpy as np
 from experiments.data import datasets, sources
 from experiments.data.pixels import draw_binary, to_unit
 from experiments.errors import ConfigError
-from experiments.evaluation import activations, fid
+from experiments.evaluation import activations
+from experiments.evaluation.inception_features import Extractor, summarise
+from experiments.options import Data
 from experiments.runtime import parallel
 from jebm.metrics import checks, inception
 
@@ -31,7 +33,7 @@ class Reference(NamedTuple):
     mean: np.ndarray  # [D]
     covariance: np.ndarray  # [D, D]
     features: np.ndarray | None  # [n, D]
-    about: dict[str, Any]  # for eval.json
+    about: dict[str, Any]  # facts for eval.json
 
     @property
     def num_features(self) -> int:
@@ -39,30 +41,24 @@ class Reference(NamedTuple):
         return 0 if self.features is None else len(self.features)
 
 
-def obtain(options, data, extractor: fid.Extractor) -> Reference:
-    """That of the data set's split: of the cache, or made now and put there.
-
-    Args:
-      options: `config.eval`.
-      data: `config.data`.
-      extractor: of the protocol.
+def obtain(data: Data, split: str, batch_size: int, extractor: Extractor) -> Reference:
+    """That of a split of the data set: of the cache, or made now and put there.
 
     Raises:
       ConfigError: if the file is damaged, or there is no such split.
     """
-    split = options.fid_reference_split
     images = images_of(data, split)
     file = cached(data, split, images, extractor)
     if not file.is_file():
         print(f"No statistics in {file} yet.")
-        make(file, images, options.batch_size, extractor)
+        make(file, images, batch_size, extractor)
         print(f"wrote {file}")
     return read(file, extractor)
 
 
-def images_of(data, split: str) -> np.ndarray | sources.Streamed:
+def images_of(data: Data, split: str) -> np.ndarray | sources.Streamed:
     """The images of a split of a data set; those drawn black or white drawn once."""
-    splits = datasets.load(**data)
+    splits = datasets.load(data)
     if split not in splits:
         raise ConfigError(
             f"eval.fid.reference_split is {split!r}; known: {sorted(splits)}"
@@ -74,14 +70,14 @@ def images_of(data, split: str) -> np.ndarray | sources.Streamed:
     return images
 
 
-def cached(data, split: str, images, extractor: fid.Extractor) -> pathlib.Path:
+def cached(data: Data, split: str, images, extractor: Extractor) -> pathlib.Path:
     """The file in the cache: data set, split, resolution, protocol; what is special."""
     _, height, width, _ = images.shape
     parts = [data.name.replace("/", "-"), split, f"{height}x{width}", extractor.name]
-    if data.name == "fake":
+    if data.is_fake:
         parts[0] += f"-{data.fake_like.replace('/', '-')}"
     if data.name == "folder":  # there are many
-        parts[0] += f"-{_told_by_a_few(images)}"
+        parts[0] += f"-{_fingerprint(images)}"
     if data.labels:
         parts.append("labels" + ",".join(map(str, data.labels)))
     if data.heldout_class is not None:
@@ -93,10 +89,10 @@ def cached(data, split: str, images, extractor: fid.Extractor) -> pathlib.Path:
     return inception.cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
 
 
-def _told_by_a_few(images):
-    """What tells images from others: how many they are, and a few of them."""
-    few = images[np.arange(10) * len(images) // 10]
-    content = str(images.shape).encode() + np.ascontiguousarray(few).tobytes()
+def _fingerprint(images):
+    """What tells images from others: how many they are, and ten of them."""
+    subset = images[np.arange(10) * len(images) // 10]
+    content = str(images.shape).encode() + np.ascontiguousarray(subset).tobytes()
     return hashlib.sha256(content).hexdigest()[:8]
 
 
@@ -104,7 +100,7 @@ def make(
     file: pathlib.Path,
     images: np.ndarray | sources.Streamed,
     batch_size: int,
-    extractor: fid.Extractor,
+    extractor: Extractor,
 ) -> None:
     """Takes the statistics of images uint8 [N, H, W, C], N >= 2; resumes after a kill.
 
@@ -122,12 +118,12 @@ def make(
         scaled = np.asarray(to_unit(chosen))
         return parallel.shard(scaled, devices)
 
-    told = {"images": _told_by_a_few(images), "batch_size": batch_size}
-    unfinished = file.with_suffix(".unfinished") / fid.digest(told)
+    identity = {"images": _fingerprint(images), "batch_size": batch_size}
+    unfinished = file.with_suffix(".unfinished") / activations.digest(identity)
     files = activations.stream(
         unfinished, len(images), batch_size, [extractor.stage], first, file.stem
     )
-    summary = fid.summarise(files, len(images), extractor)
+    summary = summarise(files, len(images), extractor)
     if summary is None:
         raise ConfigError(f"activations of the images for {file} are not finite")
     about = {
@@ -137,6 +133,12 @@ def make(
         "inception_score": summary.score.mean,
         "images_per_second": summary.rates["images_per_second_metric"],
     }
+    _write(file, summary, about)
+    shutil.rmtree(file.with_suffix(".unfinished"))
+
+
+def _write(file, summary, about):
+    """Writes the file in one piece."""
     content = io.BytesIO()
     np.savez(
         content,
@@ -148,10 +150,9 @@ def make(
     partial = file.with_suffix(".partial")
     partial.write_bytes(content.getvalue())
     partial.replace(file)
-    shutil.rmtree(file.with_suffix(".unfinished"))
 
 
-def read(file: pathlib.Path, extractor: fid.Extractor) -> Reference:
+def read(file: pathlib.Path, extractor: Extractor) -> Reference:
     """Reads a file of statistics; nothing in it can run.
 
     Raises:
@@ -167,11 +168,25 @@ def read(file: pathlib.Path, extractor: fid.Extractor) -> Reference:
         raise ConfigError(
             f"{file} is damaged or not an .npz of mu and sigma: {error}"
         ) from None
+    _check(file, held, about, extractor)
+    facts = {
+        "reference": file.name,
+        "reference_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    if "num_images" in about:
+        facts["num_reference"] = about["num_images"]
+        facts["reference_inception_score"] = about["inception_score"]
+    return Reference(mean, covariance, held.get("features"), facts)
+
+
+def _check(file, held, about, extractor):
+    """Refuses statistics of other features, of another protocol, and none at all."""
     dimensions = 2048 // extractor.network.reduction
-    if mean.shape != (dimensions,) or covariance.shape != 2 * (dimensions,):
+    shapes = held["mu"].shape, held["sigma"].shape
+    if shapes != ((dimensions,), (dimensions, dimensions)):
         raise ConfigError(
-            f"{file} holds statistics of shapes {mean.shape} and {covariance.shape}, "
-            f"and the features have {dimensions} dimensions"
+            f"{file} holds statistics of shapes {shapes[0]} and {shapes[1]}, and the "
+            f"features have {dimensions} dimensions"
         )
     try:
         for name in ("mu", "sigma", "features"):
@@ -183,11 +198,3 @@ def read(file: pathlib.Path, extractor: fid.Extractor) -> Reference:
             raise ConfigError(
                 f"{file} is of the {name} {about[name]!r}, and {ours!r} was asked for"
             )
-    told = {
-        "reference": file.name,
-        "reference_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-    }
-    if "num_images" in about:
-        told["num_reference"] = about["num_images"]
-        told["reference_inception_score"] = about["inception_score"]
-    return Reference(mean, covariance, held.get("features"), told)

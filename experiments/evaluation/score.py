@@ -3,49 +3,43 @@
 import csv
 import pathlib
 
-import jax
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from experiments import pictures
 from experiments.data import sources
 from experiments.errors import ConfigError
-from experiments.evaluation.evaluate import check_eval
-from experiments.evaluation.ood import scores_of
+from experiments.evaluation.layer_scores import scores_of
+from experiments.evaluation.registry import create
+from experiments.options import Experiment
 from experiments.rundir import report
-from experiments.rundir.settings import variant
 from experiments.runs import open_run
 from experiments.streams import Role
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 _COLUMNS, _ROWS = 10, 10
 
 
-def score(config, path: pathlib.Path, folder: str) -> None:
+def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> None:
     """Scores the images of `folder` with the run in `path`.
 
     Writes to scores/ of the run FOLDER.csv, a line per image with every score(k) and
     log-likelihood ratio of `jebm.scores` in nats, and FOLDER.png, the images from the
     most to the least anomalous by minus score(0).
     """
-    check_eval(config)
-    model, params, step, _ = open_run(config, path)
-    folder = pathlib.Path(folder)
-    files, images = read_folder(folder, model.image_shape)
-    key = jax.random.fold_in(jax.random.key(config.seed), Role.EVALUATION)
-    print(f"Scoring {len(files)} images with {path} at step {step}.")
-    scores = scores_of(key, model, params, images, config.eval)
-    name = folder.resolve().name
-    out = path / "scores" / variant(path, config)
+    create(experiment)  # refuses options of eval that cannot work
+    run = open_run(experiment, path)
+    files, images = read_folder(folder, run.model.image_shape)
+    print(f"Scoring {len(files)} images with {path} at step {run.step}.")
+    scores = scores_of(run.key(Role.EVALUATION), run, images)
+    out, name = run.folder("scores"), folder.resolve().name
     out.mkdir(parents=True, exist_ok=True)
-    _write_table(out / f"{name}.csv", files, scores)
-    _draw_sheet(out / f"{name}.png", files, images, -scores[0])
-    pictures.mark(config, [out / f"{name}.png"])
-    print(f"wrote {out / f'{name}.csv'}")
-    print(f"wrote {out / f'{name}.png'}")
+    table, sheet = out / f"{name}.csv", out / f"{name}.png"
+    _write_table(table, files, scores)
+    _sheet(files, images, -scores[0]).savefig(sheet, dpi=130)
+    pictures.stamp_all([sheet], run.label)
+    print(f"wrote {table}")
+    print(f"wrote {sheet}")
     report.write(path)
 
 
@@ -99,16 +93,14 @@ def _write_table(file, files, scores):
             writer.writerow([image_file.name, *(f"{v:.4f}" for v in values)])
 
 
-def _draw_sheet(file, files, images, anomaly):
-    """Up to 100 images; of more, evenly spread over the order."""
+def _sheet(files, images, anomaly):
+    """Draws up to 100 images; of more, evenly spread over the order."""
     order = np.argsort(-anomaly)
     shown = min(len(order), _COLUMNS * _ROWS)
     chosen = order[np.linspace(0, len(order) - 1, shown).round().astype(int)]
     rows = -(-shown // _COLUMNS)
-    figure, axes = plt.subplots(
-        rows, _COLUMNS, figsize=(1.25 * _COLUMNS, 1.55 * rows + 0.7), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure = Figure((1.25 * _COLUMNS, 1.55 * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, i in zip(axes.flat, chosen, strict=False):
@@ -121,5 +113,4 @@ def _draw_sheet(file, files, images, anomaly):
         f"{shown} of {len(files)} images, most anomalous first: minus score(0) in nats",
         fontsize=10,
     )
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    return figure

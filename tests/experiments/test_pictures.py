@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,3 +92,26 @@ def test_stamp_adds_a_line_and_leaves_the_picture(mode, tmp_path):
     np.testing.assert_array_equal(after[-480:], before)
     title = after[:-480].reshape(-1, 3)
     assert {(255, 255, 255), (220, 20, 60)} <= set(map(tuple, title.tolist()))
+
+
+def test_stamp_all_stamps_the_pictures_among_the_files(tmp_path):
+    picture, numbers = tmp_path / "picture.png", tmp_path / "numbers.json"
+    Image.new("L", (640, 480), 77).save(picture)
+    numbers.write_text("{}")
+    pictures.stamp_all([picture, numbers], "FAKE DATA")
+    with Image.open(picture) as stamped:
+        assert stamped.height > 480
+    assert numbers.read_text() == "{}"
+
+
+def test_stamp_all_of_no_text_leaves_the_pictures_as_they_are(tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.new("L", (640, 480), 77).save(picture)
+    before = picture.read_bytes()
+    pictures.stamp_all([picture], "")
+    assert picture.read_bytes() == before
+
+
+def test_pictures_know_nothing_of_experiments():
+    source = pathlib.Path(pictures.__file__).read_text()
+    assert "experiments" not in source

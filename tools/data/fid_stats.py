@@ -15,17 +15,18 @@ import pathlib
 import sys
 
 import jax
-from ml_collections import config_dict
 
 from experiments.configs import default
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.evaluation import fid, reference
+from experiments.evaluation import reference
+from experiments.evaluation.inception_features import PROTOCOLS, Extractor
+from experiments.options import Data
 from jebm.metrics import frechet_distance
 
 
 def statistics(given: argparse.Namespace) -> None:
     """Makes the file, if it is not there, and compares it."""
-    extractor = fid.Extractor.load(given.protocol, given.inception)
+    extractor = Extractor.load(PROTOCOLS[given.protocol], given.inception)
     devices = jax.local_device_count()
     if given.batch_size < 1 or given.batch_size % devices:
         raise ConfigError(
@@ -33,8 +34,8 @@ def statistics(given: argparse.Namespace) -> None:
             f"{given.batch_size}"
         )
     other = given.against and reference.read(given.against, extractor)
-    data = config_dict.ConfigDict(default.get_config().data)
-    data.name, data.data_dir = given.data, given.data_dir
+    fields = default.get_config().data.to_dict()
+    data = Data.of(fields | {"name": given.data, "data_dir": given.data_dir})
     images = reference.images_of(data, given.split)
     file = reference.cached(data, given.split, images, extractor)
     if file.is_file():
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="train")
-    parser.add_argument("--protocol", default="paper", choices=list(fid.PROTOCOLS))
+    parser.add_argument("--protocol", default="paper", choices=list(PROTOCOLS))
     parser.add_argument("--data_dir")
     parser.add_argument("--inception")
     parser.add_argument("--batch_size", type=int, default=500)

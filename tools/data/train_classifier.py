@@ -59,7 +59,7 @@ def train(
     network = classifier.Classifier(num_classes, settings.widths, settings.num_features)
     params = _fit(network, splits["train"], seed, settings)
     images, labels = splits["test"]
-    logits = classifier.in_batches(network, params, to_unit(images))
+    logits = classifier.outputs(network, params, to_unit(images))
     accuracy = float((logits.argmax(-1) == labels).mean())
     command = f"python -m tools.data.train_classifier --data={data_name} --seed={seed}"
     facts = {

@@ -5,9 +5,10 @@
 writes table.html and table.md: the tables of arXiv 2306.06323 (FID and Inception
 score), every published row marked as quoted, with the rows of those runs of the same
 data set that were evaluated by `--config.eval.protocol=paper` or `clean`. Beside each
-of our numbers stand protocol, sample count, prior, chain, temperature, reference,
-hardware and budget. Runs of other data sets have tables of their own, and so have
-Frechet distances in the features of small classifiers, which are no FIDs.
+of our numbers stand protocol, samples, prior, chain, temperature, reference, hardware
+and budget. What else was measured, of other data sets or by other protocols, has
+tables of its own. All of it is what the eval*.json of a run say of themselves
+(`experiments.rundir.evaluations`): this page knows no evaluator.
 """
 
 import argparse
@@ -15,29 +16,16 @@ import html
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.evaluation import fid
+from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.files import write_text
-from experiments.rundir.report import INCEPTION
+from experiments.rundir.settings import read_settings
 
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
-_SETS = {
-    "": "{prior}, {chain}",
-    "_long_chain": "{prior}, the chain 4 times as long",
-    "_untilted": "Gaussian prior of the same generator",
-    "_posterior": "held-out images from their posterior",
-}
-_FRECHET = {
-    "frechet": "samples",
-    "frechet_long_chain": "chain 4 times as long",
-    "frechet_untilted": "without the energies",
-    "frechet_posterior": "from the posterior",
-    "frechet_real": "real halves",
-}
 _PRIORS = {"ebm": "joint EBM prior", "gaussian": "Gaussian prior"}
+_BESIDE = ["taken with", "hardware and budget"]
 
 
 class Table(NamedTuple):
@@ -49,133 +37,121 @@ class Table(NamedTuple):
     strong: list[bool]
 
 
-class Evaluation(NamedTuple):
-    """One eval*.json of a run."""
+class Measured(NamedTuple):
+    """A table of one eval*.json of a run."""
 
     run: str
     data: str
     two_stages: bool
-    found: dict[str, Any]
+    evaluation: Evaluation
+    head: list[str]
+    rows: list[list[Any]]
+
+    @property
+    def protocol(self) -> str:
+        """The evaluator that made it."""
+        return self.evaluation.values["protocol"]
 
 
-def evaluations(run: pathlib.Path) -> list[Evaluation]:
-    """What was measured of a run.
+def measured(run: pathlib.Path) -> list[Measured]:
+    """Returns what was measured of a run, without what goes with every evaluator.
 
     Raises:
       ConfigError: if it is no run, or was never evaluated.
     """
     try:
-        config = json.loads((run / "config.json").read_text())
-        files = sorted(run.glob("eval*.json"))
-        found = [json.loads(file.read_text()) for file in files]
-    except (OSError, ValueError) as error:
+        settings, evaluations = read_settings(run), read_evaluations(run)
+    except (ConfigError, OSError) as error:
         raise ConfigError(f"{run} is not a run that can be read: {error}") from None
-    if not found:
+    if not evaluations:
         raise ConfigError(
             f"{run} holds no eval.json: evaluate it with --mode=eval and "
             "--config.eval.protocol=paper"
         )
-    nvae = config["backbone"].get("name") == "nvae"
-    two_stages = nvae or config["learning"]["method"] == "two_stage"
-    name = run.resolve().name
-    data = config["data"]["name"]
-    # What was measured says what it is of, made-up images by another name.
-    return [Evaluation(name, f.get("data", data), two_stages, f) for f in found]
+    nvae = settings["backbone"].get("name") == "nvae"
+    two_stages = nvae or settings["learning"]["method"] == "two_stage"
+    name, data = run.resolve().name, settings["data"]["name"]
+    return [
+        # What was measured says what it is of, made-up images by another name.
+        Measured(
+            *(name, evaluation.values.get("data", data), two_stages, evaluation),
+            *(table["head"], table["rows"]),
+        )
+        for evaluation in evaluations
+        for table in evaluation.report[0]["tables"]
+    ]
 
 
 def tables(runs: list[pathlib.Path]) -> list[Table]:
-    """All tables of the page; see `evaluations` for errors."""
-    measured = [e for run in runs for e in evaluations(run)]
-    ours = [e for e in measured if e.found["protocol"] in fid.PROTOCOLS]
-    made, placed = [], []
+    """Returns all tables of the page; see `measured` for errors."""
+    ours = [m for run in runs for m in measured(run)]
+    made = []
     for quoted in json.loads(PUBLISHED.read_text())["tables"]:
-        same = [
-            e
-            for e in ours
-            if (e.data, e.two_stages) == (quoted["data"], quoted["two_stages"])
+        place = quoted["data"], quoted["two_stages"]
+        columns = _columns(quoted["rows"])
+        here = [
+            m
+            for m in ours
+            if (m.data, m.two_stages) == place and set(columns) & set(m.head)
         ]
-        placed += same
-        made.append(_inception_table(quoted["title"], quoted["rows"], same))
-    others = [e for e in ours if e not in placed]
-    for data in sorted({e.data for e in others}):
-        same = [e for e in others if e.data == data]
-        made.append(_inception_table(f"{data}: nothing published", [], same))
-    if frechet := [e for e in measured if "frechet" in e.found]:
-        made.append(_frechet_table(frechet))
+        ours = [m for m in ours if m not in here]
+        made.append(_table(quoted["title"], columns, quoted["rows"], here))
+    groups = {}
+    for m in ours:
+        groups.setdefault((m.data, m.protocol, *m.head), []).append(m)
+    for (data, protocol, _, *columns), group in groups.items():
+        title = f"{data}, protocol {protocol}: nothing published"
+        made.append(_table(title, columns, [], group))
     return made
 
 
-def _inception_table(title, quoted, ours):
-    head = ["", *INCEPTION.values(), "taken with", "hardware and budget"]
-    rows, strong = [], []
-    for row in quoted:
-        cells = [row.get(name, "-") for name in INCEPTION]  # as printed there
-        rows.append([row["model"], *cells, "quoted", ""])
-        strong.append(row.get("this_method", False))
-    for evaluation in ours:
-        for cells in _our_rows(evaluation):
-            rows.append(cells)
-            strong.append(False)
-    return Table(title, head, rows, strong)
+def _columns(quoted):
+    """The columns that published rows have."""
+    names = dict.fromkeys(name for row in quoted for name in row)
+    return [name for name in names if name not in ("model", "this_method")]
 
 
-def _our_rows(evaluation) -> Iterator[list[str]]:
-    found = evaluation.found
-    for suffix, text in _SETS.items():
-        cells = [found.get(f"{name}{suffix}") for name in INCEPTION]
-        if all(cell is None for cell in cells):
-            continue
-        prior = text.format(prior=_PRIORS[found["prior"]], chain=found["chain"])
-        taken = (
-            f"ours: protocol {found['protocol']}, {found['num_samples']:,} samples, "
-            f"temperature {1.0 if suffix == '_posterior' else found['temperature']:g}, "
-            f"step {found['step']:,}, seed {found['seed']}; {found['features']}; "
-            f"reference {found['reference']}; Inception score in "
-            f"{_splits(found['score_splits'])}"
-        )
-        if found["num_compared"]:
-            num = found["num_compared"]
-            taken += f"; KID, precision and recall of {num:,} samples"
-        name = f"{evaluation.run}: {prior}"
-        yield [name, *map(_number, cells), taken, _budget(found)]
-
-
-def _frechet_table(evaluations):
-    head = ["", *_FRECHET.values(), "taken with", "hardware and budget"]
+def _table(title, columns, quoted, ours):
+    """Published rows, and below them ours, which may have more columns."""
+    columns = [*dict.fromkeys([*columns, *(c for m in ours for c in m.head[1:])])]
     rows = [
-        [
-            f"{e.run}: {_PRIORS[e.found['prior']]}",
-            *(_number(e.found.get(name)) for name in _FRECHET),
-            f"ours: {e.found['num_samples']:,} samples to {e.found['num_reference']:,} "
-            f"held-out images of {e.data}, {e.found['features']}, step "
-            f"{e.found['step']:,}, seed {e.found['seed']}",
-            _budget(e.found),
-        ]
-        for e in evaluations
+        [row["model"], *(row.get(c, "-") for c in columns), "quoted", ""]
+        for row in quoted  # as printed there
     ]
-    title = "Frechet distances in features of small classifiers: no FIDs"
-    return Table(title, head, rows, [False] * len(rows))
+    strong = [row.get("this_method", False) for row in quoted]
+    rows += [row for m in ours for row in _rows(m, columns)]
+    strong += [False] * (len(rows) - len(strong))
+    return Table(title, ["", *columns, *_BESIDE], rows, strong)
 
 
-def _budget(found):
-    if "hardware" not in found:
+def _rows(m, columns):
+    values, description = m.evaluation.values, m.evaluation.report[0]
+    variant = f" with {m.evaluation.variant}" if m.evaluation.variant else ""
+    name = f"{m.run}{variant}, {_PRIORS[values['prior']]}"
+    sentences = [description["about"], *description["warnings"]]
+    taken = f"ours: {' '.join(sentences)} Protocol {m.protocol}, seed {values['seed']}."
+    for title, *cells in m.rows:
+        numbers = dict(zip(m.head[1:], cells, strict=True))
+        shown = [_number(numbers.get(column)) for column in columns]
+        yield [f"{name}: {title}", *shown, taken, _budget(values)]
+
+
+def _budget(values):
+    if "hardware" not in values:
         return "not recorded"
-    training = found.get("training_hardware", "hardware that is not recorded")
-    told = (
-        f"trained on {found['training_images']:,} images in "
-        f"{_hours(found['training_seconds'])} on {training}; measured in "
-        f"{_hours(found['seconds'])} on {found['hardware']}"
+    training = values.get("training_hardware", "hardware that is not recorded")
+    text = (
+        f"trained on {values['training_images']:,} images in "
+        f"{_hours(values['training_seconds'])} on {training}; measured in "
+        f"{_hours(values['seconds'])} on {values['hardware']}"
     )
+    prefix = "images_per_second_"
     rates = [
-        f"{stage} {_rate(found[f'images_per_second_{stage}'])}"
-        for stage in ("chain", "decoder", "metric")
-        if f"images_per_second_{stage}" in found
+        f"{name.removeprefix(prefix)} {_rate(value)}"
+        for name, value in values.items()
+        if name.startswith(prefix)
     ]
-    return f"{told}; images/s: {', '.join(rates)}" if rates else told
-
-
-def _splits(num):
-    return f"{num} splits" if num > 1 else "1 split"
+    return f"{text}; images/s: {', '.join(rates)}" if rates else text
 
 
 def _rate(value):
@@ -189,7 +165,9 @@ def _hours(seconds):
 
 
 def _number(value):
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def markdown(tables: list[Table]) -> str:

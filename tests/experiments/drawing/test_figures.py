@@ -1,103 +1,148 @@
+import dataclasses
 import doctest
 import json
-import shutil
 
 import numpy as np
-import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.drawing.chains import plateau
-from experiments.drawing.common import spaced
-from experiments.drawing.hierarchy import _cuts
-from experiments.drawing.planes import _distances, _plane
+from experiments.drawing import figures
+from experiments.drawing.figures import FIGURES, Entry, draw_figure, draw_figures
 from experiments.evaluation import probes
-from tests.experiments.runs import CONFIG, contents, run_main
-
-FIGURES = (
-    "training",
-    "posterior_transition",
-    "transition",
-    "long_run",
-    "hierarchical",
-    "by_layer",
-    "latent_planes",
-)
 
 
-def test_mode_figures_draws_them_anew_and_nothing_else_but_the_report(
-    trained_run, tmp_path, capsys
-):
-    path = shutil.copytree(trained_run, tmp_path / "run")
-    shutil.rmtree(path / "figures")
-    run_main(CONFIG, f"--workdir={path}", "--mode=figures")
-    printed = capsys.readouterr().out
-    before, after = contents(trained_run), contents(path)
-    assert set(after) == set(before)
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed <= {"report.html"}
-    for name in FIGURES:
-        with Image.open(path / "figures" / f"{name}.png") as picture:
+class Blank:
+    """A figure of nothing, that remembers the keys it is computed with."""
+
+    def __init__(self):
+        self.keys = []
+
+    def compute(self, key, run):
+        self.keys.append(key)
+        return run.step
+
+    def draw(self, results):
+        return Figure(figsize=(2, 2))
+
+
+def due(run):
+    return [name for name, entry in FIGURES.items() if entry.condition(run)]
+
+
+def test_run_with_layers_and_both_chains_has_all_figures(run):
+    assert due(run) == list(FIGURES)
+
+
+def test_figures_of_a_chain_or_of_layers_are_left_out_where_there_are_none(make_run):
+    gaussian = due(make_run(prior="gaussian"))
+    assert gaussian == ["training", "posterior_transition", "by_layer"]
+    single = due(make_run(**{"backbone.latent_dims": (3,)}))
+    assert set(FIGURES) - set(single) == {"by_layer", "hierarchical"}
+    encoded = {
+        "learning.method": "variational",
+        "chains.posterior.start": "encoder",
+        "chains.posterior.num_steps": 0,
+    }
+    assert set(FIGURES) - set(due(make_run(**encoded))) == {"posterior_transition"}
+
+
+def test_curves_are_left_out_before_the_first_metrics(fresh_run):
+    (fresh_run.path / "metrics.jsonl").unlink()
+    assert due(fresh_run) == [name for name in FIGURES if name != "training"]
+
+
+def test_all_figures_are_drawn_and_all_probes_written(drawn_run):
+    run, files = drawn_run
+    folder = run.path / "figures"
+    assert files == [folder / f"{name}.png" for name in FIGURES] + [
+        folder / "probes.json"
+    ]
+    numbers = {"long_run.json", "hierarchical.json", "latent_planes.json"}
+    names = {file.name for file in folder.iterdir()}
+    assert names == {file.name for file in files} | numbers
+    for file in files[:-1]:
+        with Image.open(file) as picture:
             picture.load()
             assert min(picture.size) > 300
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
-        assert f"wrote {path / 'figures' / name}.png" in printed
 
 
-def test_latent_planes_json_has_four_distances_per_layer(trained_run):
-    layers = json.loads((trained_run / "figures" / "latent_planes.json").read_text())
+def test_figure_is_a_line_of_the_table(fresh_run, monkeypatch):
+    blank = Blank()
+    numbers = {"step": lambda results: {"step": results}, "none": lambda results: {}}
+    for name, function in numbers.items():
+        entry = Entry(blank, lambda run: True, function)
+        monkeypatch.setitem(FIGURES, name, entry)
+        assert draw_figure(name, fresh_run) == fresh_run.path / f"figures/{name}.png"
+    written = {file.name for file in (fresh_run.path / "figures").iterdir()}
+    assert written == {"step.png", "step.json", "none.png"}
+    assert json.loads((fresh_run.path / "figures/step.json").read_text()) == {"step": 8}
+    assert blank.keys == [fresh_run.key(figures.Role.FIGURES)] * 2
+
+
+def test_figures_of_another_seed_lie_apart_but_those_that_do_not_vary(
+    fresh_run, monkeypatch
+):
+    experiment = dataclasses.replace(fresh_run.experiment, seed=1)
+    other = dataclasses.replace(fresh_run, experiment=experiment)
+    for name, varies in (("moving", True), ("still", False)):
+        entry = Entry(Blank(), lambda run: True, None, varies)
+        monkeypatch.setitem(FIGURES, name, entry)
+    folder = fresh_run.path / "figures"
+    assert draw_figure("moving", other) == folder / "seed=1" / "moving.png"
+    assert draw_figure("still", other) == folder / "still.png"
+
+
+def test_all_figures_but_the_curves_vary():
+    assert [name for name in FIGURES if not FIGURES[name].varies] == ["training"]
+
+
+def test_every_figure_of_made_up_data_is_titled(make_run, monkeypatch):
+    run = make_run(**{"data.name": "fake"})
+    for name in FIGURES:
+        entry = FIGURES[name]._replace(module=Blank(), numbers=None)
+        monkeypatch.setitem(FIGURES, name, entry)
+    monkeypatch.setattr(figures, "write_probes", lambda run: run.path / "probes.json")
+    *files, _ = draw_figures(run)
+    assert [file.stem for file in files] == list(FIGURES)
+    for file in files:
+        with Image.open(file) as picture:
+            top = np.asarray(picture.convert("RGB"))[:30].reshape(-1, 3)
+        assert (top == (220, 20, 60)).all(axis=-1).any()
+
+
+def test_mode_figures_says_what_it_wrote_and_writes_the_page(
+    fresh_run, monkeypatch, capsys
+):
+    for name in FIGURES:
+        entry = FIGURES[name]._replace(module=Blank(), numbers=None)
+        monkeypatch.setitem(FIGURES, name, entry)
+    files = [fresh_run.path / "figures" / f"{name}.png" for name in FIGURES]
+    files.append(fresh_run.path / "figures" / "probes.json")
+    monkeypatch.setattr(figures, "write_probes", lambda run: files[-1])
+    monkeypatch.setattr(figures, "open_run", lambda *arguments: fresh_run)
+    figures.figures(fresh_run.experiment, fresh_run.path)
+    assert capsys.readouterr().out.splitlines() == [f"wrote {file}" for file in files]
+    page = (fresh_run.path / "report.html").read_text()
+    assert "The tilted prior's chain far beyond" in page.replace("&#x27;", "'")
+
+
+def test_images_of_one_label_have_no_probes(fresh_run, monkeypatch):
+    train = fresh_run.splits["train"]
+    train = train._replace(labels=np.zeros_like(train.labels))
+    run = dataclasses.replace(fresh_run, splits={**fresh_run.splits, "train": train})
+    for name in list(FIGURES):
+        monkeypatch.delitem(FIGURES, name)
+    assert draw_figures(run) == []
+
+
+def test_probes_json_has_each_layer_s_accuracy_beside_chance(drawn_run):
+    run, _ = drawn_run
+    layers = json.loads((run.path / "figures" / "probes.json").read_text())
     assert set(layers) == {"z_1", "z_2"}
     for values in layers.values():
-        assert set(values) == {"tilted", "untilted", "posterior", "ratio"}
-        assert all(value > 0 for value in values.values())
-        assert values["ratio"] == pytest.approx(values["tilted"] / values["untilted"])
-
-
-def test_long_run_json_compares_the_last_steps_with_those_before(trained_run):
-    found = json.loads((trained_run / "figures" / "long_run.json").read_text())
-    names = ("before_nats", "last_nats", "standard_error_nats", "difference_in_sd")
-    assert set(found) == set(names)
-    assert np.isfinite([found[name] for name in names]).all()
-    assert found["standard_error_nats"] > 0
-
-
-def test_plateau_of_stationary_noise_is_flat_and_a_slope_is_seen():
-    noise = np.random.default_rng(0).normal(size=(100, 256))
-    flat = plateau(noise, 50)
-    difference = flat["last_nats"] - flat["before_nats"]
-    # Of 2 x 50 x 256 independent numbers; four standard errors of a mean difference.
-    assert abs(difference) < 4 * np.sqrt(2 / (50 * 256))
-    assert flat["standard_error_nats"] == pytest.approx(
-        np.sqrt(2 / (50 * 256)), rel=4 / np.sqrt(2 * 255)
-    )
-    rising = plateau(noise + np.arange(100)[:, None] / 50, 50)
-    assert rising["last_nats"] - rising["before_nats"] == pytest.approx(1 + difference)
-
-
-def test_distances_to_a_chain_that_has_diverged_are_nan():
-    posterior, sound = np.random.default_rng(0).normal(size=(2, 40, 3))
-    diverged = sound.copy()
-    diverged[0, 0] = np.inf
-    found = _distances(posterior, diverged, sound)
-    assert np.isnan([found["tilted"], found["ratio"]]).all()
-    assert found["untilted"] > 0 and found["posterior"] > 0
-
-
-def test_hierarchical_json_has_agreement_of_both_priors(trained_run):
-    found = json.loads((trained_run / "figures" / "hierarchical.json").read_text())
-    assert set(found) == {"k=1"}
-    for prior in ("ebm", "gaussian"):
-        assert 0 <= found["k=1"][prior]["overall"] <= 1
-        assert 0 <= found["k=1"][prior]["in_rows"] <= 1
-
-
-def test_probes_json_has_each_layer_s_accuracy_beside_chance(trained_run):
-    found = json.loads((trained_run / "figures" / "probes.json").read_text())
-    assert set(found) == {"z_1", "z_2"}
-    for values in found.values():
         assert 0.05 < values["chance"] < 0.15  # ten classes, nearly balanced
         assert 0 <= values["accuracy"] <= 1
-    page = (trained_run / "report.html").read_text()
-    assert "tells the label from one layer alone" in page
 
 
 def test_probe_tells_classes_that_a_layer_separates_and_no_others():
@@ -111,46 +156,13 @@ def test_probe_tells_classes_that_a_layer_separates_and_no_others():
         units = np.concatenate([signs * flips, flips, 0 * flips], axis=1)
         return (units + 0.1 * rng.normal(size=units.shape)).reshape(-1, 2, 2, 1)
 
-    found = probes.accuracies(maps(labels), labels, maps(test_labels), test_labels)
-    assert found["accuracy"] > 0.99
+    values = probes.accuracies(maps(labels), labels, maps(test_labels), test_labels)
+    assert values["accuracy"] > 0.99
     noise, test_noise = rng.normal(size=(2000, 3)), rng.normal(size=(1000, 3))
-    found = probes.accuracies(noise, labels, test_noise, test_labels)
+    values = probes.accuracies(noise, labels, test_noise, test_labels)
     # Four standard errors of a guess that is right one time in four.
-    assert abs(found["accuracy"] - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1000)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 7, 20, 40, 200])
-@pytest.mark.parametrize("count", [6, 12])
-def test_times_rise_from_0_to_the_last_step(num_steps, count):
-    times = spaced(num_steps, count)
-    assert times[0] == 0
-    assert times[-1] == num_steps
-    assert (np.diff(times) > 0).all()
-    assert len(times) <= count
-
-
-def test_plane_of_two_dimensions_is_the_identity():
-    points = np.random.default_rng(0).normal(size=(30, 2))
-    np.testing.assert_array_equal(_plane(points)(points), points)
-
-
-def test_plane_of_more_dimensions_is_that_of_largest_variance():
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(500, 4)) * [0.1, 3, 0.2, 2] + [5, 6, 7, 8]
-    flat = _plane(points)(points)
-    assert flat.shape == (500, 2)
-    np.testing.assert_allclose(flat.mean(axis=0), 0, atol=1e-12)
-    eigenvalues = np.linalg.eigvalsh(np.cov(points.T))[::-1]
-    np.testing.assert_allclose(np.cov(flat.T), np.diag(eigenvalues[:2]), atol=1e-12)
+    assert abs(values["accuracy"] - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1000)
 
 
 def test_examples_of_the_docstrings_of_probes():
     assert doctest.testmod(probes).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("layers", "kept"),
-    [(2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (30, [1, 10, 20, 29])],
-)
-def test_layers_are_cut_at_four_places_at_most(layers, kept):
-    assert _cuts(layers) == kept

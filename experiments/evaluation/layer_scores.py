@@ -1,0 +1,44 @@
+"""The scores of images, one for each number of layers that is left out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jebm
+from experiments.data.pixels import to_unit
+from experiments.runs import Run
+from experiments.runtime.batching import map_batches
+
+
+def scores_of(key: jax.Array, run: Run, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    """score(k) of images, for every k: a tuple of [N].
+
+    Args:
+      key: typed key.
+      run: the run.
+      images: uint8, or float32 in [0, 1], [N, H, W, C].
+    """
+    num = run.experiment.eval.num_posterior_samples
+
+    def draw(key, indices):
+        x = jnp.asarray(images[indices])
+        x = to_unit(x) if x.dtype == jnp.uint8 else x
+        return tuple(
+            jebm.scores.score(key, run.model, run.params, x, k, num_samples=num)
+            for k in range(len(run.model.backbone.latent_shapes))
+        )
+
+    batch_size = min(run.experiment.eval.batch_size, len(images))
+    return map_batches(key, draw, np.arange(len(images)), batch_size)
+
+
+def statistics(scores: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    """By name, what is high for images of elsewhere: -score(k) and LLR^{>k}.
+
+    Example:
+      >>> {k: v.item() for k, v in statistics((np.array(3.0), np.array(1.0))).items()}
+      {'-score(0)': -3.0, '-score(1)': -1.0, 'LLR>1': 2.0}
+    """
+    negative = {f"-score({k})": -score for k, score in enumerate(scores)}
+    ratios = {f"LLR>{k}": scores[0] - scores[k] for k in range(1, len(scores))}
+    return negative | ratios

@@ -1,0 +1,73 @@
+import doctest
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from experiments import pictures
+from experiments.drawing import common, hierarchical, long_run
+from experiments.drawing.common import layer_cuts, run_label, spaced, stamp_run
+from tests.experiments.drawing.made_up import grey, shown
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 7, 20, 40, 200])
+@pytest.mark.parametrize("count", [6, 12])
+def test_times_rise_from_0_to_the_last_step(num_steps, count):
+    times = spaced(num_steps, count)
+    assert times[0] == 0
+    assert times[-1] == num_steps
+    assert (np.diff(times) > 0).all()
+    assert len(times) <= count
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [(2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (30, [1, 10, 20, 29])],
+)
+def test_layers_are_cut_at_four_places_at_most(layers, kept):
+    assert layer_cuts(layers) == kept
+
+
+def test_figures_are_none_of_pyplot_s(tmp_path):
+    before = pyplot.get_fignums()
+    figure, axes = common.subplots(2, 3, (4, 5))
+    assert axes.shape == (2, 3)
+    file = common.save(figure, tmp_path / "new" / "figure.png")
+    assert pyplot.get_fignums() == before
+    with Image.open(file) as picture:
+        assert picture.size == (4 * 150, 5 * 150)
+
+
+def test_show_grid_shows_the_grid_and_tells_its_width():
+    _, axes = common.subplots(1, 1, (1, 1))
+    images = grey(6)
+    width = common.show_grid(axes[0, 0], images, columns=3)
+    expected = np.asarray(pictures.grid(images, columns=3))
+    np.testing.assert_array_equal(shown(axes[0, 0]), expected)
+    assert width == expected.shape[1]
+
+
+def test_run_on_real_data_has_no_label_and_its_pictures_no_stamp(run, tmp_path):
+    file = tmp_path / "grid.png"
+    pictures.save_grid(file, grey(4))
+    before = file.read_bytes()
+    assert run_label(run) == ""
+    stamp_run([file], run)
+    assert file.read_bytes() == before
+
+
+def test_run_on_made_up_data_has_a_label_and_its_pictures_a_stamp(make_run, tmp_path):
+    file = tmp_path / "grid.png"
+    pictures.save_grid(file, grey(4))
+    before = file.read_bytes()
+    fake = make_run(**{"data.name": "fake"})
+    assert run_label(fake) == "FAKE DATA in the shape of digits"
+    stamp_run([file], fake)
+    assert file.read_bytes() != before
+
+
+@pytest.mark.parametrize("module", [common, hierarchical, long_run])
+def test_examples_of_the_docstrings(module):
+    results = doctest.testmod(module, extraglobs={"np": np})
+    assert results.attempted and not results.failed
