@@ -42,7 +42,7 @@ class Terms(NamedTuple):
     # [1 + num_augmentations, N], of A x; the images as they are come first.
     moved: PosteriorTerms
     nearest: PosteriorTerms  # [N, num_neighbours], of x_n
-    log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
+    knn_log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
 
 
 class Weights(NamedTuple):
@@ -74,7 +74,7 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
     nearest = log_density(terms.nearest, weights.likelihood)
     if nearest.shape[1]:
         total = total - weights.neighbours * nearest.mean(axis=1)
-        total = total - weights.volume * terms.log_volume[:, 0]
+        total = total - weights.volume * terms.knn_log_volume[:, 0]
     return total
 
 
@@ -114,8 +114,8 @@ def detection(
         "_prior": -log_density(plain, 0.0),
         "_energy": plain.energy,
     }
-    if terms.log_volume.shape[1]:
-        parts["_distance"] = terms.log_volume[:, 0]
+    if terms.knn_log_volume.shape[1]:
+        parts["_distance"] = terms.knn_log_volume[:, 0]
     numbers = {"prevalence": float(np.mean(anomalous))}
     for name, values in parts.items():
         numbers[f"auprc{name}"], numbers[f"auroc{name}"] = areas(anomalous, values)

@@ -220,7 +220,7 @@ def test_neighbours_of_images_of_training_are_these_themselves(encoding):
         np.testing.assert_allclose(nearest[:, 0], own[0], rtol=1e-5)
     found = anomaly.score(terms, anomaly.Weights(0.5, 1.0))
     np.testing.assert_allclose(found, 0, atol=1e-3)
-    assert np.isfinite(terms.log_volume).all()
+    assert np.isfinite(terms.knn_log_volume).all()
 
 
 def test_neighbours_are_those_nearest_in_eps(encoding):
@@ -240,7 +240,7 @@ def test_neighbours_are_those_nearest_in_eps(encoding):
     order = apart.argsort(axis=1)[:, :4]
     distance = np.sqrt(np.take_along_axis(apart, order, axis=1))
     volume = distance ** eps[0].shape[1]
-    np.testing.assert_allclose(np.exp(terms.log_volume), volume, rtol=1e-3)
+    np.testing.assert_allclose(np.exp(terms.knn_log_volume), volume, rtol=1e-3)
     all_terms = anomaly.terms_of(
         key, model, params, training, (), options(posterior_start="mode")
     )
