@@ -4,8 +4,8 @@
         [--out=DIR]
 
 It writes NAME.npz and NAME.json, which `experiments.evaluation.classifier` loads, by
-default where it looks for them. On two cores it takes 4 minutes for `mnist` and 20 seconds for
-`digits`. The same seed gives the same bits on the same machine.
+default where it looks for them. On two cores it takes 4 minutes for `mnist` and 20
+seconds for `digits`. The same seed gives the same bits on the same machine.
 """
 
 import argparse

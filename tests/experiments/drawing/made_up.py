@@ -15,7 +15,7 @@ LINES = [
     }
     for i in range(1, 5)
 ]
-WENT_BACK = {"step": 4, "rescues": 1, "rescue": "back to step 4"}
+WENT_BACK = {"step": 4, "rollbacks": 1, "rollback": "back to step 4"}
 
 
 def lines_text() -> str:
