@@ -7,6 +7,7 @@ ConfigDict. The defaults, and what every field means, are in `configs/default.py
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,7 @@ class Section:
         Raises:
           ConfigError: for a field that is unknown or missing, naming it.
         """
+        _check_section(cls.SECTION, values)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:
@@ -94,6 +96,11 @@ class Section:
             if field.default is dataclasses.MISSING and name not in values:
                 raise ConfigError(f"config.{cls.full_name(name)} is missing")
         return cls(**values)
+
+
+def _check_section(name, value):
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"config.{name} must be a section of fields, got {value!r}")
 
 
 def _unknown_field(section, known, field):
@@ -133,7 +140,11 @@ def _checked(name, hint, value):
         if fixed and len(value) != len(arguments):
             raise ConfigError(f"{name} must have {len(arguments)} values, got {value}")
         return tuple(_checked(name, arguments[0], v) for v in value)
+    if origin is dict:
+        _check_section(name, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise ConfigError(f"{name} must be finite, got an integer beyond 1e308")
         return float(value)
     if hint in (int, float, str, bool):
         if type(value) is not hint:
@@ -320,6 +331,7 @@ class Eval(Section):
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """As `Section.of`; each mapping in `values` is the section of an evaluator."""
+        _check_section(cls.SECTION, values)
         sections = {k: v for k, v in values.items() if isinstance(v, Mapping)}
         fields = {k: v for k, v in values.items() if k not in sections}
         return super().of(fields | {"evaluators": sections})
@@ -355,15 +367,26 @@ class Experiment(Section):
         super().__post_init__()
         specs = ("backbone", "energy", "likelihood", "chains")
         _check_finite({name: getattr(self, name) for name in specs})
-        for name, chain in self.chains.items():
-            if chain.get("space") in RENAMED_SPACES:
-                raise ConfigError(
-                    f"chains.{name}.space {chain['space']!r} is now called "
-                    f"{RENAMED_SPACES[chain['space']]!r}"
-                )
+        self._check_chains()
         self._check_posterior()
         if self.learning.method == "two_stage":
             self._check_stages()
+
+    def _check_chains(self):
+        """Both chains are there, and the space of none has another name by now."""
+        for name in ("prior", "posterior"):
+            if name not in self.chains:
+                raise ConfigError(f"config.chains.{name} is missing")
+        for name, chain in self.chains.items():
+            _check_section(f"chains.{name}", chain)
+            space = chain.get("space")
+            if _today(space) != space:
+                raise ConfigError(
+                    f"chains.{name}.space {space!r} is now called {_today(space)!r}"
+                )
+        for name in ("start", "num_steps"):
+            if name not in self.chains["posterior"]:
+                raise ConfigError(f"config.chains.posterior.{name} is missing")
 
     def _check_posterior(self):
         """The posterior chain starts at the encoder where there is one."""
@@ -389,6 +412,9 @@ class Experiment(Section):
                 "learning.method 'two_stage' needs a config.backbone of the fields "
                 f"checkpoint and stage_one, and {missing} are missing"
             )
+        for name in ("checkpoint", "stage_one"):
+            hint = str | None if name == "checkpoint" else str
+            _checked(f"backbone.{name}", hint, self.backbone[name])
         if self.prior != "ebm":
             raise ConfigError(
                 "learning.method 'two_stage' learns energies alone: prior must be "
@@ -449,8 +475,13 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     leaves = {RENAMED.get(name, name): v for name, v in flat(values)}
     for name, value in leaves.items():
         if name.startswith("chains.") and name.endswith(".space"):
-            leaves[name] = RENAMED_SPACES.get(value, value)
+            leaves[name] = _today(value)
     return nested(leaves)
+
+
+def _today(space):
+    """The name of today of a chain's space."""
+    return RENAMED_SPACES.get(space, space) if isinstance(space, str) else space
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -489,6 +520,11 @@ def _plain(value):
 
 def _check_finite(tree):
     for name, value in flat(tree):
-        for number in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{name} must be finite, got {value}")
+        if not _is_finite(value):
+            raise ConfigError(f"{name} must be finite, got {value}")
+
+
+def _is_finite(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -56,9 +56,9 @@ def test_config() -> config_dict.ConfigDict:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
     """The directory of a finished run of the tiny configuration; not to be changed."""
+    from experiments import main, options
     from experiments.configs import test
-    from experiments.training import train
 
     path = tmp_path_factory.mktemp("runs") / "test"
-    train.train(test.get_config(), path)
+    main.run("train", options.read(test.get_config()), path, main.HOOKS)
     return path

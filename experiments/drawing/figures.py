@@ -59,34 +59,34 @@ class Entry(NamedTuple):
 
 
 def has_metrics(run: Run) -> bool:
-    """Whether training has written metrics."""
+    """Returns whether training has written metrics."""
     return bool(read_metrics(run.path))
 
 
 def has_posterior_chain(run: Run) -> bool:
-    """Whether a chain draws posterior samples."""
+    """Returns whether a chain draws posterior samples."""
     return "posterior" in active_chains(run.model)
 
 
 def has_prior_chain(run: Run) -> bool:
-    """Whether a chain draws samples of the tilted prior."""
+    """Returns whether a chain draws samples of the tilted prior."""
     return "prior" in active_chains(run.model)
 
 
-def has_layers(run: Run) -> bool:
-    """Whether there are several layers of latents."""
+def has_several_layers(run: Run) -> bool:
+    """Returns whether there are several layers of latents."""
     return len(run.model.backbone.latent_shapes) > 1
 
 
 def has_layers_and_prior_chain(run: Run) -> bool:
-    """Whether there are several layers of a tilted prior."""
-    return has_layers(run) and has_prior_chain(run)
+    """Returns whether there are several layers of a tilted prior."""
+    return has_several_layers(run) and has_prior_chain(run)
 
 
 FIGURES: dict[str, Entry] = {
     "training": Entry(training, has_metrics, varies=False),
     "posterior_transition": Entry(posterior_transition, has_posterior_chain),
-    "by_layer": Entry(by_layer, has_layers),
+    "by_layer": Entry(by_layer, has_several_layers),
     "transition": Entry(transition, has_prior_chain),
     "long_run": Entry(long_run, has_prior_chain, long_run.numbers),
     "hierarchical": Entry(

@@ -193,7 +193,7 @@ def _sample_posterior(key, run, num):
 
 
 def _compute_plane(run, i, times, posterior, prior, untilted) -> Plane:
-    """The plane of layer i, from samples [N, *shape], the prior's [T, N, *shape]."""
+    """Maps samples of layer i, [N, *shape], the prior's [T, N, *shape], to a plane."""
     flat = posterior.reshape(len(posterior), -1)
     to_plane = principal_plane(flat)
     points = to_plane(flat)
@@ -211,7 +211,7 @@ def _compute_plane(run, i, times, posterior, prior, untilted) -> Plane:
 
 
 def _compute_contours(run, i, points, low, high) -> Contours:
-    """E_i on the plane; levels from its minimum to that of the rarer of `points`."""
+    """Evaluates E_i on the plane, with levels up to that of the rarer of `points`."""
 
     def energy(points):
         latents = [

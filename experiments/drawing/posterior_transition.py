@@ -37,7 +37,7 @@ def draw(chains: Chains) -> Figure:
 
 @jax.jit
 def _trace(keys, model, params, x):
-    """The latents, and log p(x | z) in nats, [T, B]."""
+    """Returns the latents along the way, and log p(x | z) in nats, [T, B]."""
     traced = trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)
     return traced, jax.lax.map(
         lambda z: posterior_terms(model, params, x, z).log_likelihood, traced

@@ -38,7 +38,7 @@ def draw(training: Training) -> Figure:
 
 
 def _draw_panel(axis: Axes, panel: curves.Panel, lines):
-    for step in curves.rescues(lines):
+    for step in curves.rollbacks(lines):
         axis.axvline(step, color=ALARM, linewidth=1, linestyle=":")
     if panel.limit is not None:
         axis.axhline(panel.limit, color=ALARM, linewidth=1, linestyle="--")

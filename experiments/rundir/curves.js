@@ -1,7 +1,7 @@
 // Draws the curves of `experiments/curves.py` into #curves, from #curves-data.
 "use strict";
 (() => {
-  const { panels, rescues } = JSON.parse(
+  const { panels, rollbacks } = JSON.parse(
     document.getElementById("curves-data").textContent);
   // The drawing and the frame in it, in the units of its view box.
   const W = 380, H = 210, LEFT = 52, RIGHT = W - 18, TOP = 8, BOTTOM = H - 34;
@@ -85,7 +85,7 @@
       text(0, 0, "middle", panel.unit,
         { transform: `translate(10 ${(TOP + BOTTOM) / 2}) rotate(-90)` });
       const lines = svg("g", { "clip-path": `url(#clip-${i})` }, root);
-      for (const step of rescues) line(x(step), x(step), TOP, BOTTOM, "alarm", lines);
+      for (const step of rollbacks) line(x(step), x(step), TOP, BOTTOM, "alarm", lines);
       if (panel.limit !== null)
         line(LEFT, RIGHT, y(panel.limit), y(panel.limit), "alarm", lines);
       seen.forEach((points, j) => svg("polyline", {

@@ -64,9 +64,9 @@ def points(lines: list[dict], name: str) -> list[tuple[int, float]]:
     return [(x["step"], x[name]) for x in lines if x.get(name) is not None]
 
 
-def rescues(lines: list[dict]) -> list[int]:
-    """The steps that the guard went back to."""
-    return [line["step"] for line in lines if "rescue" in line]
+def rollbacks(lines: list[dict]) -> list[int]:
+    """The steps that the monitor went back to."""
+    return [line["step"] for line in lines if "rollback" in line]
 
 
 def section(lines: list[dict]) -> str:
@@ -90,7 +90,7 @@ def section(lines: list[dict]) -> str:
     ]
     if not shown:
         return ""
-    data = json.dumps({"panels": shown, "rescues": rescues(lines)})
+    data = json.dumps({"panels": shown, "rollbacks": rollbacks(lines)})
     data = data.replace("<", "\\u003c")  # the only way out of a script element
     script = pathlib.Path(__file__).with_suffix(".js").read_text()
     return _SECTION.replace("SCRIPT", script).replace("DATA", data)

@@ -27,7 +27,7 @@ def set_precision(precision: str) -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache directory, $XDG_CACHE_HOME or ~/.cache.
+    """Keeps compiled programs in the cache directory, $XDG_CACHE_HOME or ~/.cache.
 
     JAX_COMPILATION_CACHE_DIR=DIR keeps them elsewhere, and
     JAX_ENABLE_COMPILATION_CACHE=false nowhere.

@@ -176,7 +176,7 @@ def _values(job, opened, interval, monitor):
 
 
 def _write(job, opened, interval, values, saved):
-    """Writes metrics, and where they are due a checkpoint and pictures."""
+    """Writes metrics, and where they are due a checkpoint, pictures and the page."""
     opened.metrics.write(interval.step, values)
     if saved is not None:
         checkpoints.save(opened.manager, interval.step, saved)
@@ -185,6 +185,7 @@ def _write(job, opened, interval, values, saved):
         job.hooks.pictures(
             Run(job.path, job.experiment, job.model, params, interval.step, job.splits)
         )
+        report.write(job.path)
 
 
 def _roll_back(job, opened, monitor, violation) -> TrainState:

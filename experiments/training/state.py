@@ -1,7 +1,7 @@
 """What a run resumes from: its checkpoints."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +15,23 @@ from jebm import checkpoints
 from jebm.learning import LearnerState
 
 
+class _SavedMonitor(NamedTuple):
+    """The monitor's state by the names of the first version.
+
+    The digests of a checkpoint name every leaf with its path: a dict would have others.
+    """
+
+    rescues: jax.Array
+    good: jax.Array
+
+
 def checkpoint_items(state: TrainState) -> dict[str, Any]:
     """Returns what is saved of a state, by item of `jebm.checkpoints`.
 
     The names in the file are those of the first version, so that old runs resume.
     """
     learner = dict(vars(state.learner))
-    monitor = {"rescues": state.monitor.rollbacks, "good": state.monitor.good}
+    monitor = _SavedMonitor(*state.monitor)
     return {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
 
 
@@ -36,7 +46,7 @@ def restore(path: pathlib.Path, state: TrainState) -> TrainState:
     monitor = saved.pop("guard")
     return TrainState(
         LearnerState(**saved, ema=items["ema"]),
-        MonitorState(monitor["rescues"], monitor["good"]),
+        MonitorState(*monitor),
     )
 
 

@@ -11,9 +11,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 import jebm
-from experiments import main
+from experiments import main, models, options
 from experiments.rundir.metrics import read_metrics
 from experiments.training import learner, train
+from experiments.training.hooks import Hooks
 from experiments.training.state import checkpoint_items
 from jebm import chains, checkpoints
 from jebm.learning import losses
@@ -22,15 +23,30 @@ ROOT = pathlib.Path(main.__file__).parents[1]
 CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'test.py'}"
 
 
-def run(config, path, **patches):
-    """`train.train` alone; `patches` replace names that a step or training uses."""
+def run(config, path, hooks=Hooks(), **patches):
+    """Training alone, by default; `patches` replace names that a step uses."""
     with pytest.MonkeyPatch.context() as patch:
-        _leave_out_figures(patch)
         for name, value in patches.items():
-            modules = (losses, chains, learner, train)
-            module = next(module for module in modules if hasattr(module, name))
+            module = next(m for m in (losses, chains) if hasattr(m, name))
             patch.setattr(module, name, value)
-        train.train(config, path)
+        train.train(options.read(config), path, hooks)
+
+
+def build_model(config, image_shape=(8, 8, 1)):
+    """The model of a configuration, by default of digits."""
+    return models.build_model(options.read(config), image_shape)
+
+
+def create_state(config, model, backbone=None):
+    """The state before the first step of a configuration."""
+    experiment = options.read(config)
+    key = jax.random.key(experiment.seed)
+    return learner.create_state(key, experiment.learning, model, backbone)
+
+
+def make_train_step(config, model):
+    """The training step of a configuration."""
+    return learner.make_train_step(options.read(config).learning, model)
 
 
 def run_main(*arguments):
@@ -38,23 +54,18 @@ def run_main(*arguments):
     argv = ["main", *map(str, arguments)]
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
-        _leave_out_figures(patch)
         try:
-            main.main(main.parse(argv))
+            main.main(main.parse(argv), hooks=Hooks())
         finally:
             flags.FLAGS.unparse_flags()
 
 
-def _leave_out_figures(patch):
-    patch.setattr(train.figures, "figures", lambda config, path: None)
-    patch.setattr(train.evaluate, "evaluate", lambda config, path: None)
-
-
 _WITHOUT_FIGURES = """
-import runpy
-from experiments import evaluate, figures
-figures.figures = evaluate.evaluate = lambda config, path: None
-runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)
+import functools
+from absl import app
+from experiments import main
+from experiments.training.hooks import Hooks
+app.run(functools.partial(main.main, hooks=Hooks()), flags_parser=main.parse)
 """
 
 
@@ -80,9 +91,9 @@ def start_main(*arguments, figures=True, fault=""):
 
 def state_digests(config, path, step):
     """A digest of every array of a checkpoint, as read back from it."""
-    model = train.build_model(config, (8, 8, 1))
+    model = build_model(config)
     backbone = jebm.init(jax.random.key(0), model).backbone
-    templates = checkpoint_items(train.create_state(config, model, backbone))
+    templates = checkpoint_items(create_state(config, model, backbone))
     return checkpoints.digests(checkpoints.restore(path, templates, step)[1])
 
 
@@ -116,9 +127,9 @@ def contents(path):
     }
 
 
-def rescued_fields(digests):
-    """What a rescue changes: its own record, and the factor of the energies' steps."""
-    guarded = {f"['train_state']['guard'].{field}" for field in ("rescues", "good")}
+def rolled_back_fields(digests):
+    """What a rollback changes: its record, and the factor of the energies' steps."""
+    monitored = {f"['train_state']['guard'].{field}" for field in ("rescues", "good")}
     factor = {name for name in digests if "step_size" in name}
-    assert len(factor) == 1 and guarded <= digests.keys()
-    return guarded | factor
+    assert len(factor) == 1 and monitored <= digests.keys()
+    return monitored | factor

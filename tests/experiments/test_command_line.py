@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from experiments import command_line, main
+from experiments import command_line
 from experiments.configs import default
 from experiments.data import datasets
-from experiments.rundir.settings import flat
+from experiments.options import flat
 from jebm import kernels, spec
 from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
@@ -96,7 +96,7 @@ def help_of(capsys, *arguments):
 def test_help_lists_modes_configs_and_common_settings(capsys, flag):
     text = help_of(capsys, flag)
     for name in (
-        *main.MODES,
+        *command_line.MODES,
         *(n.removesuffix(".py") for n in CONFIG_NAMES.split(", ")),
     ):
         assert re.search(rf"^  {name} +\S", text, re.MULTILINE), name
@@ -125,7 +125,6 @@ def test_help_of_a_tool_is_its_own():
 
 
 def test_help_names_modes_and_settings_that_exist():
-    assert command_line.MODES.keys() == main.MODES.keys()
     fields = dict(flat(json.loads(default.get_config().to_json())))
     assert command_line.SETTINGS.keys() <= fields.keys()
 

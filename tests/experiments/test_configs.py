@@ -5,10 +5,10 @@ import jax
 import pytest
 
 import jebm
+from experiments import options
 from experiments.configs import CONFIGS
 from experiments.data import datasets, loaders
 from experiments.models import build_model, model_spec
-from experiments.training.checks import check_learning
 from tests.experiments.runs import metrics, run
 
 SHAPES = {"cifar10": (32, 32, 3), "svhn": (32, 32, 3), "celeba64": (64, 64, 3)}
@@ -20,7 +20,7 @@ def config_of(name):
 
 def shapes_of(name):
     """The model of a config and the shapes of its parameters; nothing is computed."""
-    model = build_model(config_of(name), SHAPES[name])
+    model = build_model(options.read(config_of(name)), SHAPES[name])
     return model, jax.eval_shape(jebm.init, jax.random.key(0), model)
 
 
@@ -97,7 +97,7 @@ def shrunken(name):
 def test_a_shrunken_config_takes_two_steps(name, tmp_path):
     config = shrunken(name)
     config.data.name = "fake"
-    run(config, tmp_path / "run", write_samples=lambda *arguments: [])
+    run(config, tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(value is not None for line in lines for value in line.values())
@@ -112,7 +112,7 @@ def test_every_config_can_be_tried_on_made_up_images(name):
     config = config_of(name)
     assert config.data.fake_like == config.data.name
     config.data.name = "fake"
-    splits = datasets.load(**config.data)
+    splits = datasets.load(options.read(config).data)
     shape = loaders.SHAPES[config.data.fake_like]
     assert splits["train"].images.shape[1:] == shape
     assert len(splits["train"].images) >= config.learning.batch_size
@@ -128,9 +128,8 @@ TWO_STAGES = {
 
 @pytest.mark.parametrize("name", sorted(TWO_STAGES))
 def test_second_stages_have_the_published_energies(name):
-    config = config_of(name)
-    check_learning(config)
-    model = jebm.build(model_spec(config, TWO_STAGES[name]))
+    experiment = options.read(config_of(name))
+    model = jebm.build(model_spec(experiment, TWO_STAGES[name]))
     shapes = model.backbone.latent_shapes
     z = [jax.ShapeDtypeStruct((1, *shape), float) for shape in shapes]
     energies = jax.eval_shape(model.energy.init, jax.random.key(0), z)["params"]
@@ -161,8 +160,7 @@ def test_regime_of_the_papers_code():
     ],
 )
 def test_published_hierarchies(name, shape, groups):
-    config = config_of(name)
-    check_learning(config)
-    shapes = jebm.build(model_spec(config, shape)).backbone.latent_shapes
+    experiment = options.read(config_of(name))
+    shapes = jebm.build(model_spec(experiment, shape)).backbone.latent_shapes
     assert [s[0] for s in shapes] == groups
     assert {s[-1] for s in shapes} == {20}

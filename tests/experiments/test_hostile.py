@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments import options
 from experiments.configs import test
 from experiments.errors import ConfigError
 from experiments.rundir.metrics import Metrics
-from experiments.rundir.settings import as_json, check_settings, flat
+from experiments.rundir.settings import check_settings
 from experiments.training import train
 from tests.experiments.runs import CONFIG, ROOT, contents, run_main
 
@@ -24,7 +25,7 @@ FUZZ = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-FIELDS = dict(flat(as_json(test.get_config())))
+FIELDS = dict(options.flat(options.read(test.get_config()).to_dict()))
 
 texts = st.sampled_from(
     [
@@ -90,7 +91,7 @@ def test_any_overrides_are_accepted_or_refused_in_one_sentence(
         learner = types.SimpleNamespace(step=0, params=None)
         state = types.SimpleNamespace(learner=learner)
         patch.setattr(train, "create_state", lambda *arguments: state)
-        patch.setattr(train, "_print_overview", lambda *arguments: None)
+        patch.setattr(train, "print_overview", lambda *arguments: None)
         patch.setattr(train, "run_steps", lambda *arguments: None)
         patch.chdir(path.parent)
         del recorded[1:]
@@ -128,8 +129,8 @@ def test_damaged_files_of_a_run_are_told_by_name(
     flipped = bytes([before[where] ^ data.draw(st.integers(1, 255))])
     (path / name).write_bytes(before[:where] + flipped + before[where + 1 :])
     try:
-        check_settings(path, test.get_config(), "train")
-        Metrics(path, 8, 0).close()
+        check_settings(path, options.read(test.get_config()), "train")
+        Metrics(path, 8).close()
     except ConfigError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
@@ -152,14 +153,14 @@ def test_file_of_something_else_is_refused_and_left_as_it_is(
     (copied_run / name).write_text(text)
     before = contents(copied_run)
     with pytest.raises(ConfigError, match=f"{name} cannot be read"):
-        train.train(test_config, copied_run)
+        train.train(options.read(test_config), copied_run)
     assert contents(copied_run) == before
 
 
 def test_what_a_file_says_is_no_part_of_the_page(copied_run):
     evil = "<script>alert(1)</script>"
     with (copied_run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 8, "rescues": 1, "rescue": evil}) + "\n")
+        file.write(json.dumps({"step": 8, "rollbacks": 1, "rollback": evil}) + "\n")
     from experiments.rundir import report
 
     report.write(copied_run)

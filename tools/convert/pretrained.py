@@ -20,9 +20,10 @@ import numpy as np
 from flax import traverse_util
 
 import jebm
+from experiments import options
 from experiments.configs import default
 from experiments.rundir.files import write_json
-from experiments.rundir.settings import as_json, flat
+from experiments.rundir.settings import read_settings
 from jebm import pretrained
 
 _MEASURED = (
@@ -44,14 +45,14 @@ def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
     np.savez_compressed(file, **arrays)
     data = file.getvalue()
 
-    config = dict(flat(json.loads((run / "config.json").read_text())))
-    unset = dict(flat(as_json(default.get_config())))
+    settings = dict(options.flat(read_settings(run)))
+    unset = dict(options.flat(options.read(default.get_config()).to_dict()))
     evaluated = json.loads((run / "eval.json").read_text())
     about = {
         "file": f"{name}.npz",
         "sha256": hashlib.sha256(data).hexdigest(),
         "model": json.loads((run / "model.json").read_text()),
-        "settings": {k: v for k, v in config.items() if unset.get(k) != v},
+        "settings": {k: v for k, v in settings.items() if unset.get(k) != v},
         "measured": {k: evaluated[k] for k in _MEASURED if k in evaluated},
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -67,9 +68,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("name")
     folder = pathlib.Path(pretrained.__file__).parent
     parser.add_argument("--out", type=pathlib.Path, default=folder)
-    options = parser.parse_args(argv)
+    given = parser.parse_args(argv)
     try:
-        export(options.run, options.name, options.out)
+        export(given.run, given.name, given.out)
     except OSError as error:
         sys.exit(f"error: {error}")
 

@@ -43,10 +43,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jebm
+from experiments import options
 from experiments.configs import cifar10, mnist
 from experiments.data.batches import Batches
 from experiments.data.pixels import to_unit
 from experiments.models import build_model, model_spec
+from experiments.options import Experiment
 from experiments.runtime import parallel
 from experiments.training import learner
 from jebm import langevin, mala
@@ -114,30 +116,30 @@ def cifar10_step(repeats: int) -> dict:
     """The paper's joint step."""
     config = cifar10.get_config()
     config.learning.batch_size = 16
-    return train_step(config, CIFAR10, repeats)
+    return train_step(options.read(config), CIFAR10, repeats)
 
 
 def mnist_step(repeats: int) -> dict:
     """A step of variational training with persistent chains."""
-    return train_step(mnist.get_config(), MNIST, repeats)
+    return train_step(options.read(mnist.get_config()), MNIST, repeats)
 
 
-def train_step(config, image_shape, repeats) -> dict:
+def train_step(experiment: Experiment, image_shape, repeats) -> dict:
     """A training step against the peer's, from the same parameters."""
-    model, devices = build_model(config, image_shape), jax.local_devices()[:1]
-    key = jax.random.key(config.seed)
-    state = learner.create_state(key, config.learning, model)
-    peer = load_peer(model_spec(config, image_shape), state.learner.params)
-    step = parallel.pmap(learner.make_train_step(config.learning, model), devices)
+    model, devices = build_model(experiment, image_shape), jax.local_devices()[:1]
+    key, learning = jax.random.key(experiment.seed), experiment.learning
+    state = learner.create_state(key, learning, model)
+    peer = load_peer(model_spec(experiment, image_shape), state.learner.params)
+    step = parallel.pmap(learner.make_train_step(learning, model), devices)
     state = learner.distribute(state, devices)
-    images = noise(config.learning.batch_size, image_shape)
+    images = noise(learning.batch_size, image_shape)
 
     def ours():
         nonlocal state
         state, metrics = step(key, state, parallel.split(images, 1))
         jax.block_until_ready((state, metrics))
 
-    trainer = torch_peer().Trainer(peer, config.learning)
+    trainer = torch_peer().Trainer(peer, learning)
     return compare(ours, lambda: trainer.step(to_torch(images)), title(peer), repeats)
 
 
@@ -288,7 +290,7 @@ print("done", flush=True)
 
 def first_sample(repeats: int) -> dict:
     """A new process until it has drawn 16 samples."""
-    spec = json.dumps(model_spec(cifar10.get_config(), CIFAR10))
+    spec = json.dumps(cifar10_spec())
     return starts(lambda _: ["-c", FIRST_SAMPLE, spec], "done", repeats)
 
 
@@ -382,10 +384,15 @@ BENCHMARKS = {
 }
 
 
+def cifar10_spec():
+    """The description of the paper's model."""
+    return model_spec(options.read(cifar10.get_config()), CIFAR10)
+
+
 @functools.cache
 def cifar10_model():
     """The paper's model, initial parameters, and its description."""
-    spec = model_spec(cifar10.get_config(), CIFAR10)
+    spec = cifar10_spec()
     model = jebm.build(spec)
     return model, jebm.init(jax.random.key(0), model), spec
 

@@ -20,12 +20,14 @@ import jax
 import numpy as np
 from PIL import Image
 
+import jebm
+from experiments import options
 from experiments.configs import CONFIGS
 from experiments.data import datasets, fake, loaders, sources
 from experiments.data.batches import training_batches
 from experiments.errors import ConfigError
 from experiments.models import build_model
-from experiments.runs import jebm
+from experiments.options import Data
 from experiments.runtime import parallel
 from experiments.training import learner
 
@@ -51,42 +53,41 @@ def measure(config_name: str, seconds: float = 2.0, num_steps: int = 0) -> dict:
       "pipeline_over_step", which is above 1 where no step waits.
     """
     module = importlib.import_module(f"experiments.configs.{config_name}")
-    config = module.get_config()
-    source, images = _images(config)
-    batches = training_batches(config, images, config.seed)
+    experiment = options.read(module.get_config())
+    batch_size = experiment.learning.batch_size
+    source, images = _images(experiment.data)
+    batches = training_batches(experiment, images, experiment.seed)
     batches(0)  # threads start
     step, started = 1, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         batches(step)
         step += 1
-    rate = (step - 1) * config.learning.batch_size / elapsed
+    rate = (step - 1) * batch_size / elapsed
     found = {
         "config": config_name,
-        "data": config.data.name,
+        "data": experiment.data.name,
         "source": source,
-        "batch_size": config.learning.batch_size,
+        "batch_size": batch_size,
         "pipeline_images_per_second": rate,
     }
     if num_steps:
-        of_step = _step_rate(config, batches, images.shape[1:], num_steps)
+        of_step = _step_rate(experiment, batches, images.shape[1:], num_steps)
         found["step_images_per_second"] = of_step
         found["pipeline_over_step"] = rate / of_step
     return found
 
 
 @functools.lru_cache(maxsize=1)  # many configurations share a data set
-def _read(name, data):
-    del name
-    return datasets.load(**dict(data))["train"].images
+def _read(data: Data):
+    return datasets.load(data)["train"].images
 
 
-def _images(config):
+def _images(data: Data):
     """The images of training, prepared or made."""
-    data = tuple(sorted(config.data.items()))
     try:
-        return "prepared", _read(config.data.name, data)
+        return "prepared", _read(data)
     except ConfigError:
-        return "made", _made(config.data.name)
+        return "made", _made(data.name)
 
 
 @functools.cache
@@ -107,15 +108,15 @@ def _made(name):
     return loaders.streamed(name, encoded, loaders.Options())
 
 
-def _step_rate(config, batches, image_shape, num_steps):
+def _step_rate(experiment, batches, image_shape, num_steps):
     """Images a second of train steps, after two that compile and warm up."""
     devices = jax.local_devices()
-    model = build_model(config, image_shape)
-    key, backbone = jax.random.key(config.seed), None
-    if config.learning.method == "two_stage":
+    model, learning = build_model(experiment, image_shape), experiment.learning
+    key, backbone = jax.random.key(experiment.seed), None
+    if learning.method == "two_stage":
         backbone = jax.jit(jebm.init)(key, model).backbone
-    state = learner.create_state(key, config.learning, model, backbone)
-    step_fn = parallel.pmap(learner.make_train_step(config.learning, model), devices)
+    state = learner.create_state(key, learning, model, backbone)
+    step_fn = parallel.pmap(learner.make_train_step(learning, model), devices)
     state = learner.distribute(state, devices)
     batch = parallel.shard(batches(0), devices)
     for step in range(2 + num_steps):
@@ -125,7 +126,7 @@ def _step_rate(config, batches, image_shape, num_steps):
         state, _ = step_fn(key, state, batch)
     jax.block_until_ready(state)
     elapsed = time.perf_counter() - started
-    return num_steps * config.learning.batch_size / elapsed
+    return num_steps * learning.batch_size / elapsed
 
 
 def main() -> None:

@@ -208,7 +208,7 @@ class Trainer:
 
     Args:
       peer: the peer.
-      learning: settings as `experiments/configs/default.py` names them.
+      learning: of `experiments.options`.
     """
 
     def __init__(self, peer: Peer, learning):

@@ -27,10 +27,12 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 import jebm
-from experiments import command_line
+from experiments import command_line, options
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.models import build_model
+from experiments.options import Learning
 from experiments.runtime import compilation, parallel
+from experiments.training import learner
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
@@ -50,9 +52,9 @@ def devices_of(topology: str) -> list[jax.Device]:
         ) from None
 
 
-def lower_step(config, model: jebm.Model, devices):
+def lower_step(learning: Learning, model: jebm.Model, devices):
     """The train step of all chips, lowered."""
-    num, batch = len(devices), config.learning.batch_size
+    num, batch = len(devices), learning.batch_size
     if batch % num:
         raise ConfigError(
             f"learning.batch_size must be a multiple of the {num} chips, got {batch}"
@@ -61,7 +63,7 @@ def lower_step(config, model: jebm.Model, devices):
 
     def create(key):
         backbone = jebm.init(key, model).backbone  # of a first stage, if there is one
-        return learner.create_state(key, config.learning, model, backbone)
+        return learner.create_state(key, learning, model, backbone)
 
     state = jax.eval_shape(create, key)
 
@@ -73,18 +75,19 @@ def lower_step(config, model: jebm.Model, devices):
         lambda tree: jax.tree.map(lambda a: parallel.split(a, num), tree),
         (state.learner.persistent, images),
     )
-    learner = state.learner.replace(persistent=())
-    learner = jax.tree.map(each, learner).replace(persistent=pool)
-    state = learner.TrainState(learner, jax.tree.map(each, state.guard))
-    step = learner.make_train_step(config.learning, model)
+    shared = jax.tree.map(
+        each, state.replace(learner=state.learner.replace(persistent=()))
+    )
+    state = shared.replace(learner=shared.learner.replace(persistent=pool))
+    step = learner.make_train_step(learning, model)
     return parallel.pmap(step, devices).lower(key, state, images)
 
 
-def lower_sampler(config, model: jebm.Model, device):
+def lower_sampler(batch_size: int, model: jebm.Model, device):
     """Prior chains and decoder of one chip, lowered."""
 
     def sampler(key, params):
-        return jebm.sample(key, model, params, config.eval.batch_size).x
+        return jebm.sample(key, model, params, batch_size).x
 
     where = jax.sharding.SingleDeviceSharding(device)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -132,17 +135,18 @@ def main(argv: list[str]) -> None:
         shape = tuple(int(n) for n in flags.FLAGS.image_shape or ())
         if len(shape) != 3 or min(shape) < 1:
             raise ConfigError("--image_shape must be HEIGHT,WIDTH,CHANNELS")
-        config = flags.FLAGS.config
-        compilation.set_precision(config.matmul_precision)
-        model = build_model(config, shape)
+        experiment = options.read(flags.FLAGS.config)
+        compilation.set_precision(experiment.matmul_precision)
+        model = build_model(experiment, shape)
         devices = devices_of(flags.FLAGS.topology)
+        learning, batch_size = experiment.learning, experiment.eval.batch_size
         lowered = {
-            f"train step, {config.learning.batch_size} images on {len(devices)} chips":
-                lower_step(config, model, devices),
+            f"train step, {learning.batch_size} images on {len(devices)} chips":
+                lower_step(learning, model, devices),
         }  # fmt: skip
         if model.energy is not None:
-            name = f"sampler, {config.eval.batch_size} images on 1 chip"
-            lowered[name] = lower_sampler(config, model, devices[0])
+            name = f"sampler, {batch_size} images on 1 chip"
+            lowered[name] = lower_sampler(batch_size, model, devices[0])
         for name, program in lowered.items():
             started = time.perf_counter()
             compiled = program.compile()

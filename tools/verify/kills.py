@@ -21,6 +21,7 @@ import warnings
 import jax
 from tqdm import tqdm
 
+from experiments import options
 from experiments.configs import test
 from experiments.models import build_model
 from experiments.rundir.metrics import read_metrics
@@ -128,9 +129,9 @@ def _saves(run):
 
 
 def _templates():
-    config = test.get_config()
-    model = build_model(config, (8, 8, 1))
-    state = learner.create_state(jax.random.key(0), config.learning, model)
+    experiment = options.read(test.get_config())
+    model = build_model(experiment, (8, 8, 1))
+    state = learner.create_state(jax.random.key(0), experiment.learning, model)
     return checkpoint_items(state)
 
 

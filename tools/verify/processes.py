@@ -1,5 +1,6 @@
 """Starts trainings of the tiny configuration as processes of their own, quickly."""
 
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -11,9 +12,7 @@ from absl import app
 
 from experiments import command_line, main
 from experiments.configs import test
-from experiments.drawing import figures
-from experiments.evaluation import evaluate
-from experiments.training import train
+from experiments.training.hooks import Hooks
 
 _SETTINGS = {
     "jax_platforms": "cpu",
@@ -54,7 +53,6 @@ def _enter(function, arguments, log, settings):
 
 def command(*arguments: str) -> None:
     """The command line on the tiny configuration, without pictures and evaluation."""
-    figures.figures = evaluate.evaluate = lambda config, path: None
-    train.draw = lambda *arguments: None
     sys.argv = ["main", f"--config={test.__file__}", *map(str, arguments)]
-    app.run(main.main, flags_parser=command_line.parse)
+    train = functools.partial(main.main, hooks=Hooks())
+    app.run(train, flags_parser=command_line.parse)

@@ -14,7 +14,8 @@ LINES = [
         "posterior_stiffness": 0.02 * i,
     }
     for i in range(1, 5)
-] + [{"step": 4, "rescues": 1, "rescue": "back to step 4"}]
+]
+WENT_BACK = {"step": 4, "rollbacks": 1, "rollback": "back to step 4"}
 
 
 def lines_text() -> str:

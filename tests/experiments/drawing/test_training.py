@@ -3,7 +3,7 @@ import jax
 from experiments.drawing import training
 from experiments.drawing.common import ALARM, POSTERIOR, PRIOR
 from experiments.drawing.training import Training
-from tests.experiments.drawing.made_up import LINES, titles
+from tests.experiments.drawing.made_up import LINES, WENT_BACK, titles
 
 
 def axis_of(figure, title):
@@ -35,7 +35,7 @@ def test_curves_have_their_points_and_colours():
 
 
 def test_steps_gone_back_to_and_limits_are_marked():
-    figure = training.draw(Training(LINES))
+    figure = training.draw(Training([*LINES, WENT_BACK]))
     for title, marks in (("energies", ["v"]), ("stiffness", ["v", "h"])):
         alarms = [x for x in axis_of(figure, title).lines if x.get_color() == ALARM]
         assert len(alarms) == len(marks)

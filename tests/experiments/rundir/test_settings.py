@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import jebm
+from experiments import options
 from experiments.errors import ConfigError
 from experiments.rundir.metrics import (
     Metrics,
@@ -14,11 +15,18 @@ from experiments.rundir.metrics import (
     read_metrics,
     training_budget,
 )
-from experiments.rundir.settings import as_json, check_settings, flat
-from experiments.training import train
+from experiments.rundir.settings import check_settings
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
-from tests.experiments.runs import CONFIG, contents, run, run_main, state_digests
+from tests.experiments.runs import (
+    CONFIG,
+    build_model,
+    contents,
+    create_state,
+    run,
+    run_main,
+    state_digests,
+)
 
 
 @pytest.fixture
@@ -54,7 +62,7 @@ def test_config_json_is_the_configuration(trained_run, test_config):
 
 def test_model_json_builds_the_model(trained_run, test_config):
     built = jebm.build(json.loads((trained_run / "model.json").read_text()))
-    assert built == train.build_model(test_config, (8, 8, 1))
+    assert built == build_model(test_config)
     assert built.backbone.latent_dims == (4, 2)
     assert built.energy.widths == (8,)
     assert built.chains.prior.num_steps == 4
@@ -79,7 +87,7 @@ def test_metrics_are_finite_numbers_by_name_at_increasing_steps(trained_run):
             "posterior_grad_norm",
             "prior_eps_square",
             "prior_grad_norm",
-            "rescues",
+            "rollbacks",
         }
         if line["step"] in (4, 8):
             expected |= {"posterior_acceptance", "posterior_stiffness"}
@@ -116,7 +124,7 @@ def test_samples_are_grids_of_16_images(trained_run, name):
 @pytest.mark.parametrize("step", [None, 4])
 def test_load_gives_the_averaged_parameters_bit_for_bit(trained_run, test_config, step):
     model, params = jebm.load(trained_run, step=step)
-    assert model == train.build_model(test_config, (8, 8, 1))
+    assert model == build_model(test_config)
     stored = state_digests(test_config, trained_run, step or 8)
     loaded = checkpoints.digests({"ema": params})
     assert loaded
@@ -126,7 +134,7 @@ def test_load_gives_the_averaged_parameters_bit_for_bit(trained_run, test_config
 def test_averaged_parameters_are_neither_the_last_nor_the_first(
     trained_run, test_config
 ):
-    state = train.create_state(test_config, train.build_model(test_config, (8, 8, 1)))
+    state = create_state(test_config, build_model(test_config))
     items = checkpoints.restore(trained_run, checkpoint_items(state))[1]
     kernel = [
         tree.backbone["params"]["decoder"]["Dense_0"]["kernel"]
@@ -179,7 +187,7 @@ def test_sampling_again_gives_the_same_bytes_and_another_seed_others(
 def test_run_with_other_settings_is_refused_and_left_as_it_is(
     copied_run, trained_run, test_config, field, value
 ):
-    there = dict(flat(as_json(test_config)))[field]
+    there = dict(options.flat(options.read(test_config).to_dict()))[field]
     if field == "likelihood.name":
         del test_config.likelihood.scale
     set_field(test_config, field, value)
@@ -207,7 +215,7 @@ def test_log_length_limits_and_place_of_the_data_may_change(
     trained_run, test_config, purpose, field, value
 ):
     set_field(test_config, field, value)
-    check_settings(trained_run, test_config, purpose)
+    check_settings(trained_run, options.read(test_config), purpose)
 
 
 @pytest.mark.parametrize(
@@ -215,27 +223,30 @@ def test_log_length_limits_and_place_of_the_data_may_change(
 )
 def test_chains_and_seed_may_change_for_reading(trained_run, test_config, field, value):
     set_field(test_config, field, value)
-    check_settings(trained_run, test_config, "read")
+    experiment = options.read(test_config)
+    check_settings(trained_run, experiment, "read")
     with pytest.raises(ConfigError, match=re.escape(field)):
-        check_settings(trained_run, test_config, "train")
+        check_settings(trained_run, experiment, "train")
 
 
 def test_fields_that_an_older_run_does_not_know_are_as_by_default(
     tmp_path, test_config
 ):
     settings = json.loads(test_config.to_json())
-    del settings["learning"]["nce_steps"]
+    del settings["learning"]["energy_weight_decay"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    check_settings(tmp_path, test_config, "train")
-    test_config.learning.nce_steps = 3
-    with pytest.raises(ConfigError, match=r"learning\.nce_steps is 0 there, 3 here"):
-        check_settings(tmp_path, test_config, "train")
+    check_settings(tmp_path, options.read(test_config), "train")
+    test_config.learning.energy_weight_decay = 0.1
+    experiment = options.read(test_config)
+    words = r"learning\.energy_weight_decay is 0\.0 there, 0\.1 here"
+    with pytest.raises(ConfigError, match=words):
+        check_settings(tmp_path, experiment, "train")
 
 
 def test_model_may_not_change_for_reading(trained_run, test_config):
     test_config.backbone.latent_dims = (4, 3)
     with pytest.raises(ConfigError, match=re.escape("backbone.latent_dims")):
-        check_settings(trained_run, test_config, "read")
+        check_settings(trained_run, options.read(test_config), "read")
 
 
 @pytest.mark.parametrize(
@@ -276,20 +287,20 @@ def test_metrics_beyond_the_step_and_a_cut_off_line_are_dropped(tmp_path):
     ]
 
 
-def test_metrics_go_back_with_a_rescue_and_keep_what_it_said(tmp_path):
+def test_metrics_go_back_with_a_rollback_and_keep_what_it_said(tmp_path):
     writer = Metrics(tmp_path, 0, 0)
     for step in (2, 4):
-        writer.write(step, {"rescues": 0})
-    first = {"step": 2, "rescues": 1, "rescue": "Rescue 1"}
-    writer.rewind(2, 1, "Rescue 1")
-    assert read_metrics(tmp_path) == [{"step": 2, "rescues": 0}, first]
-    writer.write(4, {"rescues": 1})
-    writer.rewind(0, 2, "Rescue 2")
-    second = {"step": 0, "rescues": 2, "rescue": "Rescue 2"}
+        writer.write(step, {"rollbacks": 0})
+    first = {"step": 2, "rollbacks": 1, "rollback": "Rollback 1"}
+    writer.rewind(2, 1, "Rollback 1")
+    assert read_metrics(tmp_path) == [{"step": 2, "rollbacks": 0}, first]
+    writer.write(4, {"rollbacks": 1})
+    writer.rewind(0, 2, "Rollback 2")
+    second = {"step": 0, "rollbacks": 2, "rollback": "Rollback 2"}
     assert read_metrics(tmp_path) == [first, second]
     writer.close()
 
-    # A run that is killed and goes on from before the second rescue repeats it.
+    # A run that is killed and goes on from before the second rollback repeats it.
     Metrics(tmp_path, 0, 1).close()
     assert read_metrics(tmp_path) == [first]
 
@@ -305,15 +316,15 @@ def test_what_training_took_is_read_from_its_metrics(tmp_path, test_config):
     lines = [
         {"step": 2, "images_per_second": 10.0},  # 40 images
         {"step": 4, "images_per_second": 20.0},
-        {"step": 4, "rescue": "once"},
+        {"step": 4, "rollback": "once"},
         {"step": 5},  # too soon after compiling to tell
         {"step": 8, "images_per_second": 30.0},  # 60 images
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
-    found = training_budget(tmp_path, test_config)
+    found = training_budget(tmp_path, options.read(test_config))
     assert found == {"training_images": 160, "training_seconds": 4.0 + 2.0 + 2.0}
     for hardware in ("8 x TPU", "1 x GPU", "8 x TPU"):
         add_hardware(tmp_path, hardware)
-    found = training_budget(tmp_path, test_config)
+    found = training_budget(tmp_path, options.read(test_config))
     assert found["training_hardware"] == "8 x TPU; 1 x GPU"

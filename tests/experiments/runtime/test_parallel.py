@@ -4,16 +4,18 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import options
 from experiments.data import datasets
 from experiments.runtime import parallel
-from experiments.training import learner, train
+from experiments.training import learner
 from jebm import chains
+from tests.experiments.runs import build_model, create_state, make_train_step
 from tests.models import random_params
 
 
 @pytest.fixture
-def batch():
-    return datasets.load("digits")["train"].images[:20]
+def batch(test_config):
+    return datasets.load(options.read(test_config).data)["train"].images[:20]
 
 
 def step_on(devices, config, params, batch, steps=1):
@@ -21,12 +23,12 @@ def step_on(devices, config, params, batch, steps=1):
 
     `batch` is the share of this process.
     """
-    model = train.build_model(config, (8, 8, 1))
+    model = build_model(config)
     key = jax.random.key(config.seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "create_optimizer", lambda fields: optax.sgd(1.0))
-        state = learner.create_state(key, config.learning, model)
-        step = learner.make_train_step(config.learning, model)
+        patch.setattr(learner, "create_optimizer", lambda learning: optax.sgd(1.0))
+        state = create_state(config, model)
+        step = make_train_step(config, model)
     started = state.learner.replace(params=params, ema=params)
     state = learner.distribute(state.replace(learner=started), devices)
     step = parallel.pmap(step, devices)
@@ -38,7 +40,7 @@ def step_on(devices, config, params, batch, steps=1):
 
 def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, batch):
     test_config.learning.gradient_penalty = 0.1
-    model = train.build_model(test_config, (8, 8, 1))
+    model = build_model(test_config)
     params = random_params(model, scale=0.5, dtype=jnp.float64)
     results = []
     assert len(jax.devices()) == 2
@@ -78,7 +80,7 @@ def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
         return run_chains(keys, *arguments, **kwargs)
 
     monkeypatch.setattr(chains, "run_chains", recording)
-    params = random_params(train.build_model(test_config, (8, 8, 1)), scale=1e-3)
+    params = random_params(build_model(test_config), scale=1e-3)
     by_devices = []
     for num_devices in (1, 2):
         step_on(jax.devices()[:num_devices], test_config, params, batch, steps=2)
@@ -93,9 +95,9 @@ def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
 def test_devices_keep_equal_parameters(test_config, batch):
     devices = jax.local_devices()
     assert len(devices) == 2
-    model = train.build_model(test_config, (8, 8, 1))
-    state = learner.distribute(train.create_state(test_config, model), devices)
-    step = parallel.pmap(learner.make_train_step(test_config.learning, model), devices)
+    model = build_model(test_config)
+    state = learner.distribute(create_state(test_config, model), devices)
+    step = parallel.pmap(make_train_step(test_config, model), devices)
     for _ in range(3):
         state, _ = step(jax.random.key(0), state, parallel.split(batch, 2))
     for leaf in jax.tree.leaves(learner._with_chains(state, ())):

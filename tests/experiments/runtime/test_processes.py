@@ -12,16 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import options
 from experiments.configs import test
 from experiments.data import datasets
 from experiments.data.batches import Batches
 from experiments.errors import ConfigError, ProcessFailed
 from experiments.rundir.metrics import read_metrics
 from experiments.runtime import parallel
-from experiments.training import train
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
-from tests.experiments.runs import metrics, rescued_fields, state_digests
+from tests.experiments.runs import (
+    build_model,
+    create_state,
+    metrics,
+    rolled_back_fields,
+    state_digests,
+)
 from tests.experiments.runtime.test_parallel import step_on
 from tests.experiments.training.test_monitor import poisoned_pmap
 from tests.models import random_params
@@ -30,7 +36,8 @@ from tools.verify import processes
 STEPS = 16
 OPTIONS = [
     f"--config.learning.num_steps={STEPS}",
-    "--config.learning.energy_lr=0.",  # so that a rescue, which halves it, is no change
+    # So that a rollback, which halves it, is no change.
+    "--config.learning.energy_lr=0.",
     f"--config.log.sample_every={STEPS}",
     f"--config.log.diagnose_every={STEPS}",
     "--config.log.keep=4",
@@ -103,7 +110,7 @@ def write_gradients(folder, counts, place):
     """
     parallel.initialize(*place)
     config = gradient_config()
-    model = train.build_model(config, (8, 8, 1))
+    model = build_model(config)
     params = random_params(model, scale=0.5, dtype=jnp.float64)
     index, number = jax.process_index(), jax.process_count()
     share = {"process_index": index, "process_count": number}
@@ -127,7 +134,7 @@ def gradient_config():
 
 
 def images():
-    return datasets.load("digits")["train"].images
+    return datasets.load(options.read(test.get_config()).data)["train"].images
 
 
 def test_gradients_pool_and_metrics_are_those_of_any_devices_and_processes(tmp_path):
@@ -184,9 +191,7 @@ def test_run_of_two_processes_is_written_once_and_is_that_of_one(pair, tmp_path)
     assert join(start_run(path, 1, None, devices=4)) == [0], logs(path, 1)
     assert f"Resuming {path} from step 8." in logs(path, 1)[0]
     config = config_of_options()
-    templates = checkpoint_items(
-        train.create_state(config, train.build_model(config, (8, 8, 1)))
-    )
+    templates = checkpoint_items(create_state(config, build_model(config)))
     ours, theirs = (checkpoints.restore(run, templates, 16)[1] for run in (path, pair))
     assert ours["train_state"]["persistent"][0].shape == (40, 4)
     for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
@@ -204,13 +209,13 @@ def test_nan_in_one_process_takes_all_of_them_back(pair, tmp_path, free_port):
     path = tmp_path / "run"
     started = start_run(path, 2, free_port, function=poisoned)
     assert join(started) == [0, 0], logs(path, 2)
-    said = re.findall(r"^Rescue 1 .* not finite, by step 12\. Back to step 4 ",
+    said = re.findall(r"^Rollback 1 .* not finite, by step 12\. Back to step 4 ",
                       logs(path, 2)[0], re.M)  # fmt: skip
     assert len(said) == 1
     config = config_of_options()
     struck, spared = (state_digests(config, run, STEPS) for run in (path, pair))
     changed = {name for name in spared if struck[name] != spared[name]}
-    assert changed == rescued_fields(struck)
+    assert changed == rolled_back_fields(struck)
 
 
 def wait_for_step(path, step, started):

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from experiments import options
 from experiments.rundir.metrics import read_metrics
 from experiments.runtime.stop import Requests, Stopped
 from experiments.training import train
@@ -130,5 +131,5 @@ def test_stop_before_the_first_step_leaves_nothing_half_done(
 
     monkeypatch.setattr(train, "build_model", build)
     with pytest.raises(Stopped, match="SIGTERM"):
-        train.train(test_config, tmp_path / "run")
+        train.train(options.read(test_config), tmp_path / "run")
     assert not (tmp_path / "run").exists()

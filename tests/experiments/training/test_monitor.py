@@ -9,19 +9,22 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import options
 from experiments.errors import Diverged
 from experiments.rundir.metrics import read_metrics
 from experiments.runtime import parallel
-from experiments.training import learner, monitor, train
+from experiments.training import learner, monitor
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
-from jebm.learning import losses
+from jebm.learning import Limits, losses
 from jebm.model import trainable
 from tests.experiments.runs import (
     CONFIG,
+    build_model,
+    create_state,
     flip_bytes,
     metrics,
-    rescued_fields,
+    rolled_back_fields,
     run,
     run_main,
     start_main,
@@ -29,39 +32,40 @@ from tests.experiments.runs import (
 )
 from tests.models import random_params
 
-LIMITS = {
-    "energy_gap_nats": 50.0,
-    "prior_grad_norm": 1e3,
-    "posterior_grad_norm": 1e5,
-    "prior_eps_square": 10.0,
-}
+LIMITS = Limits(
+    energy_gap_nats=50.0,
+    prior_grad_norm=1e3,
+    posterior_grad_norm=1e5,
+    prior_eps_square=10.0,
+)
+AT_THE_LIMITS = LIMITS._asdict()
 
 
 def test_values_within_the_limits_are_sound():
-    assert monitor.verdict(LIMITS, LIMITS) is None
-    assert monitor.verdict({"energy_gap_nats": -50.0}, LIMITS) is None
-    assert monitor.verdict({"loss_nats": 1e30, "rescues": 4}, LIMITS) is None
-    assert monitor.verdict({}, LIMITS) is None
+    assert monitor.violations(AT_THE_LIMITS, LIMITS) is None
+    assert monitor.violations({"energy_gap_nats": -50.0}, LIMITS) is None
+    assert monitor.violations({"loss_nats": 1e30, "rollbacks": 4}, LIMITS) is None
+    assert monitor.violations({}, LIMITS) is None
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("name", monitor.LIMITS)
+@pytest.mark.parametrize("name", Limits._fields)
 def test_value_beyond_its_limit_is_named_with_it(name, sign):
-    values = LIMITS | {name: sign * 1.5 * LIMITS[name]}
-    said = f"{name} of {values[name]:.4g} beyond {LIMITS[name]:g}"
-    assert monitor.verdict(values, LIMITS) == said
-    assert monitor.verdict(values, LIMITS | {name: math.inf}) is None
-    assert (
-        monitor.verdict({k: 2 * v for k, v in LIMITS.items()}, LIMITS).count(";") == 3
-    )
+    limit = AT_THE_LIMITS[name]
+    values = AT_THE_LIMITS | {name: sign * 1.5 * limit}
+    message = f"{name} of {values[name]:.4g} beyond {limit:g}"
+    assert monitor.violations(values, LIMITS) == message
+    assert monitor.violations(values, LIMITS._replace(**{name: math.inf})) is None
+    twice = {k: 2 * v for k, v in AT_THE_LIMITS.items()}
+    assert monitor.violations(twice, LIMITS).count(";") == 3
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["loss_nats", "prior_grad_norm"])
 def test_value_that_is_not_finite_is_never_allowed(name, value):
-    limits = dict.fromkeys(LIMITS, math.inf)
+    limits = Limits(*[math.inf] * len(Limits._fields))
     values = {name: value, "energy_gap_nats": 1e30}
-    assert monitor.verdict(values, limits) == f"{name} not finite"
+    assert monitor.violations(values, limits) == f"{name} not finite"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_value_that_is_not_finite_is_never_allowed(name, value):
     [
         ([], 2, 0),
         ([4], 6, 0),
-        ([4], 8, 0),  # the interval that ended with the verdict is not sound
+        ([4], 8, 0),  # the interval that ended beyond the limits is not sound
         ([4], 10, 4),
         ([4, 8], 10, 4),
         ([4, 8], 12, 4),
@@ -92,7 +96,7 @@ def test_last_good_checkpoint_was_followed_by_a_whole_interval(steps, step, good
         ([8], 9, 0),
     ],
 )
-def test_rescue_without_headway_goes_one_checkpoint_further_back(steps, step, good):
+def test_rollback_without_headway_goes_one_checkpoint_further_back(steps, step, good):
     assert monitor.last_good(steps, step, interval=4, good=8) == good
 
 
@@ -101,23 +105,23 @@ def test_examples_of_the_docstrings():
 
 
 @jax.numpy_dtype_promotion("standard")  # which optax needs
-@pytest.mark.parametrize("rescues", [1, 3])
-def test_each_rescue_halves_the_steps_of_the_energies_alone(test_config, rescues):
-    model = train.build_model(test_config, (8, 8, 1))
-    state = train.create_state(test_config, model)
-    optimizer = learner.create_optimizer(test_config.learning)
+@pytest.mark.parametrize("rollbacks", [1, 3])
+def test_each_rollback_halves_the_steps_of_the_energies_alone(test_config, rollbacks):
+    model = build_model(test_config)
+    state = create_state(test_config, model)
+    optimizer = learner.create_optimizer(options.read(test_config).learning)
     grads = trainable(random_params(model), frozen=False)
-    fresh, rescued = (
+    fresh, rolled_back = (
         optimizer.update(
             grads, learner.scale_energy_updates(state.learner, 0.5**count).opt_state
         )[0]
-        for count in (0, rescues)
+        for count in (0, rollbacks)
     )
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(fresh.energy))
     expected = fresh._replace(
-        energy=jax.tree.map(lambda u: u * 0.5**rescues, fresh.energy)
+        energy=jax.tree.map(lambda u: u * 0.5**rollbacks, fresh.energy)
     )
-    jax.tree.map(np.testing.assert_array_equal, rescued, expected)
+    jax.tree.map(np.testing.assert_array_equal, rolled_back, expected)
 
 
 def runaway(config, **fields):
@@ -137,59 +141,59 @@ RUNAWAY = [
 ]
 
 
-def check_rescues(path, said, most):
-    """The rescues of a run: numbered, at half the rate each, in metrics and report."""
-    told = [line for line in metrics(path) if "rescue" in line]
+def check_rollbacks(path, said, most):
+    """The rollbacks of a run: numbered, at half the rate each, in metrics and page."""
+    told = [line for line in metrics(path) if "rollback" in line]
     page = (path / "report.html").read_text()
-    assert said.splitlines() == [line["rescue"] for line in told]
+    assert said.splitlines() == [line["rollback"] for line in told]
     for count, line in enumerate(told, 1):
-        assert line["rescues"] == count
+        assert line["rollbacks"] == count
         assert re.fullmatch(
-            rf"Rescue {count} of at most {most}: .* beyond .*, by step \d+\. Back to "
+            rf"Rollback {count} of at most {most}: .* beyond .*, by step \d+\. Back to "
             rf"step {line['step']} with half the energy learning rate, "
             rf"{3 * 0.5**count:.3g}\.",
-            line["rescue"],
+            line["rollback"],
         )
-        assert line["rescue"] in page
+        assert line["rollback"] in page
     return len(told)
 
 
 def check_history(path, last):
-    """Steps rise to the last one, as do the rescues that each was taken after."""
-    lines = [line for line in metrics(path) if "rescue" not in line]
+    """Steps rise to the last one, as do the rollbacks that each was taken after."""
+    lines = [line for line in metrics(path) if "rollback" not in line]
     assert [line["step"] for line in lines] == list(range(2, last + 1, 2))
-    counts = [line["rescues"] for line in lines]
+    counts = [line["rollbacks"] for line in lines]
     assert counts == sorted(counts)
     return lines
 
 
-def rescues_of(config, path, step):
-    """The number of rescues in the checkpoint of a step."""
-    state = train.create_state(config, train.build_model(config, (8, 8, 1)))
+def rollbacks_of(config, path, step):
+    """The number of rollbacks in the checkpoint of a step."""
+    state = create_state(config, build_model(config))
     items = checkpoints.restore(path, checkpoint_items(state), step)[1]
     return int(items["train_state"]["guard"].rescues)
 
 
-def rescue_lines(out):
-    return "\n".join(re.findall(r"^Rescue .*$", out, re.M))
+def rollback_lines(out):
+    return "\n".join(re.findall(r"^Rollback .*$", out, re.M))
 
 
-def test_runaway_is_rescued_until_the_energies_learn_slowly_enough(
+def test_runaway_is_rolled_back_until_the_energies_learn_slowly_enough(
     tmp_path, test_config, capsys
 ):
     path = tmp_path / "run"
     loss = mock.Mock(side_effect=losses.maximum_likelihood_loss)
     config = runaway(test_config, max_rollbacks=14)
     run(config, path, maximum_likelihood_loss=loss)
-    rescues = check_rescues(path, rescue_lines(capsys.readouterr().out), most=14)
-    assert rescues >= 2
+    rollbacks = check_rollbacks(path, rollback_lines(capsys.readouterr().out), most=14)
+    assert rollbacks >= 2
     lines = check_history(path, last=24)
-    assert lines[-1]["rescues"] == rescues
+    assert lines[-1]["rollbacks"] == rollbacks
     for line in lines:
-        assert monitor.verdict(line, test_config.monitor) is None
+        assert monitor.violations(line, LIMITS) is None
     assert checkpoints.steps(path)[-1] == 24
-    assert rescues_of(test_config, path, 24) == rescues
-    assert loss.call_count == 1  # no rescue compiles anew
+    assert rollbacks_of(test_config, path, 24) == rollbacks
+    assert loss.call_count == 1  # no rollback compiles anew
 
 
 def test_runaway_that_goes_on_ends_in_one_line_with_the_good_checkpoints(
@@ -201,10 +205,10 @@ def test_runaway_that_goes_on_ends_in_one_line_with_the_good_checkpoints(
             CONFIG, f"--workdir={path}", *RUNAWAY, "--config.monitor.max_rollbacks=3"
         )
     out = capsys.readouterr().out
-    assert check_rescues(path, rescue_lines(out), most=3) == 3
+    assert check_rollbacks(path, rollback_lines(out), most=3) == 3
     message = stopped.value.code
     said = re.fullmatch(
-        r"error: training diverged by step (\d+): .* beyond .*, after 3 rescues\. In "
+        r"error: training diverged by step (\d+): .* beyond .*, after 3 rollbacks\. In "
         rf"{re.escape(str(path))} checkpoint (\d+) is sound\. Try a smaller "
         r"learning\.energy_lr .*",
         message,
@@ -218,8 +222,8 @@ def test_runaway_that_goes_on_ends_in_one_line_with_the_good_checkpoints(
     digests = state_digests(runaway(test_config), path, good)  # it can be read
     assert len(digests) > 40
     for line in metrics(path):
-        if "rescue" not in line and line["step"] <= good:
-            assert monitor.verdict(line, test_config.monitor) is None
+        if "rollback" not in line and line["step"] <= good:
+            assert monitor.violations(line, LIMITS) is None
 
 
 def poisoned_pmap(step, then=lambda: None):
@@ -250,7 +254,7 @@ def poisoned_pmap(step, then=lambda: None):
 
 @pytest.fixture(scope="module")
 def spared(tmp_path_factory):
-    """A run whose energies stay 0, whatever the number of rescues."""
+    """A run whose energies stay 0, whatever the number of rollbacks."""
     path = tmp_path_factory.mktemp("spared") / "run"
     run(still(), path)
     return path
@@ -272,31 +276,33 @@ def still():
         (12, 12, "checkpoint's train_state not finite"),  # the metrics are of before
     ],
 )
-def test_nan_that_comes_once_leaves_no_trace_but_its_rescue(
+def test_nan_that_comes_once_leaves_no_trace_but_its_rollback(
     tmp_path, monkeypatch, spared, capsys, step, found, words
 ):
     monkeypatch.setattr(parallel, "pmap", poisoned_pmap(step))
     path, config = tmp_path / "run", still()
     run(config, path)
-    said = rescue_lines(capsys.readouterr().out)
-    pattern = rf"Rescue 1 of at most 5: .*({words}), by step {found}\. Back to step 4 "
+    said = rollback_lines(capsys.readouterr().out)
+    pattern = (
+        rf"Rollback 1 of at most 5: .*({words}), by step {found}\. Back to step 4 "
+    )
     assert re.match(pattern, said)
-    told = [line for line in metrics(path) if "rescue" in line]
-    assert told == [{"step": 4, "rescues": 1, "rescue": said}]
+    told = [line for line in metrics(path) if "rollback" in line]
+    assert told == [{"step": 4, "rollbacks": 1, "rollback": said}]
 
     # Going back restored all that a step depends on: the same bits as if unharmed.
     struck, unharmed = (state_digests(config, run, 16) for run in (path, spared))
-    assert {k for k in struck if struck[k] != unharmed[k]} == rescued_fields(struck)
-    assert rescues_of(config, path, 16) == 1
+    assert {k for k in struck if struck[k] != unharmed[k]} == rolled_back_fields(struck)
+    assert rollbacks_of(config, path, 16) == 1
     lines = check_history(path, last=16)
-    assert [line.pop("rescues") for line in lines] == [0, 0, *[1] * 6]
+    assert [line.pop("rollbacks") for line in lines] == [0, 0, *[1] * 6]
     assert lines == [
-        {k: v for k, v in line.items() if k != "rescues"} for line in metrics(spared)
+        {k: v for k, v in line.items() if k != "rollbacks"} for line in metrics(spared)
     ]
     assert [file.name for file in (path / "checkpoints_set_aside").iterdir()] == ["8"]
 
 
-def test_rescue_passes_over_a_damaged_checkpoint_aloud(
+def test_rollback_passes_over_a_damaged_checkpoint_aloud(
     tmp_path, monkeypatch, spared, capsys
 ):
     path, config = shutil.copytree(spared, tmp_path / "run"), still()
@@ -310,50 +316,50 @@ def test_rescue_passes_over_a_damaged_checkpoint_aloud(
     run(config, path)
     out = capsys.readouterr().out
     assert re.search(r"^warning: checkpoint .*/checkpoints/8 is corrupt", out, re.M)
-    assert re.search(r"^Rescue 1 .*by step 14\. Back to step 4 ", out, re.M)
+    assert re.search(r"^Rollback 1 .*by step 14\. Back to step 4 ", out, re.M)
     assert checkpoints.steps(path) == [4, 8, 12, 16]
     struck, unharmed = (state_digests(config, run, 16) for run in (path, spared))
-    assert {k for k in struck if struck[k] != unharmed[k]} == rescued_fields(struck)
+    assert {k for k in struck if struck[k] != unharmed[k]} == rolled_back_fields(struck)
 
 
 def test_gaussian_twin_that_diverges_ends_at_once(tmp_path, test_config, capsys):
     test_config.prior = "gaussian"
     test_config.learning.backbone_lr = 1e30
-    wrong = r"diverged by step 2: .*loss_nats.* not finite, after 0 rescues"
+    wrong = r"diverged by step 2: .*loss_nats.* not finite, after 0 rollbacks"
     with pytest.raises(Diverged, match=wrong):
         run(test_config, tmp_path / "run")
-    assert rescue_lines(capsys.readouterr().out) == ""
+    assert rollback_lines(capsys.readouterr().out) == ""
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2]
 
 
-# Ends the process that a rescue has taken back to a checkpoint: when it has been
+# Ends the process that a rollback has taken back to a checkpoint: when it has been
 # announced, but metrics.jsonl is still that of before; or at the first checkpoint
-# after it, the first to hold the number of rescues.
+# after it, the first to hold the number of rollbacks.
 KILLED = """
 import os, signal
-from experiments import workdir
+from experiments.rundir.metrics import Metrics
 from jebm import checkpoints
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def rewind(self, step, rescues, rescue=None, *, rewind=workdir.Metrics.rewind):
-    rescued.append(rescue is not None and step > 0)
-    if rescued[-1] and WHEN == "announced":
+def rewind(self, step, rollbacks, message=None, *, rewind=Metrics.rewind):
+    rolled_back.append(message is not None and step > 0)
+    if rolled_back[-1] and WHEN == "announced":
         die()
-    rewind(self, step, rescues, rescue)
+    rewind(self, step, rollbacks, message)
 
 def save(manager, step, items, *, save=checkpoints.save):
     save(manager, step, items)
-    if any(rescued) and WHEN == "saved":
+    if any(rolled_back) and WHEN == "saved":
         die()
 
-rescued = []
-workdir.Metrics.rewind, checkpoints.save = rewind, save
+rolled_back = []
+Metrics.rewind, checkpoints.save = rewind, save
 """
 
 
-def test_run_killed_in_a_rescue_continues_as_if_nothing_had_happened(
+def test_run_killed_in_a_rollback_continues_as_if_nothing_had_happened(
     tmp_path, test_config
 ):
     config = runaway(test_config, max_rollbacks=14)
@@ -369,9 +375,9 @@ def test_run_killed_in_a_rescue_continues_as_if_nothing_had_happened(
         process = start(killed, when)
         output = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, output
-    *_, told = (line for line in read_metrics(killed) if "rescue" in line)
+    *_, told = (line for line in read_metrics(killed) if "rollback" in line)
     assert checkpoints.steps(killed)[-1] == told["step"] + 4
-    assert rescues_of(config, killed, told["step"] + 4) == told["rescues"]
+    assert rollbacks_of(config, killed, told["step"] + 4) == told["rollbacks"]
 
     for process in (start(killed), reference):
         output = process.communicate(timeout=300)

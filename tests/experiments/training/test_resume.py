@@ -10,14 +10,15 @@ import pytest
 
 import jebm
 from experiments.errors import ConfigError, Diverged
-from experiments.training import train
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
 from jebm.checkpoints import CorruptCheckpointError
 from jebm.learning import losses
 from tests.experiments.runs import (
     CONFIG,
+    build_model,
     contents,
+    create_state,
     data_files,
     flip_bytes,
     metrics,
@@ -90,7 +91,7 @@ def test_killed_run_continues_as_if_nothing_had_happened(tmp_path, test_config):
 @pytest.mark.parametrize("item", ["ema", "train_state"])
 def test_damaged_checkpoint_is_passed_over_aloud(copied_run, test_config, damage, item):
     damage(copied_run, 8, item)
-    state = train.create_state(test_config, train.build_model(test_config, (8, 8, 1)))
+    state = create_state(test_config, build_model(test_config))
     with pytest.warns(UserWarning, match=r"checkpoints/8 is corrupt"):
         step, _ = checkpoints.restore(copied_run, checkpoint_items(state))
     assert step == 4
@@ -165,7 +166,7 @@ def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
 ):
     test_config.learning.num_steps = 16
     test_config.monitor.max_rollbacks = 0
-    wrong = r"diverged by step 10: .*\bloss_nats\b.* not finite, after 0 rescues"
+    wrong = r"diverged by step 10: .*\bloss_nats\b.* not finite, after 0 rollbacks"
     with pytest.raises(Diverged, match=wrong) as raised:
         run(test_config, copied_run, maximum_likelihood_loss=nan_loss)
     assert f"{copied_run} checkpoint 4 is sound" in str(raised.value)
@@ -182,10 +183,10 @@ def test_diverging_command_ends_in_one_line_and_without_a_checkpoint(tmp_path, c
         run_main(CONFIG, f"--workdir={path}", "--config.learning.backbone_lr=1e30")
     message = stopped.value.code
     wrong = r"error: training diverged by step 2: .*\bloss_nats\b.* not finite, "
-    assert re.match(wrong + r"after 5 rescues.* no checkpoint is left", message)
+    assert re.match(wrong + r"after 5 rollbacks.* no checkpoint is left", message)
     assert "\n" not in message
     out = capsys.readouterr().out
-    assert re.findall(r"^Rescue (\d+) of at most 5: ", out, re.M) == list("12345")
+    assert re.findall(r"^Rollback (\d+) of at most 5: ", out, re.M) == list("12345")
     assert checkpoints.steps(path) == []
 
 

@@ -8,19 +8,29 @@ import numpy as np
 import pytest
 
 import jebm
+from experiments import main, options
 from experiments.data import datasets
 from experiments.data.pixels import to_unit
 from experiments.drawing import samples
 from experiments.errors import ConfigError
 from experiments.runtime import parallel
-from experiments.training import learner, train
+from experiments.training import learner, screen
+from experiments.training.hooks import Hooks
 from jebm import chains, checkpoints, spec
 from jebm.backbones.vector import Vector
 from jebm.chains import draw_noise, example_keys, to_eps
 from jebm.hierarchy import infer
 from jebm.learning import losses
 from jebm.learning.state import Role
-from tests.experiments.runs import contents, metrics, run, state_digests
+from tests.experiments.runs import (
+    build_model,
+    contents,
+    create_state,
+    make_train_step,
+    metrics,
+    run,
+    state_digests,
+)
 from tests.models import random_params
 
 
@@ -33,11 +43,13 @@ def again(tmp_path_factory):
         for module, name in (
             (losses, "maximum_likelihood_loss"),
             (chains, "run_chains"),
-            (train, "write_samples"),
         )
     }
-    run(config_with(), path, **calls)
-    return path, calls
+    calls["pictures"] = mock.Mock(side_effect=main.HOOKS.pictures)
+    calls["end"] = mock.Mock()
+    hooks = Hooks(calls.pop("pictures"), calls.pop("end"))
+    run(config_with(), path, hooks, **calls)
+    return path, calls | hooks._asdict()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,8 @@ def gaussian(tmp_path_factory):
     """A run of the Gaussian twin, with a record of its chains."""
     path = tmp_path_factory.mktemp("gaussian") / "run"
     run_chains = mock.Mock(side_effect=chains.run_chains)
-    run(config_with(prior="gaussian"), path, run_chains=run_chains)
+    hooks = Hooks(pictures=main.HOOKS.pictures)
+    run(config_with(prior="gaussian"), path, hooks, run_chains=run_chains)
     return path, run_chains
 
 
@@ -90,16 +103,26 @@ def test_step_runs_one_posterior_chain_and_one_prior_chain(again):
     ]
     assert given == [True, False] * traces
     used = [call.args[3] for call in calls["run_chains"].mock_calls]
-    own = train.build_model(config_with(), (8, 8, 1)).chains
+    own = build_model(config_with()).chains
     assert used == [own.posterior, own.prior] * traces
 
 
 def test_samples_are_drawn_with_the_averaged_parameters(again):
     path, calls = again
-    *_, model, params, _, step = calls["write_samples"].mock_calls[-1].args
-    assert step == 8
-    assert checkpoints.digests(params) == checkpoints.digests(jebm.load(path)[1])
-    assert model == jebm.load(path)[0]
+    drawn = [call.args[0] for call in calls["pictures"].mock_calls]
+    assert [opened.step for opened in drawn] == [4, 8]
+    for opened in drawn:
+        assert opened.path == path
+        assert opened.experiment == options.read(config_with())
+        model, params = jebm.load(path, step=opened.step)
+        assert checkpoints.digests(opened.params) == checkpoints.digests(params)
+        assert opened.model == model
+        assert opened.splits["test"].images.shape[1:] == (8, 8, 1)
+
+
+def test_end_of_a_run_is_told_once(again):
+    path, calls = again
+    calls["end"].assert_called_once_with(options.read(config_with()), path)
 
 
 def test_gaussian_twin_runs_no_prior_chain(gaussian):
@@ -143,7 +166,7 @@ def test_gaussian_twin_has_pictures_of_its_own_prior_only(gaussian):
 
 def test_gaussian_twin_starts_at_the_generator_of_the_joint_model():
     joint, twin = (
-        train.create_state(config, train.build_model(config, (8, 8, 1))).learner.params
+        create_state(config, build_model(config)).learner.params
         for config in (config_with(), config_with(prior="gaussian"))
     )
     assert checkpoints.digests(joint.backbone) == checkpoints.digests(twin.backbone)
@@ -169,7 +192,7 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     config.log.update(every=50, checkpoint_every=50, sample_every=200)
     config.log.diagnose_every = 200
     run_chains = mock.Mock(side_effect=chains.run_chains)
-    run(config, path, run_chains=run_chains)
+    run(config, path, Hooks(pictures=main.HOOKS.pictures), run_chains=run_chains)
     chained = {call.kwargs.get("x") is not None for call in run_chains.mock_calls}
     assert chained == ({True} if refinement else set()) | (
         {False} if prior == "ebm" else set()
@@ -183,9 +206,7 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     assert model.backbone.has_encoder
     assert (model.energy is None) == (prior == "gaussian")
     assert model.chains.posterior == jebm.Langevin(refinement, 0.1, start="encoder")
-    start = train.create_state(
-        config, train.build_model(config, (8, 8, 1))
-    ).learner.params
+    start = create_state(config, build_model(config)).learner.params
     before, after = checkpoints.digests(start), checkpoints.digests(end)
     assert [name for name in before if "encoder" in name]
     assert [name for name in before if before[name] == after[name]] == []
@@ -197,7 +218,7 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
 def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reaches_it(
     share, same
 ):
-    joint = train.build_model(variational_config("ebm"), (8, 8, 1))
+    joint = build_model(variational_config("ebm"))
     params = random_params(joint)
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     keys = jax.random.split(jax.random.key(1), 4)
@@ -206,7 +227,7 @@ def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reach
 
     def grads(prior, params, negative):
         config = variational_config(prior)
-        model = train.build_model(config, (8, 8, 1))
+        model = build_model(config)
 
         batch = losses.Batch(
             x, keys, None, *(negative or (None, None)), jnp.int32(0), {}
@@ -253,7 +274,7 @@ def test_chain_and_method_that_do_not_go_together_are_refused(
 
 def steps_of(config, num=3):
     """Steps on one device: the states, and where each step's prior chains started."""
-    model = train.build_model(config, (8, 8, 1))
+    model = build_model(config)
     images = datasets.load("digits")["train"].images[: config.learning.batch_size]
     starts = []
 
@@ -266,12 +287,10 @@ def steps_of(config, num=3):
 
     run_chains = chains.run_chains
     devices = jax.local_devices()[:1]
-    states = [learner.distribute(train.create_state(config, model), devices)]
+    states = [learner.distribute(create_state(config, model), devices)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chains, "run_chains", recording)
-        step = parallel.pmap(
-            learner.make_train_step(config.learning, model), devices, donate=False
-        )
+        step = parallel.pmap(make_train_step(config, model), devices, donate=False)
         for _ in range(num):
             key = jax.random.key(config.seed)
             states.append(step(key, states[-1], parallel.split(images, 1))[0])
@@ -328,9 +347,7 @@ def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
     run(config, tmp_path / "run")
     losses = [line["loss_nats"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0] - 20
-    start = train.create_state(
-        config, train.build_model(config, (8, 8, 1))
-    ).learner.params
+    start = create_state(config, build_model(config)).learner.params
     end = jebm.load(tmp_path / "run")[1]
     before, after = checkpoints.digests(start), checkpoints.digests(end)
     assert [name for name in before if before[name] == after[name]] == []
@@ -340,8 +357,8 @@ def test_stiff_chain_is_warned_of_once():
     progress, warned = mock.Mock(), set()
     for step, prior, posterior in ((2, 0.5, 0.6), (4, 0.7, 0.8), (6, 0.9, 0.4)):
         stiffness = {"prior_stiffness": prior, "posterior_stiffness": posterior}
-        train._warn_of_stiffness(progress, step, stiffness, warned)
-    train._warn_of_stiffness(progress, 8, {"loss_nats": 1.0}, warned)
+        screen.warn_of_stiffness(progress, step, stiffness, warned)
+    screen.warn_of_stiffness(progress, 8, {"loss_nats": 1.0}, warned)
     first, second = (call.args[0] for call in progress.write.mock_calls)
     assert "at step 2 the posterior chain has a stiffness of 0.60" in first
     assert "chains.posterior.step_size" in first
@@ -353,7 +370,7 @@ def test_run_without_its_samples_and_figures_is_still_a_run(trained_run, tmp_pat
     path = shutil.copytree(trained_run, tmp_path / "run")
     shutil.rmtree(path / "samples")
     shutil.rmtree(path / "figures")
-    samples.sample(config_with(), path)
+    samples.sample(options.read(config_with()), path)
     assert {file.name for file in (path / "samples").iterdir()} == {
         "ebm_0000008.png",
         "gaussian_0000008.png",
@@ -375,7 +392,8 @@ def test_learning_out_of_range_is_refused_before_any_work(
     tmp_path, test_config, field, value
 ):
     test_config.learning[field] = value
-    with pytest.raises(ConfigError, match=f"learning.{field} must lie in .* got"):
+    words = rf"^learning\.{field} must be (at least 0|in \[0, 1\]), got {value}$"
+    with pytest.raises(ConfigError, match=words):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -383,7 +401,8 @@ def test_learning_out_of_range_is_refused_before_any_work(
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_that_jax_cannot_tell_apart_is_refused(tmp_path, test_config, seed):
     test_config.seed = seed
-    with pytest.raises(ConfigError, match="seed must lie in"):
+    words = rf"^seed must be in \[0, {2**32 - 1}\], got {seed}$"
+    with pytest.raises(ConfigError, match=words):
         run(test_config, tmp_path / "run")
 
 
@@ -406,11 +425,11 @@ def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
 ):
     monkeypatch.setitem(spec.BACKBONES, "vector", NormalisedBackbone)
     config = variational_config("gaussian")
-    built = train.build_model(config, (8, 8, 1))
-    state = train.create_state(config, built)
+    built = build_model(config)
+    state = create_state(config, built)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 8, 1)).astype(np.uint8)
     devices = jax.local_devices()[:2]
-    step = parallel.pmap(learner.make_train_step(config.learning, built), devices)
+    step = parallel.pmap(make_train_step(config, built), devices)
     key = jax.random.key(config.seed)
     after, _ = step(key, learner.distribute(state, devices), images)
     after = learner.collect(after)
@@ -471,7 +490,10 @@ def test_run_with_batch_statistics_resumes_to_the_same_bits(tmp_path, monkeypatc
         ),
         ({"spectral_penalty": 1.0}, "needs a backbone that sows its kernels"),
         ({"optimizer": "sgd"}, r"unknown learning.optimizer 'sgd'; known: \['adam', "),
-        ({"warmup_steps": 99}, "warmup_steps must lie in"),
+        (
+            {"warmup_steps": 99},
+            "warmup_steps must be less than the num_steps of 8, got 99",
+        ),
     ],
 )
 def test_settings_of_the_generator_that_cannot_work_are_refused(
@@ -498,14 +520,14 @@ def test_backbone_with_batch_statistics_is_refused_with_a_posterior_chain(
 ):
     monkeypatch.setitem(spec.BACKBONES, "vector", NormalisedBackbone)
     with pytest.raises(ConfigError, match=r"does not support .*batch_stats"):
-        train.build_model(test_config, (8, 8, 1))
+        build_model(test_config)
 
 
 @jax.numpy_dtype_promotion("standard")  # which optax needs
 def test_rate_rises_to_its_full_value_and_falls_as_a_cosine(test_config):
     fields = test_config.learning
     fields.update(num_steps=20, warmup_steps=4, backbone_lr=1.0, final_lr_fraction=0.1)
-    optimizer = learner.create_optimizer(fields)
+    optimizer = learner.create_optimizer(options.read(test_config).learning)
     params = jebm.Params({"w": jnp.ones(1)}, {})
     state, rates, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for _ in range(20):

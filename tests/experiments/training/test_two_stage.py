@@ -9,17 +9,22 @@ import pytest
 from ml_collections import config_dict
 
 import jebm
+from experiments import models, options
 from experiments.errors import ConfigError
-from experiments.evaluation import anomaly
-from experiments.models import build_model
-from experiments.stages import stage_one
-from experiments.training import learner, train, two_stage
-from experiments.training.checks import check_learning
+from experiments.models import stage_one
+from experiments.training import two_stage
 from jebm import objectives
 from jebm.backbones.vector import Vector
 from jebm.chains import draw_noise, encode, to_eps
 from jebm.learning import losses
-from tests.experiments.runs import metrics, run, state_digests
+from tests.experiments.runs import (
+    build_model,
+    create_state,
+    make_train_step,
+    metrics,
+    run,
+    state_digests,
+)
 from tests.experiments.training.test_train import variational_config
 
 BOUND = 0.5  # of the energies' kernels
@@ -42,7 +47,9 @@ def two_stage_config():
 
 @pytest.fixture
 def second_config(monkeypatch):
-    monkeypatch.setattr(two_stage, "stage_one", lambda config: first_config())
+    first = options.read(first_config())
+    for module in (models, two_stage):
+        monkeypatch.setattr(module, "stage_one", lambda experiment: first)
     config = two_stage_config()
     config.learning.num_steps = 8
     config.learning.energy_spectral_bound = BOUND
@@ -89,10 +96,10 @@ def test_second_stage_goes_on_from_a_checkpoint_to_the_same_bits(
 
 def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch):
     second_config.backbone.checkpoint = str(both / "backbone")
-    model = build_model(second_config, (8, 8, 1))
+    model = build_model(second_config)
     backbone = jebm.load(both / "backbone")[1].backbone
-    state = train.create_state(second_config, model, backbone)
-    step = learner.make_train_step(second_config.learning, model)
+    state = create_state(second_config, model, backbone)
+    step = make_train_step(second_config, model)
     mapped = jax.vmap(step, axis_name="devices", in_axes=(None, None, 0))
 
     def decode(self, state):
@@ -162,7 +169,7 @@ def test_noise_contrastive_steps_are_of_two_stages():
     config = variational_config("ebm")
     config.learning.nce_steps = 3
     with pytest.raises(ConfigError, match=r"nce_steps is of .* 'two_stage', got 3"):
-        check_learning(config)
+        options.read(config)
 
 
 def test_first_stage_has_the_data_and_the_seed_of_the_second():
@@ -171,9 +178,16 @@ def test_first_stage_has_the_data_and_the_seed_of_the_second():
     config = mnist_ladder_ebm.get_config()
     config.seed = 7
     config.data.labels = (3,)
-    first = stage_one(config)
+    first = stage_one(options.read(config))
     assert (first.seed, first.data.labels, first.prior) == (7, (3,), "gaussian")
-    assert first.backbone.name == "ladder"
+    assert first.backbone["name"] == "ladder"
+
+
+def weights_of(experiment):
+    """How the score of anomalies weighs likelihood, neighbours and volume."""
+    anomaly = experiment.eval.evaluators["anomaly"]
+    names = ("likelihood_weight", "neighbours_weight", "knn_volume_weight")
+    return tuple(anomaly[name] for name in names)
 
 
 def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score():
@@ -181,13 +195,16 @@ def test_first_stage_is_evaluated_as_the_second_but_for_the_weights_of_its_score
 
     config = mnist_anomaly.get_config()
     config.eval.batch_size, config.eval.anomaly.num_augmentations = 7, 3
-    first = stage_one(config).eval
-    assert (first.batch_size, first.protocol) == (7, "anomaly")
-    assert first.anomaly.num_augmentations == config.eval.anomaly.num_augmentations == 3
-    weights = [anomaly.weights_of(stage) for stage in (first, config.eval)]
-    assert weights == [(0.0, 0.7, 2.0), (0.0, 0.5, 0.5)]
+    second = options.read(config)
+    first = stage_one(second)
+    assert (first.eval.batch_size, first.eval.protocol) == (7, "anomaly")
+    assert first.eval.evaluators["anomaly"]["num_augmentations"] == 3
+    assert [weights_of(stage) for stage in (first, second)] == [
+        (0.0, 0.7, 2.0),
+        (0.0, 0.5, 0.5),
+    ]
     config.eval.anomaly.num_neighbours = 0
-    assert anomaly.weights_of(stage_one(config).eval) == (0.0, 0.0, 0.0)
+    assert weights_of(stage_one(options.read(config))) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -223,20 +240,22 @@ def test_settings_that_cannot_work_are_refused(
 def test_another_first_stage_in_the_way_is_refused(both, second_config, tmp_path):
     """WORKDIR/backbone holds a run of other settings."""
     shutil.copytree(both / "backbone", tmp_path / "backbone")
-    model = build_model(second_config, (8, 8, 1))
+    model = build_model(second_config)
     other = dataclasses.replace(model, backbone=Vector((8, 8, 1), encoder_widths=(3,)))
+    experiment = options.read(second_config)
     with pytest.raises(ConfigError, match="holds another backbone than"):
-        two_stage.load_backbone(second_config, tmp_path, other, lambda *_: None)
+        two_stage.load_backbone(experiment, tmp_path, other, lambda *_: None)
 
 
 def test_backbone_that_has_seen_what_is_held_out_is_refused(both, second_config):
     second_config.backbone.checkpoint = str(both / "backbone")
-    model = build_model(second_config, (8, 8, 1))
+    model = build_model(second_config)
     second_config.data.heldout_class = 4
+    experiment = options.read(second_config)
     with pytest.raises(
         ConfigError, match=r"with data\.heldout_class None, and .* is 4"
     ):
-        two_stage.load_backbone(second_config, both, model, lambda *_: None)
+        two_stage.load_backbone(experiment, both, model, lambda *_: None)
 
 
 def test_unknown_first_stage_is_named():
@@ -245,7 +264,7 @@ def test_unknown_first_stage_is_named():
     config = mnist_ladder_ebm.get_config()
     config.backbone.stage_one = "nothing"
     with pytest.raises(ConfigError, match=r"stage_one must name .* got 'nothing'"):
-        stage_one(config)
+        stage_one(options.read(config))
 
 
 def test_backbone_of_other_data_is_refused(both, second_config, tmp_path):
@@ -253,5 +272,6 @@ def test_backbone_of_other_data_is_refused(both, second_config, tmp_path):
     spec = json.loads((both / "backbone" / "model.json").read_text())
     model = build_model(second_config, (16, 16, 1))
     assert spec["image_shape"] == [8, 8, 1]
+    experiment = options.read(second_config)
     with pytest.raises(ConfigError, match=r"of images \(8, 8, 1\), .* has \(16, "):
-        two_stage.load_backbone(second_config, tmp_path, model, None)
+        two_stage.load_backbone(experiment, tmp_path, model, None)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jebm
+from experiments import options
 from experiments.configs import cifar10
 from experiments.models import model_spec
 from jebm.convolution import patch_form
@@ -26,7 +27,7 @@ def small(monkeypatch):
     config.backbone.latent_dims, config.backbone.prior_widths = (4, 3), (5,)
     config.backbone.decoder_widths = (6, 5)
     config.energy.widths = ((5,), (4,))
-    spec = model_spec(config, shape)
+    spec = model_spec(options.read(config), shape)
     model = jebm.build(spec)
     params = jebm.init(jax.random.key(0), model)
     monkeypatch.setattr(benchmark, "cifar10_model", lambda: (model, params, spec))

@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jebm
+from experiments import options
 from experiments.configs import cifar10, mnist
 from experiments.models import build_model, model_spec
 from jebm.chains import draw_noise, to_eps
@@ -23,25 +26,25 @@ def small(module):
         config.backbone.latent_dims = (5, 3)
         config.backbone.decoder_widths = (6, 5, 4)
         config.energy.widths = ((7, 6), (5,))
-        return config, (16, 8, 3)
+        return options.read(config), (16, 8, 3)
     config.backbone.decoder_widths = config.backbone.encoder_widths = (9, 8)
     config.backbone.latent_dims, config.energy.widths = (4, 3), (7, 6)
-    return config, (4, 6, 1)
+    return options.read(config), (4, 6, 1)
 
 
 @pytest.fixture(params=[cifar10, mnist], ids=["cifar10", "mnist"])
 def tiny(request):
-    """Config, shape of images, model and its initial parameters, in float32."""
-    config, shape = small(request.param)
-    model = build_model(config, shape)
-    return config, shape, model, jebm.init(jax.random.key(0), model)
+    """Options, shape of images, model and its initial parameters, in float32."""
+    experiment, shape = small(request.param)
+    model = build_model(experiment, shape)
+    return experiment, shape, model, jebm.init(jax.random.key(0), model)
 
 
 @pytest.fixture
 def sides(tiny, x64):
-    """Config, our model and parameters with no zeros, the peer with the same, x, z."""
-    config, shape, model, params = tiny
-    spec = model_spec(config, shape)
+    """Options, our model and parameters with no zeros, the peer with the same, x, z."""
+    experiment, shape, model, params = tiny
+    spec = model_spec(experiment, shape)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda a: jnp.asarray(np.asarray(a) + rng.normal(0, 0.1, a.shape)), params
@@ -51,7 +54,7 @@ def sides(tiny, x64):
     z = tuple(
         jnp.asarray(rng.normal(size=(2, *s))) for s in model.backbone.latent_shapes
     )
-    return config, model, params, peer, x, z
+    return experiment, model, params, peer, x, z
 
 
 def tensors(z):
@@ -60,8 +63,9 @@ def tensors(z):
 
 @pytest.mark.parametrize("chain", ["prior", "posterior"])
 def test_a_gradient_of_a_chain_is_ours_number_by_number(chain, sides):
-    config, model, params, peer, x, z = sides
-    space, given = config.chains[chain].space, {"prior": None, "posterior": x}[chain]
+    experiment, model, params, peer, x, z = sides
+    space = experiment.chains[chain]["space"]
+    given = {"prior": None, "posterior": x}[chain]
 
     def total(z):
         return logdensity(model, params, z, space=space, x=given).sum()
@@ -77,34 +81,35 @@ def test_a_gradient_of_a_chain_is_ours_number_by_number(chain, sides):
 
 
 def test_the_gradient_of_the_loss_is_ours(sides):
-    config, model, params, peer, x, z = sides
+    experiment, model, params, peer, x, z = sides
+    learning = experiment.learning
     rng = np.random.default_rng(1)
     positive, negative = (
         tuple(jnp.asarray(rng.normal(size=zi.shape)) for zi in z) for _ in range(2)
     )
     images = torch_peer.to_images(x)
     keys = jax.random.split(jax.random.key(2), 2)
-    if config.learning.method == "mle":
+    if learning.method == "mle":
         theirs = peer.chain_loss(images, tensors(positive), tensors(negative))
     else:
         noise = draw_noise(keys, model, params)
         positive = None
         theirs = peer.encoder_loss(
-            images, tensors(noise), tensors(negative), config.learning.gradient_penalty
+            images, tensors(noise), tensors(negative), learning.gradient_penalty
         )
     theirs.backward()
 
     samples = negative, to_eps(model, params, negative)
     batch = losses.Batch(x, keys, positive, *samples, jnp.int32(0), {})
-    options = jebm.learning.Options(gradient_penalty=config.learning.gradient_penalty)
+    penalty = jebm.learning.Options(gradient_penalty=learning.gradient_penalty)
 
     def loss(params):
-        if config.learning.method == "mle":
-            return losses.maximum_likelihood_loss(model, options, params, batch)[0]
-        arguments = options, jebm.learning.WarmUp(), config.learning.energy_grad_scale
+        if learning.method == "mle":
+            return losses.maximum_likelihood_loss(model, penalty, params, batch)[0]
+        arguments = penalty, jebm.learning.WarmUp(), learning.energy_grad_scale
         return losses.variational_loss(model, *arguments, params, batch)[0]
 
-    expected = torch_peer.Peer(model_spec(config, model.image_shape)).double()
+    expected = torch_peer.Peer(model_spec(experiment, model.image_shape)).double()
     expected.load(jax.jit(jax.grad(loss))(params))  # gradients in the peer's own layout
     for (name, p), q in zip(
         peer.named_parameters(), expected.parameters(), strict=True
@@ -115,30 +120,31 @@ def test_the_gradient_of_the_loss_is_ours(sides):
 
 
 def test_training_steps_move_every_parameter_and_stay_finite(sides):
-    config, _, params, _, x, _ = sides
-    spec = model_spec(config, x.shape[1:])
+    experiment, _, params, _, x, _ = sides
+    spec, learning = model_spec(experiment, x.shape[1:]), experiment.learning
     spec["chains"]["prior"]["num_steps"] = 3
     spec["chains"]["posterior"]["num_steps"] = min(
         2, spec["chains"]["posterior"]["num_steps"]
     )
-    if config.learning.persistent_chains:
-        config.learning.persistent_chains, config.learning.persistent_steps = 4, 3
+    if learning.persistent_chains:
+        few = {"batch_size": 2, "persistent_chains": 4, "persistent_steps": 3}
+        learning = dataclasses.replace(learning, **few)
     peer = torch_peer.Peer(spec).load(jax.tree.map(np.float32, params))
     before = [p.detach().clone() for p in peer.parameters()]
-    trainer = torch_peer.Trainer(peer, config.learning)
+    trainer = torch_peer.Trainer(peer, learning)
     pool = [p.clone() for p in trainer.pool]
     images = torch_peer.to_images(x).float()
     assert all(np.isfinite(trainer.step(images)) for _ in range(2))
     for (name, new), old in zip(peer.named_parameters(), before, strict=True):
         assert not torch.equal(new, old), name
         assert new.isfinite().all(), name
-    if config.learning.persistent_chains:
+    if learning.persistent_chains:
         for new, old in zip(trainer.pool, pool, strict=True):
             assert not (new == old).all(dim=1).any()  # both slots were visited
 
 
 def test_a_model_of_another_kind_is_refused():
-    spec = model_spec(cifar10.get_config(), (32, 32, 3))
+    spec = model_spec(options.read(cifar10.get_config()), (32, 32, 3))
     spec["energy"]["name"] = "joint"
     with pytest.raises(ValueError, match=r"no model of the kind .*'joint'"):
         torch_peer.Peer(spec)

@@ -6,9 +6,10 @@ import jax
 import pytest
 
 import jebm
+from experiments import options
 from experiments.configs import test
 from experiments.errors import ConfigError
-from experiments.models import build_model
+from tests.experiments.runs import build_model
 from tests.experiments.training.test_train import NormalisedBackbone, variational_config
 from tools.speed import tpu_memory
 
@@ -40,7 +41,11 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 
 def config_and_model():
     config = test.get_config()
-    return config, build_model(config, (8, 8, 1))
+    return config, build_model(config)
+
+
+def learning_of(config):
+    return options.read(config).learning
 
 
 def test_collectives_are_counted_and_found_in_loops():
@@ -62,7 +67,7 @@ def reduced(text):
 
 def check_reductions(config, model, devices):
     """The step talks of its gradients and metrics, once each, and of nothing else."""
-    lowered = tpu_memory.lower_step(config, model, devices)
+    lowered = tpu_memory.lower_step(learning_of(config), model, devices)
     text = lowered.compile().as_text()
     total, looped = tpu_memory.collectives(text)
     assert total > 0 and looped == 0
@@ -83,8 +88,9 @@ def test_train_step_reduces_its_gradients_and_metrics_and_not_in_its_chains():
 def test_train_step_reduces_the_statistics_of_its_batches(monkeypatch):
     monkeypatch.setitem(jebm.spec.BACKBONES, "vector", NormalisedBackbone)
     config = variational_config("gaussian")
-    model = build_model(config, (8, 8, 1))
-    text = tpu_memory.lower_step(config, model, jax.devices()).compile().as_text()
+    model = build_model(config)
+    lowered = tpu_memory.lower_step(learning_of(config), model, jax.devices())
+    text = lowered.compile().as_text()
     assert tpu_memory.collectives(text)[1] == 0
     params = jax.eval_shape(jebm.init, jax.random.key(0), model)
     assert set(params.backbone) == {"params", "batch_stats"}
@@ -97,8 +103,9 @@ def test_sampler_needs_no_other_device_and_its_memory_not_more_steps():
     held = []
     for num_steps in (10, 300):
         config.chains.prior.num_steps = num_steps
-        model = build_model(config, (8, 8, 1))
-        compiled = tpu_memory.lower_sampler(config, model, jax.devices()[0]).compile()
+        model = build_model(config)
+        batch_size, device = config.eval.batch_size, jax.devices()[0]
+        compiled = tpu_memory.lower_sampler(batch_size, model, device).compile()
         assert tpu_memory.collectives(compiled.as_text()) == (0, 0)
         held.append(tpu_memory.bytes_per_chip(compiled))
     images = config.eval.batch_size * 8 * 8 * 4
@@ -107,9 +114,10 @@ def test_sampler_needs_no_other_device_and_its_memory_not_more_steps():
 
 def test_batch_that_chips_cannot_share_is_refused():
     config, model = config_and_model()
-    config.learning.batch_size = 9
+    config.learning.update(batch_size=9, persistent_chains=9)
+    learning = learning_of(config)
     with pytest.raises(ConfigError, match="multiple of the 2 chips, got 9"):
-        tpu_memory.lower_step(config, model, jax.devices())
+        tpu_memory.lower_step(learning, model, jax.devices())
 
 
 @pytest.mark.skipif(
@@ -123,5 +131,5 @@ def test_step_compiles_for_chips_that_are_not_there():
     config.learning.batch_size = 8 * len(devices)
     config.learning.persistent_chains = 2 * config.learning.batch_size
     check_reductions(config, model, devices)
-    compiled = tpu_memory.lower_step(config, model, devices).compile()
+    compiled = tpu_memory.lower_step(learning_of(config), model, devices).compile()
     assert 0 < tpu_memory.bytes_per_chip(compiled) < 2**30
