@@ -105,6 +105,14 @@ def detection(
       >>> areas["auprc"], areas["auroc"], areas["auroc_prior"], areas["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
     """
+    numbers = {"prevalence": float(np.mean(anomalous))}
+    for name, values in _parts(terms, weights).items():
+        numbers[f"auprc{name}"], numbers[f"auroc{name}"] = areas(anomalous, values)
+    return numbers
+
+
+def _parts(terms, weights):
+    """Minus the score and its parts, by the ends of their names, [N] each."""
     plain = as_they_are(terms)
     parts = {
         "": -score(terms, weights),
@@ -116,10 +124,7 @@ def detection(
     }
     if terms.log_volume.shape[1]:
         parts["_distance"] = terms.log_volume[:, 0]
-    numbers = {"prevalence": float(np.mean(anomalous))}
-    for name, values in parts.items():
-        numbers[f"auprc{name}"], numbers[f"auroc{name}"] = areas(anomalous, values)
-    return numbers
+    return parts
 
 
 def areas(anomalous: np.ndarray, values: np.ndarray) -> tuple[float, float]:
