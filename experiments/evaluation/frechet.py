@@ -47,12 +47,12 @@ class Frechet(Evaluator):
     """Frechet distances; its options are those that several evaluators share."""
 
     def lacks(self, experiment: Experiment) -> str:
-        """A classifier, where there is none of the data set."""
+        """Says so where the data set has no classifier."""
         name = experiment.data.name
         return "" if name in classifier.known() else classifier.absent(name)
 
     def evaluate(self, key: jax.Array, run: Run) -> Result:
-        """The distances of the module's docstring, and the gap of energies."""
+        """Measures the distances of the module's docstring, and the gap of energies."""
         features, loaded = classifier.load(run.experiment.data.name)
         numbers = distances(key, run, features)
         facts = {
@@ -74,7 +74,7 @@ class Frechet(Evaluator):
 def distances(
     key: jax.Array, run: Run, features: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, float]:
-    """The Frechet distances of the module's docstring, and the gap of energies.
+    """Measures the distances of the module's docstring, and the gap of energies.
 
     One of samples that are not finite is nan.
 

@@ -49,7 +49,7 @@ _ABOUT = (
 
 
 def evaluate(key: jax.Array, run: Run) -> Result:
-    """R-hat and ESS of the chains that the model has, see `mixing`."""
+    """Takes R-hat and ESS of the chains that the model has, see `mixing`."""
     features, name = None, run.experiment.data.name
     if name in classifier.known():
         features, _ = classifier.load(name)
@@ -68,7 +68,7 @@ def mixing(
     features: Callable[[np.ndarray], np.ndarray] | None,
     num_temperatures: int = 0,
 ) -> dict[str, float]:
-    """R-hat and ESS of the chains that the model has.
+    """Takes R-hat and ESS of the chains that the model has.
 
     Args:
       key: typed key.
