@@ -51,7 +51,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What its pictures must say: that the data are made up; "" of real data."""
+        """What its pictures must say: that the data are made up; "" of real ones."""
         data = self.experiment.data
         return datasets.described(data) if data.is_fake else ""
 

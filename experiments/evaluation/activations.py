@@ -95,7 +95,7 @@ def stream(
 
 
 def digest(identity: dict[str, Any]) -> str:
-    """A name for the folder of an evaluation, of all that its activations depend on."""
+    """Names the folder of an evaluation by all that its activations depend on."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

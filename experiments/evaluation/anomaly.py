@@ -86,7 +86,7 @@ class Anomaly(Evaluator):
             )
 
     def terms(self, key: jax.Array, run: Run) -> Terms:
-        """The terms of the score of every held-out image.
+        """Returns the terms of the score of every held-out image.
 
         Raises:
           ConfigError: if there are fewer images of training than neighbours.
@@ -96,7 +96,7 @@ class Anomaly(Evaluator):
         return terms_of(key, run, self.num_augmentations, self.num_neighbours)
 
     def evaluate(self, key: jax.Array, run: Run) -> Result:
-        """Areas under the curves of the score and its parts; draws the scores."""
+        """Measures areas under the curves of the score and its parts; draws scores."""
         terms = self.terms(key, run)
         heldout = run.experiment.data.heldout_class
         anomalous = run.splits["test"].labels == heldout
@@ -148,7 +148,7 @@ class Anomaly(Evaluator):
 def histograms(terms: Terms, anomalous: np.ndarray, weights: Weights) -> Figure:
     """Draws the scores of both kinds of images, but for the .4% farthest, and parts."""
     plain = as_they_are(terms)
-    panels = {
+    panels: dict[str, np.ndarray] = {
         "minus the score": -score(terms, weights),
         "minus log p(x|z)": -plain.log_likelihood,
         "minus log p_beta(z)": -plain.log_prior,

@@ -54,12 +54,12 @@ class Weights(NamedTuple):
 
 
 def log_density(terms: PosteriorTerms, likelihood: float) -> np.ndarray:
-    """s of the module's docstring, nats, of the shape of the terms."""
+    """Returns s of the module's docstring, nats, of the shape of the terms."""
     return likelihood * terms.log_likelihood + terms.log_prior - terms.energy
 
 
 def score(terms: Terms, weights: Weights) -> np.ndarray:
-    """The score of the module's docstring, [N], nats: low is anomalous.
+    """Returns the score of the module's docstring, [N], nats: low is anomalous.
 
     Example:
       >>> moved = PosteriorTerms(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
@@ -81,7 +81,7 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
 def detection(
     terms: Terms, anomalous: np.ndarray, weights: Weights
 ) -> dict[str, float]:
-    """Areas under the precision-recall and the ROC curve, of the score and its parts.
+    """Measures areas under two curves, precision-recall and ROC, of the score and parts.
 
     Args:
       terms: of `anomaly_terms.terms_of`.
@@ -105,6 +105,14 @@ def detection(
       >>> areas["auprc"], areas["auroc"], areas["auroc_prior"], areas["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
     """
+    numbers = {"prevalence": float(np.mean(anomalous))}
+    for name, values in _parts(terms, weights).items():
+        numbers[f"auprc{name}"], numbers[f"auroc{name}"] = areas(anomalous, values)
+    return numbers
+
+
+def _parts(terms, weights):
+    """Minus the score and its parts, by the ends of their names, [N] each."""
     plain = as_they_are(terms)
     parts = {
         "": -score(terms, weights),
@@ -116,14 +124,11 @@ def detection(
     }
     if terms.knn_log_volume.shape[1]:
         parts["_distance"] = terms.knn_log_volume[:, 0]
-    numbers = {"prevalence": float(np.mean(anomalous))}
-    for name, values in parts.items():
-        numbers[f"auprc{name}"], numbers[f"auroc{name}"] = areas(anomalous, values)
-    return numbers
+    return parts
 
 
 def areas(anomalous: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """The AUPRC and the AUROC of values [N], high for anomalies; see `detection`."""
+    """Returns AUPRC and AUROC of values [N], high for anomalies; see `detection`."""
     if not np.isfinite(values).all():
         return np.nan, np.nan
     precision, recall, _ = metrics.precision_recall_curve(anomalous, values)
@@ -134,5 +139,5 @@ def areas(anomalous: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 
 def as_they_are(terms: Terms) -> PosteriorTerms:
-    """The terms of the images as they are, [N]."""
+    """Returns the terms of the images as they are, [N]."""
     return jax.tree.map(lambda t: t[0], terms.moved)

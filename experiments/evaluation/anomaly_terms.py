@@ -20,7 +20,7 @@ from jebm.chains import end_eps, example_keys, run_chains
 def terms_of(
     key: jax.Array, run: Run, num_augmentations: int, num_neighbours: int
 ) -> Terms:
-    """The terms of the held-out images, given those of training.
+    """Returns the terms of the held-out images, given those of training.
 
     Args:
       key: typed key, [].
@@ -52,7 +52,7 @@ def terms_of(
 
 
 def with_start(run: Run, start: str | None) -> Run:
-    """The run, with the posterior chain starting there; None leaves it as it is.
+    """Returns the run with its posterior chain starting there; None: as it is.
 
     Raises:
       ValueError: if it would start at an encoder that the model does not have.
@@ -60,6 +60,7 @@ def with_start(run: Run, start: str | None) -> Run:
     if start is None:
         return run
     chains = run.model.chains
+    assert chains.posterior is not None
     posterior = dataclasses.replace(chains.posterior, start=start)
     chains = dataclasses.replace(chains, posterior=posterior)
     model = dataclasses.replace(run.model, chains=chains)

@@ -20,7 +20,7 @@ _COLUMNS = {
 
 
 def evaluate(key: jax.Array, run: Run) -> Result:
-    """Acceptance under MALA and stiffness of the chains, see `jebm.diagnostics`.
+    """Takes acceptance under MALA and stiffness, see `jebm.diagnostics`.
 
     Of the tempered sampler, the exchange that neighbours accept least.
     """
@@ -30,7 +30,7 @@ def evaluate(key: jax.Array, run: Run) -> Result:
 
 
 def diagnose(key: jax.Array, run: Run) -> dict[str, float]:
-    """The numbers of `evaluate`."""
+    """Returns the numbers of `evaluate`."""
     model, params, options = run.model, run.params, run.experiment.eval
     num = options.num_diagnosed
     x = to_unit(run.heldout[np.arange(num) % len(run.heldout)])
@@ -55,7 +55,7 @@ _diagnose = jax.jit(chain_diagnostics)
 
 
 def chain_table(numbers, columns: dict[str, str]) -> Table:
-    """A row per chain of the numbers CHAIN_NAME, a column per NAME of `columns`."""
+    """Makes a row per chain of the numbers CHAIN_NAME, a column per NAME."""
     chains = ("prior", "tempered", "posterior")
     shown = {
         name: title

@@ -103,7 +103,7 @@ def load(
 
 
 def absent(data_name: str, directory: pathlib.Path = DIRECTORY) -> str:
-    """That a data set has no classifier, and how to get one, in a sentence."""
+    """Says that a data set has no classifier, and how to get one."""
     return (
         f"data set {data_name!r} has no classifier; known: {known(directory)}; "
         f"{_command(data_name)} trains one"

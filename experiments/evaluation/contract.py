@@ -83,7 +83,7 @@ class Evaluator(Section):
         """
 
     def lacks(self, experiment: Experiment) -> str:
-        """What it would need to measure and cannot have, in a sentence; "": nothing.
+        """Says what it would need and cannot have, in a sentence; "" for nothing.
 
         The run can be trained all the same.
         """
@@ -95,13 +95,13 @@ class Evaluator(Section):
         raise NotImplementedError
 
     def written(self, run: Run) -> None:
-        """Called when the numbers are in their file: what is unfinished can go."""
+        """Clears up, when the numbers are in their file."""
 
 
 def rows_of(
     numbers: Mapping[str, Number], titles: Mapping[str, str]
 ) -> list[list[Any]]:
-    """Rows of two cells, title and number, of those numbers that are there.
+    """Makes rows of two cells, title and number, of those that are there.
 
     Example:
       >>> rows_of({"a": 1.0, "c": 2.0}, {"a": "first", "b": "second"})

@@ -60,13 +60,13 @@ def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
 
 
 def measure(evaluator: Evaluator, run: Run) -> list[Result]:
-    """The results of the evaluator, and of what goes with every one."""
+    """Returns the results of the evaluator, and of what goes with every one."""
     key = run.key(Role.EVALUATION)
     return [measured(key, run) for measured in (evaluator.evaluate, *WITH_EVERY)]
 
 
 def facts_of(run: Run, results: list[Result]) -> dict[str, Any]:
-    """What the numbers of the results were taken with."""
+    """Returns what the numbers of the results were taken with."""
     experiment, facts = run.experiment, {}
     for result in results:
         facts |= result.facts
@@ -104,7 +104,7 @@ def write(
 
 
 def lines_of(numbers: Mapping[str, Number]) -> Iterator[str]:
-    r"""What is printed of numbers, a line each.
+    r"""Formats numbers for the screen, a line each.
 
     Example:
       >>> print(*lines_of({"fid": 12.34567, "log_z_agrees": True}), sep="\n")
@@ -124,7 +124,7 @@ def lines_of(numbers: Mapping[str, Number]) -> Iterator[str]:
 
 
 def described(result: Result) -> dict[str, Any]:
-    """What "report" holds of a result: JSON for readers, without its numbers' names."""
+    """Returns what "report" holds of a result: JSON for readers."""
     return {
         "about": result.about,
         "tables": [
@@ -158,7 +158,7 @@ def _drawn(run, results):
 
 
 def file_of(evaluator: Evaluator, run: Run) -> pathlib.Path:
-    """eval.json, or a name that tells what is measured otherwise than in the run."""
+    """Names eval.json by what is measured otherwise than in the run."""
     named = run.experiment.eval.protocol
     own = read_settings(run.path)["eval"]["protocol"]
     if named == own and not evaluator.OWN_FILE:

@@ -102,7 +102,8 @@ class Inception(Evaluator):
         """Measures each set of samples; unfinished batches are kept in the run."""
         extractor = Extractor.load(self.PROTOCOL, self.inception)
         real = self._reference(run, extractor)
-        names, numbers = self._sets(run), {}
+        names = self._sets(run)
+        numbers: dict[str, Number] = {}
         for name, summary in self._summaries(key, run, extractor).items():
             suffix = "" if name == "chain" else f"_{name}"
             measured = compare(summary, real)
@@ -217,10 +218,10 @@ class Clean(Inception):
 
 
 def compare(summary: Summary | None, real: Reference) -> dict[str, Number]:
-    """The numbers of one set; all are nan where its images are not finite."""
+    """Returns the numbers of one set; all are nan where its images are not finite."""
     if summary is None:
         return {"fid": np.nan, "inception_score": np.nan}
-    numbers = {
+    numbers: dict[str, Number] = {
         "fid": metrics.frechet_distance(
             summary.mean, summary.covariance, real.mean, real.covariance
         ),

@@ -47,12 +47,12 @@ class Frechet(Evaluator):
     """Frechet distances; its options are those that several evaluators share."""
 
     def lacks(self, experiment: Experiment) -> str:
-        """A classifier, where there is none of the data set."""
+        """Says so where the data set has no classifier."""
         name = experiment.data.name
         return "" if name in classifier.known() else classifier.absent(name)
 
     def evaluate(self, key: jax.Array, run: Run) -> Result:
-        """The distances of the module's docstring, and the gap of energies."""
+        """Measures the distances of the module's docstring, and the gap of energies."""
         features, loaded = classifier.load(run.experiment.data.name)
         numbers = distances(key, run, features)
         facts = {
@@ -74,7 +74,7 @@ class Frechet(Evaluator):
 def distances(
     key: jax.Array, run: Run, features: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, float]:
-    """The Frechet distances of the module's docstring, and the gap of energies.
+    """Measures the distances of the module's docstring, and the gap of energies.
 
     One of samples that are not finite is nan.
 
@@ -83,7 +83,6 @@ def distances(
       run: the run; of its options count those of config.eval.
       features: images [N, H, W, C] in [0, 1] -> [N, D].
     """
-    model, options = run.model, run.experiment.eval
     real = features(to_unit(run.heldout))
     reference = feature_statistics(real)
     key_posterior, key_prior = jax.random.split(key)
@@ -93,9 +92,6 @@ def distances(
             return np.nan
         return frechet_distance(*feature_statistics(features(samples.x)), *reference)
 
-    def distance_of(**sampler):
-        return distance(_prior_samples(key_prior, run, **sampler))
-
     positive = _posterior_samples(key_posterior, run)
     negative = _prior_samples(key_prior, run)
     numbers = {
@@ -103,17 +99,28 @@ def distances(
         "frechet_posterior": distance(positive),
         "frechet_real": float(np.mean([_of_halves(real, i) for i in range(10)])),
     }
-    if model.energy is not None:
+    if run.model.energy is not None:
         gap = _mean_energy(run, negative) - _mean_energy(run, positive)
         numbers["energy_gap_nats"] = gap.item()
-    if prior := active_chains(model).get("prior"):
-        if options.num_temperatures:
-            kernel = tempered(model, options.num_temperatures)
-            numbers["frechet_tempered"] = distance_of(kernel=kernel)
-        long_chain = lengthened(prior).num_steps
-        numbers["frechet_long_chain"] = distance_of(num_steps=long_chain)
-        numbers["frechet_untilted"] = distance_of(prior="gaussian")
+    for name, sampler in _other_samplers(run).items():
+        samples = _prior_samples(key_prior, run, **sampler)
+        numbers[f"frechet_{name}"] = distance(samples)
     return numbers
+
+
+def _other_samplers(run):
+    """Arguments of `jebm.sample`, by name, that the prior's own chain is held against.
+
+    Without a chain of the prior all its samples are one.
+    """
+    samplers, prior = {}, active_chains(run.model).get("prior")
+    if prior is None:
+        return samplers
+    if num_temperatures := run.experiment.eval.num_temperatures:
+        samplers["tempered"] = {"kernel": tempered(run.model, num_temperatures)}
+    samplers["long_chain"] = {"num_steps": lengthened(prior).num_steps}
+    samplers["untilted"] = {"prior": "gaussian"}
+    return samplers
 
 
 def _prior_samples(key, run, **sampler):

@@ -11,7 +11,7 @@ from experiments.runtime.batching import map_batches
 
 
 def scores_of(key: jax.Array, run: Run, images: np.ndarray) -> tuple[np.ndarray, ...]:
-    """score(k) of images, for every k: a tuple of [N].
+    """Returns score(k) of images, for every k: a tuple of [N].
 
     Args:
       key: typed key.
@@ -33,7 +33,7 @@ def scores_of(key: jax.Array, run: Run, images: np.ndarray) -> tuple[np.ndarray,
 
 
 def statistics(scores: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-    """By name, what is high for images of elsewhere: -score(k) and LLR^{>k}.
+    """Names what is high for images of elsewhere: -score(k) and LLR^{>k}.
 
     Example:
       >>> {k: v.item() for k, v in statistics((np.array(3.0), np.array(1.0))).items()}

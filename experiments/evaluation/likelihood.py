@@ -89,7 +89,7 @@ class Likelihood(Evaluator):
             )
 
     def evaluate(self, key: jax.Array, run: Run) -> Result:
-        """The numbers of `measure`, and what speaks against them."""
+        """Returns the numbers of `measure`, and what speaks against them."""
         numbers = self.measure(key, run.model, run.params, run.heldout)
         facts = {
             "estimator": self.estimator,
@@ -107,7 +107,7 @@ class Likelihood(Evaluator):
     def measure(
         self, key: jax.Array, model: jebm.Model, params: jebm.Params, images: np.ndarray
     ) -> dict[str, Number]:
-        """The log-likelihood of the first `num_images` of images uint8 [N, H, W, C].
+        """Estimates log p(x) of the first `num_images` of images uint8 [N, H, W, C].
 
         Returns:
           log_likelihood_nats, the mean over images; log_likelihood_error, how far
@@ -157,7 +157,7 @@ class Likelihood(Evaluator):
 
 
 def warnings_of(numbers: Mapping[str, Number]) -> tuple[str, ...]:
-    """What the numbers tell against their own errors, a sentence each.
+    """Says what the numbers tell against their own errors, a sentence each.
 
     Example:
       >>> warnings_of({"heavy_tailed_share": 0.01, "log_z_agrees": True})
@@ -178,6 +178,7 @@ def warnings_of(numbers: Mapping[str, Number]) -> tuple[str, ...]:
         )
     for suffix, prior in (("", ""), ("_untilted", " under the Gaussian prior")):
         share = numbers.get(f"heavy_tailed_share{suffix}", 0.0)
+        assert not isinstance(share, list)
         if share > _MANY_HEAVY_TAILS:
             sentences.append(
                 f"The error of log p(x){prior} is not to be trusted: the weights of "

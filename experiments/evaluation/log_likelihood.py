@@ -40,7 +40,7 @@ _NUM_DRAWS = 500  # that log Z is annealed back from
 
 
 def dequantise(key: jax.Array, images: np.ndarray) -> jax.Array:
-    """x~ of images uint8 [N, H, W, C], float32 in [0, 1].
+    """Returns x~ of images uint8 [N, H, W, C], float32 in [0, 1].
 
     Example:
       >>> x = dequantise(jax.random.key(0), np.full((2, 1, 1, 1), 255, np.uint8))
@@ -52,7 +52,7 @@ def dequantise(key: jax.Array, images: np.ndarray) -> jax.Array:
 
 
 def bits_per_dim(nats: float, dimensions: int, discrete: bool = False) -> float:
-    """Bits per dimension of a log-density of dequantised 8-bit images on [0, 1].
+    """Returns bits per dimension of a log-density of dequantised images on [0, 1].
 
     Where `discrete`, of the log-probability of images.
 
@@ -64,7 +64,7 @@ def bits_per_dim(nats: float, dimensions: int, discrete: bool = False) -> float:
 
 
 def observed(key: jax.Array, model, images: np.ndarray) -> np.ndarray:
-    """What the model has a density of: images dequantised, or where discrete as such.
+    """Returns what the model has a density of: images dequantised, or discrete ones.
 
     The noise is that of the key, the same for every model.
     """
@@ -74,12 +74,12 @@ def observed(key: jax.Array, model, images: np.ndarray) -> np.ndarray:
 
 
 def is_discrete(model) -> bool:
-    """Whether the likelihood is that of discrete images."""
+    """Says whether the likelihood is that of discrete images."""
     return getattr(model.likelihood, "discrete", False)
 
 
 def tilted_log_z(key, key_draws, model, params):
-    """log Z of the tilted prior: a `partition.Estimate`, and what is known of it.
+    """Estimates log Z of the tilted prior; returns this, and numbers to judge it by.
 
     log_z_nats with log_z_error and log_z_effective_samples; the same of
     "log_z_reverse", from samples of the prior chain; log_z_gap_nats, reverse minus

@@ -49,7 +49,7 @@ _ABOUT = (
 
 
 def evaluate(key: jax.Array, run: Run) -> Result:
-    """R-hat and ESS of the chains that the model has, see `mixing`."""
+    """Takes R-hat and ESS of the chains that the model has, see `mixing`."""
     features, name = None, run.experiment.data.name
     if name in classifier.known():
         features, _ = classifier.load(name)
@@ -68,7 +68,7 @@ def mixing(
     features: Callable[[np.ndarray], np.ndarray] | None,
     num_temperatures: int = 0,
 ) -> dict[str, float]:
-    """R-hat and ESS of the chains that the model has.
+    """Takes R-hat and ESS of the chains that the model has.
 
     Args:
       key: typed key.
@@ -94,16 +94,20 @@ def mixing(
         energies = energies_along(model, params, latents)
         numbers |= _statistics(name, energies, model, params, latents, features, 1)
     if "posterior" in chains:
-        images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
-        x = to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
-        latents = _trace(key, model, params, chains["posterior"], x)
-        log_p = jax.lax.map(
-            lambda z: posterior_terms(model, params, x, z).log_likelihood, latents
-        )
-        numbers |= _statistics(
-            "posterior", log_p, model, params, latents, features, len(images)
-        )
+        numbers |= _of_posterior(key, model, params, heldout, features)
     return numbers
+
+
+def _of_posterior(key, model, params, heldout, features):
+    """The statistics of the chains of the first images, each a law of its own."""
+    images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
+    x = to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
+    latents = _trace(key, model, params, model.chains.posterior, x)
+    log_p = jax.lax.map(
+        lambda z: posterior_terms(model, params, x, z).log_likelihood, latents
+    )
+    groups = len(images)
+    return _statistics("posterior", log_p, model, params, latents, features, groups)
 
 
 def _trace(key, model, params, chain, x=None):

@@ -119,7 +119,7 @@ class Ood(Evaluator):
 
 
 def areas(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
-    """AUROC, AUPRC (average precision) and FPR80; what is outside is positive.
+    """Returns AUROC, AUPRC (average precision) and FPR80; the outside is positive.
 
     FPR80 is the false-positive rate where four of five positives are found.
 

@@ -10,7 +10,7 @@ from experiments.options import Data
 
 
 def outliers(name: str, images: np.ndarray, data: Data) -> np.ndarray:
-    """As many images of elsewhere as there are `images`, and of their shape.
+    """Returns images of elsewhere, as many as there are `images`, of their shape.
 
     Args:
       name: of `known`. Held-out images of a data set are converted to grey or RGB and
@@ -39,7 +39,7 @@ def outliers(name: str, images: np.ndarray, data: Data) -> np.ndarray:
 
 
 def known() -> list[str]:
-    """The names that `outliers` takes."""
+    """Returns the names that `outliers` takes."""
     return sorted((MADE | loaders.LOADERS).keys() - {"folder", "fake"})
 
 

@@ -19,7 +19,7 @@ _NUM_IMAGES = {"train": 10_000, "test": 5_000}
 
 
 def probe_layers(key: jax.Array, run: Run) -> dict[str, dict[str, float]]:
-    """The accuracy of a probe of each layer, "z_1" and above, see `accuracies`.
+    """Measures the accuracy of a probe of each layer, "z_1" and above.
 
     Samples of the posterior of training images teach the probes, and those of held-out
     images test them.
@@ -50,7 +50,7 @@ def accuracies(
     test_latents: np.ndarray,
     test_labels: np.ndarray,
 ) -> dict[str, float]:
-    """Accuracy of a probe of two linear layers, 256 hidden (arXiv 2310.09604, Table 1).
+    """Trains a probe of two linear layers, 256 hidden (arXiv 2310.09604, Table 1).
 
     Latents are [N, *shape], labels [N]. With it goes what is reached by always naming
     the most frequent class, "chance".

@@ -42,7 +42,7 @@ class Reference(NamedTuple):
 
 
 def obtain(data: Data, split: str, batch_size: int, extractor: Extractor) -> Reference:
-    """That of a split of the data set: of the cache, or made now and put there.
+    """Reads that of a split of the data set from the cache, where it is made if absent.
 
     Raises:
       ConfigError: if the file is damaged, or there is no such split.
@@ -57,7 +57,7 @@ def obtain(data: Data, split: str, batch_size: int, extractor: Extractor) -> Ref
 
 
 def images_of(data: Data, split: str) -> np.ndarray | sources.Streamed:
-    """The images of a split of a data set; those drawn black or white drawn once."""
+    """Returns the images of a split; those drawn black or white drawn once."""
     splits = datasets.load(data)
     if split not in splits:
         raise ConfigError(
@@ -71,7 +71,7 @@ def images_of(data: Data, split: str) -> np.ndarray | sources.Streamed:
 
 
 def cached(data: Data, split: str, images, extractor: Extractor) -> pathlib.Path:
-    """The file in the cache: data set, split, resolution, protocol; what is special."""
+    """Names the file: data set, split, resolution, protocol; what is special."""
     _, height, width, _ = images.shape
     parts = [data.name.replace("/", "-"), split, f"{height}x{width}", extractor.name]
     if data.is_fake:

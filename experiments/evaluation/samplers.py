@@ -9,12 +9,12 @@ LONG_CHAIN = 4  # times the length of the run's
 
 
 def lengthened(chain: jebm.Langevin) -> jebm.Langevin:
-    """The chain, 4 times as long."""
+    """Returns the chain, 4 times as long."""
     return dataclasses.replace(chain, num_steps=LONG_CHAIN * chain.num_steps)
 
 
 def tempered(model: jebm.Model, num_temperatures: int) -> jebm.Tempered:
-    """As many and as long steps as those of the model's prior chain, tempered."""
+    """Returns steps as many and as long as those of the prior's chain, tempered."""
     own = model.chains.prior
     b = tempering.temperature_schedule(num_temperatures)
     return jebm.Tempered(own.num_steps, own.step_size, inverse_temperatures=b)

@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluations(path: pathlib.Path) -> list[Evaluation]:
-    """Those of the run in `path`, by the names of their files.
+    """Reads those of the run in `path`, by the names of their files.
 
     Raises:
       ConfigError: if a file is damaged.

@@ -72,7 +72,8 @@ def write(path: pathlib.Path) -> None:
     """Writes report.html of the run in `path` from the files that it holds now."""
     settings, lines = read_settings(path), read_metrics(path)
     evaluations = read_evaluations(path)
-    last = next((x for x in reversed(lines) if "rollback" not in x), {})
+    steps = [line for line in lines if "rollback" not in line]
+    last = steps[-1] if steps else {}
     history = _by_name(path / "samples")
     drawn = history.get("ebm") or history.get("gaussian") or []
     page = _PAGE.format(

@@ -16,12 +16,11 @@ import sys
 
 import jax
 
-from experiments.configs import default
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import reference
 from experiments.evaluation.inception_features import PROTOCOLS, Extractor
-from experiments.options import Data
 from jebm.metrics import frechet_distance
+from tools.data.named import named
 
 
 def statistics(given: argparse.Namespace) -> None:
@@ -34,8 +33,7 @@ def statistics(given: argparse.Namespace) -> None:
             f"{given.batch_size}"
         )
     other = given.against and reference.read(given.against, extractor)
-    fields = default.get_config().data.to_dict()
-    data = Data.of(fields | {"name": given.data, "data_dir": given.data_dir})
+    data = named(given.data, given.data_dir)
     images = reference.images_of(data, given.split)
     file = reference.cached(data, given.split, images, extractor)
     if file.is_file():

@@ -24,6 +24,7 @@ from experiments.data.batches import Batches
 from experiments.data.pixels import to_unit
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import classifier
+from tools.data.named import named
 
 
 class Settings(NamedTuple):
@@ -50,7 +51,7 @@ def train(
     data_name: str, seed: int, out: pathlib.Path, settings: Settings, data_dir=None
 ) -> float:
     """Trains and writes a classifier; returns its accuracy on the held-out split."""
-    splits = datasets.load(data_name, data_dir)
+    splits = datasets.load(named(data_name, data_dir))
     num_classes = int(splits["train"].labels.max()) + 1
     if num_classes < 2:
         raise ConfigError(

@@ -96,7 +96,7 @@ def tables(runs: list[pathlib.Path]) -> list[Table]:
         ]
         ours = [m for m in ours if m not in here]
         made.append(_table(quoted["title"], columns, quoted["rows"], here))
-    groups = {}
+    groups: dict[tuple[str, ...], list[Measured]] = {}
     for m in ours:
         groups.setdefault((m.data, m.protocol, *m.head), []).append(m)
     for (data, protocol, _, *columns), group in groups.items():

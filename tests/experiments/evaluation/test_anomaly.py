@@ -1,5 +1,7 @@
 import dataclasses
+import doctest
 import json
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -8,30 +10,33 @@ import pytest
 from sklearn import metrics
 
 import jebm
-from experiments.configs import default
 from experiments.data import datasets
+from experiments.data.loaders import LOADERS, Options, Split
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
-from experiments.evaluation import anomaly, evaluate
+from experiments.evaluation import anomaly, anomaly_score, evaluate
+from experiments.evaluation.anomaly import Anomaly
+from experiments.evaluation.anomaly_score import Terms, Weights, detection, score
+from experiments.evaluation.registry import create
 from experiments.rundir import report
 from jebm.chains import to_eps
+from jebm.kernels import STARTS
 from jebm.objectives import PosteriorTerms
-from tests.experiments.runs import run
+from tests.experiments.evaluation.saved import experiment_of, of_run, run_of, save_run
 
 HELDOUT = 4
+DETECTING = {"data.heldout_class": HELDOUT, "eval.protocol": "anomaly"}
 
 
 @pytest.fixture(scope="module")
 def detecting(tmp_path_factory):
-    """The directory of a run that has not seen the fours."""
-    from experiments.configs import test
-
-    config, path = test.get_config(), tmp_path_factory.mktemp("anomaly") / "run"
-    config.data.heldout_class = HELDOUT
-    config.eval.protocol = "anomaly"
-    config.eval.num_posterior_samples = 2
-    run(config, path)
-    evaluate.evaluate(config, path)
+    """The directory of a run that has not seen the fours, measured."""
+    path = save_run(
+        tmp_path_factory.mktemp("anomaly") / "run",
+        **DETECTING,
+        **{"eval.num_posterior_samples": 2},
+    )
+    evaluate.evaluate(of_run(path), path)
     return path
 
 
@@ -45,46 +50,47 @@ def terms(*three, nearest=None):
     moved = np.asarray(three, float).reshape(3, -1, np.shape(three[0])[-1])
     if nearest is None:
         nearest = np.empty((3, moved.shape[-1], 0))
-    return anomaly.Terms(positive(moved), positive(nearest), np.asarray(nearest)[0])
+    return Terms(positive(moved), positive(nearest), np.asarray(nearest)[0])
 
 
 def test_areas_are_those_of_a_ranking_counted_by_hand():
     # Scores 3 1 4 2, anomalies are the second and the third of these.
-    found = anomaly.detection(
+    numbers = detection(
         terms([-1, 0, -2, -1], [-2, -1, -1, 0], [0, 0, 1, 1]),
         np.array([False, True, True, False]),
-        anomaly.Weights(),
+        Weights(),
     )
     # Ranked 4 3 2 1 as + - - +: of four pairs the first + wins two, the last none.
-    assert found["auroc"] == 0.5
+    assert numbers["auroc"] == 0.5
     # Precision 1 at recall 1/2; then 1/2, 1/3 there, and 1/2 at recall 1.
-    assert found["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (1 / 3 + 1 / 2) / 2)
-    assert found["prevalence"] == 0.5
-    assert found["auroc_likelihood"] == 0.5  # 1 0 2 1: wins 2 against 1 and 1
-    assert found["auroc_prior"] == 0.5  # 2 1 2 1: of four pairs one won, two tied
-    assert found["auroc_energy"] == 0.5  # 0 0 1 1: of four pairs one won, two tied
-    assert found["auroc_unweighed"] == found["auroc_absolute"] == found["auroc"]
+    assert numbers["auprc"] == pytest.approx(0.5 * 1 + 0.5 * (1 / 3 + 1 / 2) / 2)
+    assert numbers["prevalence"] == 0.5
+    assert numbers["auroc_likelihood"] == 0.5  # 1 0 2 1: wins 2 against 1 and 1
+    assert numbers["auroc_prior"] == 0.5  # 2 1 2 1: of four pairs one won, two tied
+    assert numbers["auroc_energy"] == 0.5  # 0 0 1 1: of four pairs one won, two tied
+    assert numbers["auroc_unweighed"] == numbers["auroc_absolute"] == numbers["auroc"]
 
 
 def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
     anomalous = np.array([False, True, False, False])
-    found = anomaly.detection(
-        terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4)), anomalous, anomaly.Weights()
+    numbers = detection(
+        terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4)), anomalous, Weights()
     )
-    assert (found["auprc_energy"], found["auroc_energy"]) == (0.25, 0.5)
-    assert "auprc_distance" not in found  # there are no neighbours
+    assert (numbers["auprc_energy"], numbers["auroc_energy"]) == (0.25, 0.5)
+    assert "auprc_distance" not in numbers  # there are no neighbours
 
 
 def test_what_is_not_finite_has_no_areas(encoding, tmp_path):
     model, params, images = encoding
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
-    given, key = options(num_augmentations=1, num_neighbours=2), jax.random.key(0)
-    found = anomaly.terms_of(key, model, params, images[:9], images[9:30], given)
-    weights, anomalous = anomaly.Weights(1.0, 0.5, 0.5), np.arange(9) < 3
-    areas = anomaly.detection(found, anomalous, weights)
+    broken, changes = (model, params), {"num_augmentations": 1, "num_neighbours": 2}
+    terms = terms_of(jax.random.key(0), broken, images[:9], images[9:30], **changes)
+    weights, anomalous = Weights(1.0, 0.5, 0.5), np.arange(9) < 3
+    areas = detection(terms, anomalous, weights)
     assert areas.pop("prevalence") == 3 / 9
     assert len(areas) == 14 and all(np.isnan(value) for value in areas.values())
-    anomaly.histogram(found, anomalous, weights, tmp_path / "anomaly.png")
+    figure = anomaly.histograms(terms, anomalous, weights)
+    figure.savefig(tmp_path / "anomaly.png")
     assert (tmp_path / "anomaly.png").stat().st_size > 1000
 
 
@@ -94,20 +100,20 @@ def test_weights_choose_between_the_terms():
     random = terms(*rng.normal(size=(3, 200)), nearest=nearest)
     anomalous = rng.random(200) < 0.3
 
-    def found(*weights):
-        return anomaly.detection(random, anomalous, anomaly.Weights(*weights))
+    def numbers_of(*weights):
+        return detection(random, anomalous, Weights(*weights))
 
-    plain = found(1.0, 0.0)
-    assert found(0.0, 0.0)["auroc"] == plain["auroc_prior"] != plain["auroc"]
-    assert found(1e6, 0.0)["auroc"] == plain["auroc_likelihood"]
-    assert found(1.0, 0.0, 1e9)["auroc"] == plain["auroc_distance"]
-    assert found(1.0, 1.0)["auroc"] != plain["auroc"] == plain["auroc_absolute"]
+    plain = numbers_of(1.0, 0.0)
+    assert numbers_of(0.0, 0.0)["auroc"] == plain["auroc_prior"] != plain["auroc"]
+    assert numbers_of(1e6, 0.0)["auroc"] == plain["auroc_likelihood"]
+    assert numbers_of(1.0, 0.0, 1e9)["auroc"] == plain["auroc_distance"]
+    assert numbers_of(1.0, 1.0)["auroc"] != plain["auroc"] == plain["auroc_absolute"]
     areas = metrics.roc_auc_score(anomalous, nearest[0, :, 0])
     assert plain["auroc_distance"] == areas
     known = nearest.mean(2)
     likelihood, prior, energy, _ = random.moved[:4]
     np.testing.assert_allclose(
-        anomaly.score(random, anomaly.Weights(0.5, 0.25, 2.0)),
+        score(random, Weights(0.5, 0.25, 2.0)),
         (0.5 * likelihood + prior - energy)[0]
         - 0.25 * (0.5 * known[0] + known[1] - known[2])
         - 2.0 * nearest[0, :, 0],
@@ -117,10 +123,10 @@ def test_weights_choose_between_the_terms():
 def test_score_over_maps_is_the_log_of_the_mean_density():
     prior = np.random.default_rng(0).normal(size=(7, 20)) + 1000.0  # exp overflows
     zero = np.zeros_like(prior)
-    found = anomaly.score(terms(zero, prior, zero), anomaly.Weights())
+    numbers = score(terms(zero, prior, zero), Weights())
     expected = 1000.0 + np.log(np.exp(prior - 1000.0).mean(axis=0))
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    again = anomaly.score(terms(zero, prior[::-1], zero), anomaly.Weights())
+    np.testing.assert_allclose(numbers, expected, rtol=1e-12)
+    again = score(terms(zero, prior[::-1], zero), Weights())
     np.testing.assert_allclose(again, expected, rtol=1e-12)
 
 
@@ -134,30 +140,36 @@ def test_score_over_maps_is_the_log_of_the_mean_density():
         "knn_volume_weight",
     ],
 )
-def test_negative_weights_and_numbers_are_refused(test_config, tmp_path, name):
-    test_config.eval.anomaly[name] *= 0
-    test_config.eval.anomaly[name] -= 1
+def test_negative_weights_and_numbers_are_refused(name):
+    section = experiment_of().eval.evaluators["anomaly"]
+    negative = type(section[name])(-1)
     with pytest.raises(ConfigError, match=f"{name} must be at least 0, got -1"):
-        run(test_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        create(experiment_of(**{f"eval.anomaly.{name}": negative}))
 
 
 @pytest.mark.parametrize("name", ["neighbours_weight", "knn_volume_weight"])
-def test_weights_of_no_neighbours_are_refused(test_config, tmp_path, name):
-    test_config.eval.anomaly[name] = 0.5
+def test_weights_of_no_neighbours_are_refused(name):
     with pytest.raises(ConfigError, match=r"0\.5.*with num_neighbours=0"):
-        run(test_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        create(experiment_of(**{f"eval.anomaly.{name}": 0.5}))
 
 
-def test_posterior_that_the_model_does_not_have_is_refused(test_config, tmp_path):
-    test_config.eval.anomaly.posterior_start = "nowhere"
+def test_posterior_that_the_model_does_not_have_is_refused():
+    start = "eval.anomaly.posterior_start"
     with pytest.raises(ConfigError, match=r"posterior_start 'nowhere'; known"):
-        run(test_config, tmp_path / "run")
-    test_config.eval.anomaly.posterior_start = "mode"
+        create(experiment_of(**{start: "nowhere"}))
     with pytest.raises(ConfigError, match="'mode' needs an encoder that learns"):
-        run(test_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        create(experiment_of(**{start: "mode"}, **DETECTING))
+    encoder = {
+        "learning.method": "variational",
+        "backbone.encoder_widths": (8,),
+        "chains.posterior.start": "encoder",
+    }
+    create(experiment_of(**{start: "mode"}, **encoder, **DETECTING))
+
+
+def test_posterior_may_start_wherever_the_library_has_it():
+    hint, _ = typing.get_args(typing.get_type_hints(Anomaly)["posterior_start"])
+    assert set(typing.get_args(hint)) == set(STARTS)
 
 
 @pytest.fixture(scope="module")
@@ -168,36 +180,39 @@ def encoding():
     model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone})
     model = dataclasses.replace(model, chains=chains)
     params = jebm.init(jax.random.key(0), model)
-    return model, params, datasets.load("digits")["test"].images
+    return model, params, LOADERS["digits"](Options())["test"].images
 
 
-def options(**changes):
-    defaults = default.get_config().eval
-    defaults.batch_size, defaults.num_posterior_samples = 6, 1
-    defaults.anomaly.update(changes)
-    return defaults
+def terms_of(key, encoding, images, training=(), **changes):
+    """Those of images given others of training, with changed options."""
+    model, params, *_ = encoding
+    splits = {
+        name: Split(chosen, np.zeros(len(chosen), int))
+        for name, chosen in (("test", images), ("train", training))
+    }
+    sizes = {"eval.batch_size": 6, "eval.num_posterior_samples": 1}
+    run = run_of(model, params, splits, **sizes)
+    evaluator = Anomaly.of(run.experiment.eval.evaluators["anomaly"] | changes)
+    return evaluator.terms(key, run)
 
 
 def test_posterior_of_the_scores_starts_where_it_is_told(encoding):
-    model, params, images = encoding
+    def moved(start, seed):
+        key, images = jax.random.key(seed), encoding[2][:6]
+        return terms_of(key, encoding, images, posterior_start=start).moved
 
-    def found(start, seed):
-        key = jax.random.key(seed)
-        given = options(posterior_start=start)
-        return anomaly.terms_of(key, model, params, images[:6], (), given).moved
-
-    drawn = [found(None, 0), found(None, 1), found("encoder", 0)]
+    drawn = [moved(None, 0), moved(None, 1), moved("encoder", 0)]
     assert (drawn[0].log_prior != drawn[1].log_prior).any()
     np.testing.assert_array_equal(drawn[0].log_prior, drawn[2].log_prior)
-    modes = [found("mode", seed) for seed in (0, 1)]
+    modes = [moved("mode", seed) for seed in (0, 1)]
     np.testing.assert_allclose(modes[0].log_prior, modes[1].log_prior, rtol=1e-6)
 
 
 def test_terms_are_of_the_image_and_of_its_maps(encoding):
     model, params, images = encoding
     images = images[:8]  # more than a batch
-    given = options(posterior_start="mode", num_augmentations=3)
-    terms = anomaly.terms_of(jax.random.key(0), model, params, images, (), given)
+    changes = {"posterior_start": "mode", "num_augmentations": 3}
+    terms = terms_of(jax.random.key(0), encoding, images, **changes)
     mode = dataclasses.replace(model.chains.posterior, start="mode")
     model = dataclasses.replace(model, chains=jebm.Chains(posterior=mode))
     x = to_unit(jnp.asarray(images))
@@ -211,27 +226,26 @@ def test_terms_are_of_the_image_and_of_its_maps(encoding):
 
 
 def test_neighbours_of_images_of_training_are_these_themselves(encoding):
-    model, params, images = encoding
+    images = encoding[2]
     training, chosen = images[:40], [7, 3, 31]
-    given = options(posterior_start="mode", num_neighbours=1)
-    key = jax.random.key(0)
-    terms = anomaly.terms_of(key, model, params, training[chosen], training, given)
+    changes, key = {"posterior_start": "mode", "num_neighbours": 1}, jax.random.key(0)
+    terms = terms_of(key, encoding, training[chosen], training, **changes)
     for nearest, own in zip(terms.nearest[:3], terms.moved[:3], strict=True):
         np.testing.assert_allclose(nearest[:, 0], own[0], rtol=1e-5)
-    found = anomaly.score(terms, anomaly.Weights(0.5, 1.0))
-    np.testing.assert_allclose(found, 0, atol=1e-3)
+    numbers = score(terms, Weights(0.5, 1.0))
+    np.testing.assert_allclose(numbers, 0, atol=1e-3)
     assert np.isfinite(terms.knn_log_volume).all()
 
 
 def test_neighbours_are_those_nearest_in_eps(encoding):
     model, params, images = encoding
-    given = options(posterior_start="mode", num_neighbours=4)
-    key, few, training = jax.random.key(0), images[:5], images[5:35]
-    terms = anomaly.terms_of(key, model, params, few, training, given)
+    changes = {"posterior_start": "mode", "num_neighbours": 4}
+    key, subset, training = jax.random.key(0), images[:5], images[5:35]
+    terms = terms_of(key, encoding, subset, training, **changes)
     noise = jax.random.key(9)  # the mode has none
     eps = [
         np.concatenate(to_eps(model, params, z), axis=1)
-        for part in (few, training)
+        for part in (subset, training)
         for z in [
             jebm.posterior_sample(noise, model, params, to_unit(part), start="mode")
         ]
@@ -241,55 +255,54 @@ def test_neighbours_are_those_nearest_in_eps(encoding):
     distance = np.sqrt(np.take_along_axis(apart, order, axis=1))
     volume = distance ** eps[0].shape[1]
     np.testing.assert_allclose(np.exp(terms.knn_log_volume), volume, rtol=1e-3)
-    all_terms = anomaly.terms_of(
-        key, model, params, training, (), options(posterior_start="mode")
-    )
+    all_terms = terms_of(key, encoding, training, posterior_start="mode")
     expected = all_terms.moved.log_prior[0][order]
     np.testing.assert_allclose(terms.nearest.log_prior, expected, rtol=1e-5)
 
 
 def test_more_neighbours_than_images_are_refused(encoding):
-    model, params, images = encoding
-    given, key = options(num_neighbours=4), jax.random.key(0)
+    images, key = encoding[2], jax.random.key(0)
     with pytest.raises(ConfigError, match="of 4 is more than the 3 images of training"):
-        anomaly.terms_of(key, model, params, images[:5], images[:3], given)
+        terms_of(key, encoding, images[:5], images[:3], num_neighbours=4)
 
 
 def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):
     path = detecting
-    found = json.loads((path / "eval.json").read_text())
-    split = datasets.load("digits", heldout_class=HELDOUT)["test"]
+    numbers = json.loads((path / "eval.json").read_text())
+    split = datasets.load(experiment_of(**DETECTING).data)["test"]
     anomalous = split.labels == HELDOUT
-    assert found["num_anomalous"] == anomalous.sum() == 181
-    assert found["num_normal"] == (~anomalous).sum()
-    assert found["prevalence"] == anomalous.mean()
-    assert found["protocol"] == "anomaly"
-    assert (found["heldout_class"], found["num_posterior_samples"]) == (HELDOUT, 2)
+    assert numbers["num_anomalous"] == anomalous.sum() == 181
+    assert numbers["num_normal"] == (~anomalous).sum()
+    assert numbers["prevalence"] == anomalous.mean()
+    assert numbers["protocol"] == "anomaly"
+    assert (numbers["heldout_class"], numbers["num_posterior_samples"]) == (HELDOUT, 2)
     # Other draws of the same scores rank alike, up to three standard errors of an area
     # over so many pairs: sqrt((1/181 + 1/324) / 12) = .027.
     model, params = jebm.load(path)
     x = to_unit(jnp.asarray(split.images))
     score = -jebm.scores.score(jax.random.key(7), model, params, x, num_samples=2)
     auroc = metrics.roc_auc_score(anomalous, score)
-    assert found["auroc"] == pytest.approx(auroc, abs=0.08)
-    assert "frechet" not in found
-    assert "prior_stiffness" in found
+    assert numbers["auroc"] == pytest.approx(auroc, abs=0.08)
+    assert "frechet" not in numbers
+    assert "prior_stiffness" in numbers
 
 
 def test_report_shows_the_areas_and_the_histogram(detecting):
     path = detecting
-    found = json.loads((path / "eval.json").read_text())
+    numbers = json.loads((path / "eval.json").read_text())
     report.write(path)
     page = (path / "report.html").read_text()
-    assert f"{found['num_anomalous']} images of the held-out class {HELDOUT}" in page
+    assert f"{numbers['num_anomalous']} images of the held-out class {HELDOUT}" in page
     for name in ("auprc", "auroc", "auprc_prior", "auroc_energy"):
-        assert f"<td>{found[name]:.4g}</td>" in page
+        assert f"<td>{numbers[name]:.4g}</td>" in page
     assert (path / "figures" / "anomaly.png").stat().st_size > 5000
     assert "Scores of held-out images" in page
 
 
-def test_protocol_without_a_held_out_class_is_refused(test_config, tmp_path):
-    test_config.eval.protocol = "anomaly"
+def test_protocol_without_a_held_out_class_is_refused():
     with pytest.raises(ConfigError, match=r"needs a data\.heldout_class"):
-        run(test_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        create(experiment_of(**{"eval.protocol": "anomaly"}))
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(anomaly_score).failed == 0

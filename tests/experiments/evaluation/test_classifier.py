@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data import datasets
+from experiments.data.loaders import LOADERS, Options, Split
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import classifier
@@ -41,7 +41,7 @@ def test_file_is_small_and_the_one_that_its_json_describes(name):
 def test_stated_accuracy_is_that_on_the_held_out_split(name, least):
     images, labels = load_or_skip(name)["test"]
     network, params, facts = classifier.read(name)
-    logits = classifier.in_batches(network, params, to_unit(images))
+    logits = classifier.outputs(network, params, to_unit(images))
     accuracy = (logits.argmax(-1) == labels).mean()
     assert facts["num_held_out"] == len(labels)
     # Another machine's rounding may turn the class of one image.
@@ -58,20 +58,20 @@ def test_parameters_have_the_shapes_of_the_stated_layers(name):
 
 
 def test_features_are_the_activations_below_the_logits():
-    images = to_unit(datasets.load("digits")["test"].images[:5])
+    images = to_unit(LOADERS["digits"](Options())["test"].images[:5])
     network, params, _ = classifier.read("digits")
     features = load("digits")[0](images)
     assert features.shape == (5, 32)
     assert features.dtype == np.float32
     head = params["params"]["head"]
-    logits = classifier.in_batches(network, params, images)
+    logits = classifier.outputs(network, params, images)
     np.testing.assert_allclose(
         features @ head["kernel"] + head["bias"][None], logits, rtol=1e-4, atol=1e-4
     )
 
 
 def test_features_do_not_depend_on_how_the_images_are_batched_or_padded():
-    images = to_unit(datasets.load("digits")["test"].images)
+    images = to_unit(LOADERS["digits"](Options())["test"].images)
     features = load("digits")[0]
     whole = features(images)  # a full batch, and one that is padded
     assert classifier.BATCH_SIZE < len(images) == len(whole)
@@ -194,14 +194,14 @@ def test_tool_answers_an_unknown_data_set_with_the_known_ones(tmp_path):
     message = stopped.value.code
     assert message.startswith("error: ")
     assert "\n" not in message
-    assert all(repr(name) in message for name in ["nope", *datasets.LOADERS])
+    assert all(repr(name) in message for name in ["nope", *LOADERS])
     assert not (tmp_path / "new").exists()
 
 
 def test_tool_refuses_a_data_set_without_classes(tmp_path, monkeypatch):
-    unlabelled = datasets.Split(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int))
+    unlabelled = Split(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int))
     splits = {"train": unlabelled, "test": unlabelled}
-    monkeypatch.setitem(datasets.LOADERS, "unlabelled", lambda data_dir: splits)
+    monkeypatch.setitem(LOADERS, "unlabelled", lambda data_dir: splits)
     with pytest.raises(SystemExit, match="error: data set 'unlabelled' has one class"):
         train_classifier.main(["--data=unlabelled", f"--out={tmp_path}"])
 

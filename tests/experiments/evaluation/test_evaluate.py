@@ -1,16 +1,29 @@
+"""What an evaluation writes, prints and shows, by whatever protocol."""
+
+import dataclasses
+import doctest
 import json
-import shutil
-import types
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 import jebm
-from experiments.evaluation import classifier, evaluate, frechet
+from experiments import options
+from experiments.errors import ConfigError
+from experiments.evaluation import classifier, evaluate, registry
+from experiments.evaluation.contract import Drawing, Evaluator, Result, Table
+from experiments.evaluation.registry import EVALUATORS, create
+from experiments.options import Positive
+from experiments.rundir import report
 from experiments.runtime import parallel
+from experiments.streams import Role
+from tests.experiments.evaluation.saved import experiment_of, of_run, save_run
 from tests.experiments.evaluation.test_classifier import NAMES
-from tests.experiments.runs import CONFIG, contents, run, run_main
+from tests.experiments.runs import contents
+from tools.site import table
 
 DISTANCES = {
     "frechet",
@@ -35,22 +48,16 @@ OF_THE_POSTERIOR = {
 }
 
 
-@pytest.fixture
-def copied_run(trained_run, tmp_path):
-    return shutil.copytree(trained_run, tmp_path / "run")
-
-
 def numbers(file):
-    """What eval.json says but for what a clock decides."""
-    found = json.loads(file.read_text())
-    assert 0 < found.pop("seconds") < 600
-    return found
+    """What eval.json says but for what a clock decides, and without its report."""
+    values = json.loads(file.read_text())
+    assert 0 < values.pop("seconds") < 600
+    assert values.pop("report")
+    return values
 
 
-def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(
-    trained_run, test_config
-):
-    found = numbers(trained_run / "eval.json")
+def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(measured_run):
+    values = numbers(measured_run / "eval.json")
     facts = classifier.load("digits")[1]
     about = {
         "step": 8,
@@ -65,32 +72,31 @@ def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(
         "prior_draws": 64 * 8,  # the second half of 16 steps
         "posterior_draws": 4 * 8,  # of one image
         "training_images": 8 * 20,
+        "training_seconds": pytest.approx(8 * 20 / 1000.0),
         "training_hardware": parallel.hardware(),
         "hardware": parallel.hardware(),
     }
-    assert {name: found.pop(name) for name in about} == about
-    assert 0 < found.pop("training_seconds") < 600
-    assert set(found) == DISTANCES | OF_THE_ENERGY | OF_THE_POSTERIOR
-    assert all(type(value) is float for value in found.values())
-    assert np.isfinite(list(found.values())).all()
-    assert all(found[name] > 0 for name in DISTANCES)
-    # The samples of eight steps are far from digits; digits are not.
-    assert found["frechet_real"] < 0.1 * found["frechet"]
-    assert 0 < found["posterior_acceptance"] < 1
-    # The energies have hardly moved from 0: the stiffness is that of N(0, I).
-    steps = test_config.chains
-    flat = steps.prior.step_size**2 / 4
-    assert found["prior_stiffness"] == pytest.approx(flat, rel=0.1)
-    assert found["posterior_stiffness"] > steps.posterior.step_size**2 / 4
+    assert {name: values.pop(name) for name in about} == about
+    assert set(values) == DISTANCES | OF_THE_ENERGY | OF_THE_POSTERIOR
+    assert all(type(value) is float for value in values.values())
+    assert np.isfinite(list(values.values())).all()
+    assert all(values[name] > 0 for name in DISTANCES)
+    # Samples of random parameters are far from digits; digits are not.
+    assert values["frechet_real"] < 0.1 * values["frechet"]
+    assert 0 < values["posterior_acceptance"] < 1
+    # The energies are near 0: the stiffness is that of N(0, I).
+    chains = experiment_of().chains
+    flat = chains["prior"]["step_size"] ** 2 / 4
+    assert values["prior_stiffness"] == pytest.approx(flat, rel=0.1)
+    assert values["posterior_stiffness"] > chains["posterior"]["step_size"] ** 2 / 4
 
 
 def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_others(
-    copied_run, trained_run, capsys
+    copied_run, measured_run, capsys
 ):
-    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
-    first = numbers(trained_run / "eval.json")
+    first = numbers(measured_run / "eval.json")
     (copied_run / "eval.json").unlink()
-    run_main(*mode)
+    evaluate.evaluate(of_run(copied_run), copied_run)
     assert numbers(copied_run / "eval.json") == first
     printed = capsys.readouterr().out
     assert f"Evaluating {copied_run} at step 8." in printed
@@ -99,7 +105,8 @@ def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_othe
         assert f"{name:30}{first[name]:.4g}" in printed
 
     before = contents(copied_run)
-    run_main(*mode, "--config.seed=1", "--config.chains.prior.num_steps=5")
+    changes = {"seed": 1, "chains.prior.num_steps": 5}
+    evaluate.evaluate(of_run(copied_run, **changes), copied_run)
     after = contents(copied_run)
     name = "eval_chains.prior.num_steps=5,seed=1.json"
     assert set(after) == {*before, name}
@@ -111,207 +118,239 @@ def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_othe
     assert other["frechet_real"] == first["frechet_real"]  # no noise of the run
 
 
-def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_asked_for(
-    copied_run, trained_run
+def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_to_be(
+    copied_run, measured_run
 ):
-    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
-    run_main(*mode, "--config.eval.num_temperatures=3")
-    found = numbers(copied_run / "eval.json")
-    plain = numbers(trained_run / "eval.json")
+    tempered = of_run(copied_run, **{"eval.num_temperatures": 3})
+    evaluate.evaluate(tempered, copied_run)
+    values = numbers(copied_run / "eval.json")
+    plain = numbers(measured_run / "eval.json")
     added = {"frechet_tempered", "tempered_exchange"}
     added |= {"tempered_rhat", "tempered_rhat_features"}
-    assert set(found) - set(plain) == {*added, "tempered_draws"}
-    assert {name: found[name] for name in plain} == plain
-    assert found["frechet_tempered"] not in (found["frechet"], found["frechet_real"])
-    # The energies have hardly moved from 0: all exchanges but few are accepted.
-    assert 0.9 < found["tempered_exchange"] <= 1
-    # One rung in three is drawn anew at every step.
-    assert found["tempered_rhat"] < plain["prior_rhat"]
+    assert set(values) - set(plain) == {*added, "tempered_draws"}
+    assert {name: values[name] for name in plain} == plain
+    assert values["frechet_tempered"] not in (values["frechet"], values["frechet_real"])
+    # The energies are near 0: all exchanges but a small share are accepted.
+    assert 0.9 < values["tempered_exchange"] <= 1
+    # One rung in three is drawn again at every step.
+    assert values["tempered_rhat"] < plain["prior_rhat"]
     page = (copied_run / "report.html").read_text()
     assert "samples by the tempered sampler, as long as the chain" in page
     assert "<td>tempered chain</td>" in page
 
 
 def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys):
-    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
-    run_main(*mode, "--config.chains.prior.step_size=1000.0")
-    found = numbers(copied_run / "eval_chains.prior.step_size=1000.0.json")
-    assert "frechet_long_chain" not in found
+    divergent = of_run(copied_run, **{"chains.prior.step_size": 1e18})
+    evaluate.evaluate(divergent, copied_run)
+    file = copied_run / "eval_chains.prior.step_size=1e+18.json"
+    values = numbers(file)
+    assert "frechet_long_chain" not in values
     line = f"  {'frechet_long_chain':30}not finite, left out"
     assert line in capsys.readouterr().out.splitlines()
-    values = [value for value in found.values() if type(value) is float]
-    assert len(values) > 5
-    assert np.isfinite(values).all()
+    floats = [value for value in values.values() if type(value) is float]
+    assert len(floats) > 5
+    assert np.isfinite(floats).all()
+    cells = dict(json.loads(file.read_text())["report"][0]["tables"][0]["rows"])
+    assert cells["samples by a chain 4 times as long"] is None
+    assert cells["one half of the held-out images against the other"] > 0
+    page = (copied_run / "report.html").read_text()
+    assert "<td>samples by a chain 4 times as long</td><td>-</td>" in page
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("field", "value", "words"),
     [
-        ("eval.protocol=fid", ["eval.protocol", "'fid'", "'classifier'"]),
-        ("eval.num_samples=1", ["eval.num_samples", "at least 2", "1"]),
-        ("eval.batch_size=0", ["eval.batch_size", "at least 1", "0"]),
-        ("eval.num_temperatures=1", ["eval.num_temperatures", "0 or at least 2", "1"]),
-        ("data.name=cifar10", ["'cifar10' has no classifier", *NAMES]),
-        ("learning.batch_size=40", ["learning.batch_size", "20 there, 40 here"]),
+        ("eval.protocol", "fid", ["eval.protocol", "'fid'", "'classifier'"]),
+        ("eval.num_samples", 1, ["eval.num_samples", "at least 2", "1"]),
+        ("eval.batch_size", 0, ["eval.batch_size", "at least 1", "0"]),
+        ("eval.num_temperatures", 1, ["eval.num_temperatures", "0 or at least 2", "1"]),
+        ("eval.ood.nothing", 1, ["config.eval.ood", "'nothing'", "'chosen_on'"]),
+        ("eval.odd.chosen_on", "x", ["section of config.eval", "'odd'", "'ood'"]),
+        ("data.name", "cifar10", ["'cifar10' has no classifier", *NAMES]),
+        ("learning.batch_size", 40, ["learning.batch_size", "20 there, 40 here"]),
     ],
 )
-def test_evaluation_that_cannot_be_is_refused(copied_run, trained_run, override, words):
-    with pytest.raises(SystemExit) as stopped:
-        run_main(
-            CONFIG, f"--workdir={copied_run}", "--mode=eval", f"--config.{override}"
-        )
-    message = stopped.value.code
-    assert message.startswith("error: ")
+def test_evaluation_that_cannot_be_is_refused(
+    copied_run, measured_run, field, value, words
+):
+    with pytest.raises(ConfigError) as refused:
+        evaluate.evaluate(of_run(copied_run, **{field: value}), copied_run)
+    message = str(refused.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
-    assert contents(copied_run) == contents(trained_run)
+    assert contents(copied_run) == contents(measured_run)
 
 
-def test_training_on_data_without_a_classifier_says_that_it_is_not_evaluated(
-    copied_run, test_config, monkeypatch, capsys
+def test_what_cannot_be_evaluated_is_said_at_the_end_of_training(
+    copied_run, monkeypatch, capsys
 ):
-    told = "Not evaluated: data set 'digits' has no classifier."
-    run(test_config, copied_run)
-    assert told not in capsys.readouterr().out
-    assert classifier.known() == NAMES
-    monkeypatch.setattr(classifier, "known", list)
-    run(test_config, copied_run)
-    assert told in capsys.readouterr().out
+    sentence = "Not evaluated: data set 'digits' has no classifier; known: []"
+    evaluate.evaluate_if_possible(of_run(copied_run), copied_run)
+    printed = capsys.readouterr().out
+    assert "Not evaluated" not in printed
+    assert f"wrote {copied_run / 'eval.json'}" in printed
+    before = contents(copied_run)
+    monkeypatch.setattr(classifier, "known", lambda *_: [])
+    evaluate.evaluate_if_possible(of_run(copied_run), copied_run)
+    assert sentence in capsys.readouterr().out
+    assert contents(copied_run) == before
 
 
-def test_gaussian_twin_is_evaluated_without_what_is_of_the_energy(
-    tmp_path, test_config
-):
-    test_config.prior = "gaussian"
-    test_config.learning.num_steps = 2
-    run(test_config, tmp_path / "run")
-    evaluate.evaluate(test_config, tmp_path / "run")
-    found = numbers(tmp_path / "run" / "eval.json")
-    assert found["prior"] == "gaussian"
+def test_gaussian_twin_is_evaluated_without_what_is_of_the_energy(tmp_path):
+    path = save_run(tmp_path / "run", prior="gaussian")
+    evaluate.evaluate(of_run(path), path)
+    values = numbers(path / "eval.json")
+    assert values["prior"] == "gaussian"
     expected = (DISTANCES - OF_THE_ENERGY) | OF_THE_POSTERIOR | {"training_seconds"}
-    assert {name for name in found if type(found[name]) is float} == expected
-    assert not OF_THE_ENERGY & found.keys()
+    assert {name for name in values if type(values[name]) is float} == expected
+    assert not OF_THE_ENERGY & values.keys()
 
 
-class Fakes:
-    """A model whose samples, latents and energies are made up of held-out images.
+def test_what_is_made_up_is_named_so_in_the_file_and_on_the_pictures(
+    tmp_path, monkeypatch
+):
+    path = save_run(tmp_path / "run", **{"data.name": "fake"})
+    monkeypatch.setitem(EVALUATORS, "brightness", Brightness)
+    evaluate.evaluate(of_run(path, **{"eval.protocol": "brightness"}), path)
+    values = numbers(path / "eval_brightness.json")
+    assert values["data"] == "FAKE DATA in the shape of digits"
+    with Image.open(path / "figures" / "brightness.png") as picture:
+        assert (220, 20, 60) in {
+            colour for _, colour in picture.convert("RGB").getcolors(1 << 24)
+        }  # crimson
 
-    Latents are the images themselves. Samples past `num` are of padding and absurd.
-    """
 
-    def __init__(self, monkeypatch, heldout, num):
-        self.heldout, self.num, self.drawn = heldout / np.float32(255), num, {}
-        self.encoded = []
-        monkeypatch.setattr(jebm, "sample", self.sample)
-        monkeypatch.setattr(jebm, "posterior_sample", self.posterior_sample)
-        monkeypatch.setattr(jebm, "energy", lambda m, p, z: z[0].mean((1, 2, 3)))
-        monkeypatch.setattr(frechet, "_decode", lambda model, params, z: z[0])
-        self.model = types.SimpleNamespace(
-            energy=object(),
-            chains=types.SimpleNamespace(prior=jebm.Langevin(num_steps=7)),
-        )
+@dataclasses.dataclass(frozen=True)
+class Brightness(Evaluator):
+    """The mean brightness of samples: an evaluator that nothing else knows."""
 
-    def sample(self, key, model, params, num, *, prior="ebm", num_steps=7):
-        """Held-out images; 0.2 brighter at 28 steps, half as bright without energy."""
-        batches = self.drawn.setdefault((prior, num_steps), [])
-        index = len(batches) * num + np.arange(num)
-        batches.append(jax.random.key_data(key))
-        x = self.heldout[index % len(self.heldout)]
-        x = {("ebm", 7): x, ("ebm", 28): x + 0.2, ("gaussian", 7): x / 2}[
-            prior, num_steps
-        ]
-        x = np.where((index < self.num)[:, None, None, None], x, np.float32(1e6))
-        return jebm.Samples(x, (x,))
+    SECTION = "eval.brightness"
+    num_samples: Positive = 10
 
-    def posterior_sample(self, key, model, params, x):
-        self.encoded.append(x)
-        return (x,)
+    def lacks(self, experiment):
+        return "a lamp is missing" if experiment.seed == 13 else ""
 
-    def distances(self, batch_size, features=lambda images: images.reshape(-1, 64)):
-        options = types.SimpleNamespace(
-            num_samples=self.num, batch_size=batch_size, num_temperatures=0
-        )
-        images = np.round(255 * self.heldout).astype(np.uint8)
-        return frechet.distances(
-            jax.random.key(0), self.model, {}, images, features, options
+    def evaluate(self, key, run):
+        x = jebm.sample(key, run.model, run.params, self.num_samples).x
+        mean = float(x.mean())
+        figure = Figure(figsize=(2, 2))
+        figure.add_subplot().hist(x.ravel())
+        return Result(
+            {"brightness": mean, "darkness": float("nan")},
+            {"bright_samples": self.num_samples},
+            f"Mean brightness of {self.num_samples} samples & more.",
+            (Table(["", "mean"], [["of <samples>", mean], ["of none", float("nan")]]),),
+            ("It is too dark.",),
+            {"brightness": Drawing(figure, "How bright samples are")},
         )
 
 
 @pytest.fixture
-def heldout():
-    return np.random.default_rng(0).integers(0, 128, (30, 8, 8, 1)).astype(np.uint8)
+def brightness(copied_run, monkeypatch, capsys):
+    """A run, evaluated by `Brightness`, and what was printed."""
+    monkeypatch.setitem(EVALUATORS, "brightness", Brightness)
+    experiment = of_run(copied_run, **{"eval.protocol": "brightness"})
+    evaluate.evaluate(experiment, copied_run)
+    return copied_run, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("batch_size", [30, 20, 7])
-def test_distances_of_images_that_are_known_are_the_closed_form(
-    monkeypatch, heldout, batch_size
-):
-    fakes = Fakes(monkeypatch, heldout, num=30)
-    found = fakes.distances(batch_size)
-    assert set(found) == DISTANCES | {"energy_gap_nats"}
-    # Samples that are the held-out images, in batches the last of which is padded.
-    assert found["frechet"] < 1e-6
-    assert found["frechet_posterior"] < 1e-6
-    assert abs(found["energy_gap_nats"]) < 1e-6
-    # A shift of 0.2 of 64 pixels; half of every pixel, mean and deviation.
-    assert found["frechet_long_chain"] == pytest.approx(64 * 0.2**2, rel=1e-5)
-    x = (heldout / 255).reshape(30, 64)
-    half = ((x.mean(0) / 2) ** 2).sum() + x.var(0, ddof=1).sum() / 4
-    assert found["frechet_untilted"] == pytest.approx(half, rel=1e-5)
+def test_an_evaluator_that_is_a_line_of_the_table_is_in_the_file(brightness):
+    path, _ = brightness
+    values = numbers(path / "eval_brightness.json")
+    model, params = jebm.load(path)
+    key = jax.random.fold_in(jax.random.key(0), Role.EVALUATION)
+    expected = float(jebm.sample(key, model, params, 10).x.mean())
+    assert values["brightness"] == expected
+    assert (values["bright_samples"], values["protocol"]) == (10, "brightness")
+    assert "darkness" not in values
+    assert "prior_stiffness" in values  # what goes with every evaluator
 
 
-def test_batches_of_samples_have_keys_of_their_own_but_the_same_for_every_chain(
-    monkeypatch, heldout
-):
-    fakes = Fakes(monkeypatch, heldout, num=30)
-    fakes.distances(batch_size=7)
-    drawn = [np.stack(keys).tolist() for keys in fakes.drawn.values()]
-    assert len(drawn) == 3
-    assert drawn[0] == drawn[1] == drawn[2]
-    assert len(np.unique(drawn[0], axis=0)) == 5
+def test_an_evaluator_that_is_a_line_of_the_table_is_on_the_screen(brightness):
+    path, printed = brightness
+    values = numbers(path / "eval_brightness.json")
+    lines = printed.splitlines()
+    assert f"  {'brightness':30}{values['brightness']:.4g}" in lines
+    assert f"  {'darkness':30}not finite, left out" in lines
+    assert "warning: It is too dark." in lines
+    assert f"wrote {path / 'figures' / 'brightness.png'}" in lines
+    assert f"wrote {path / 'eval_brightness.json'}" in lines
 
 
-@pytest.mark.parametrize(("num", "times"), [(10, 1), (30, 1), (65, 3)])
-def test_images_of_the_posterior_are_spread_over_the_split(
-    monkeypatch, heldout, num, times
-):
-    fakes = Fakes(monkeypatch, heldout, num)
-    fakes.distances(batch_size=5)
-    encoded = np.concatenate(fakes.encoded)
-    assert encoded.shape == (num, 8, 8, 1)
-    apart = np.abs(fakes.heldout[:, None] - encoded).max((2, 3, 4))
-    used = apart.argmin(0)
-    assert apart.min(0).max() < 1e-6
-    counts = np.bincount(used, minlength=30)
-    assert counts.max() == times
-    assert (np.flatnonzero(counts) == np.arange(0, 30, max(1, 30 // num))).all()
+def test_an_evaluator_that_is_a_line_of_the_table_is_on_the_page(brightness):
+    path, _ = brightness
+    values = numbers(path / "eval_brightness.json")
+    page = (path / "report.html").read_text()
+    assert "<p>Mean brightness of 10 samples &amp; more.</p>" in page
+    assert f"<td>of &lt;samples&gt;</td><td>{values['brightness']:.4g}</td>" in page
+    assert "<td>of none</td><td>-</td>" in page
+    assert '<p class="warning">It is too dark.</p>' in page
+    assert "<figcaption>How bright samples are</figcaption>" in page
 
 
-def test_energy_gap_is_that_of_prior_samples_minus_posterior_samples(
-    monkeypatch, heldout
-):
-    fakes = Fakes(monkeypatch, heldout, num=30)
-    monkeypatch.setattr(
-        jebm, "posterior_sample", lambda key, model, params, x: (x - 0.25,)
-    )
-    gap = fakes.distances(batch_size=20)["energy_gap_nats"]
-    assert gap == pytest.approx(0.25, rel=1e-5)
+def test_an_evaluator_that_is_a_line_of_the_table_is_in_the_table_of_runs(brightness):
+    path, _ = brightness
+    values = numbers(path / "eval_brightness.json")
+    (made,) = [t for t in table.tables([path]) if "brightness" in t.title]
+    assert made.head[:2] == ["", "mean"]
+    assert made.rows[0][:2] == [
+        "run, joint EBM prior: of <samples>",
+        f"{values['brightness']:.4g}",
+    ]
+    assert "It is too dark." in made.rows[0][2]
 
 
-def test_real_images_are_halved_at_random_and_each_is_used_once(monkeypatch, heldout):
-    halves, statistics = [], frechet.feature_statistics
+def test_options_of_an_evaluator_are_its_section_and_its_own_defaults(monkeypatch):
+    monkeypatch.setitem(EVALUATORS, "brightness", Brightness)
+    experiment = experiment_of(**{"eval.protocol": "brightness"})
+    assert create(experiment) == Brightness(num_samples=10)
+    values = experiment.to_dict()
+    values["eval"]["brightness"] = {"num_samples": 3}
+    assert create(options.read(values)) == Brightness(num_samples=3)
+    values["eval"]["brightness"] = {"num_samples": 0}
+    with pytest.raises(ConfigError, match=r"eval\.brightness\.num_samples must be at"):
+        create(options.read(values))
+    with pytest.raises(ConfigError, match=r"known: .*'classifier'"):
+        create(experiment_of(**{"eval.protocol": "darkness"}))
 
-    def recording(features):
-        halves.append(sorted(features[:, 0].tolist()))
-        return statistics(features)
 
-    monkeypatch.setattr(frechet, "feature_statistics", recording)
-    real = np.stack([np.arange(30.0), np.arange(30.0) % 7], axis=1)
-    distances = [frechet._of_halves(real, seed) for seed in range(10)]
-    pairs = list(zip(halves[::2], halves[1::2], strict=True))
-    assert len(pairs) == 10
-    assert all(sorted(a + b) == real[:, 0].tolist() for a, b in pairs)
-    assert all(len(a) == len(b) == 15 for a, b in pairs)
-    assert len({tuple(a) for a, _ in pairs}) == 10
-    assert min(distances) > 0
-    assert frechet._of_halves(np.ones((30, 2)), 0) == 0
+def test_what_an_evaluator_lacks_is_refused_or_said(copied_run, monkeypatch, capsys):
+    monkeypatch.setitem(EVALUATORS, "brightness", Brightness)
+    changes = {"eval.protocol": "brightness", "seed": 13}
+    experiment = of_run(copied_run, **changes)
+    with pytest.raises(ConfigError, match=r"^a lamp is missing$"):
+        evaluate.evaluate(experiment, copied_run)
+    evaluate.evaluate_if_possible(experiment, copied_run)
+    assert capsys.readouterr().out == "Not evaluated: a lamp is missing.\n"
+
+
+def test_shipped_evaluators_have_their_defaults_in_the_configuration_alone():
+    for cls in EVALUATORS.values():
+        for field in dataclasses.fields(cls):
+            assert field.default is dataclasses.MISSING, (cls, field.name)
+    assert {name: type(create_default(name)) for name in EVALUATORS} == EVALUATORS
+
+
+def create_default(name):
+    """The evaluator of a name, of the default options, unchecked."""
+    cls = EVALUATORS[name]
+    sections = experiment_of().eval.evaluators
+    return cls.of(sections.get(cls.SECTION.removeprefix("eval."), {}))
+
+
+def test_file_of_an_older_version_is_shown_as_a_plain_table(copied_run):
+    values = json.loads((copied_run / "eval.json").read_text())
+    values.pop("report")
+    values["auroc_noise"] = [0.25, 0.5]
+    (copied_run / "eval.json").write_text(json.dumps(values))
+    report.write(copied_run)
+    page = (copied_run / "report.html").read_text()
+    assert "at step 8, measured by an older version." in page
+    assert f"<td>frechet</td><td>{values['frechet']:.4g}</td>" in page
+    assert "<td>auroc_noise</td><td>0.25, 0.5</td>" in page
+    assert "<td>features</td>" not in page
+
+
+@pytest.mark.parametrize("module", [evaluate, registry])
+def test_examples_of_the_docstrings(module):
+    assert doctest.testmod(module).failed == 0

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import tracemalloc
@@ -8,20 +9,34 @@ import numpy as np
 import pytest
 
 import jebm
+from experiments import main
 from experiments.data import datasets
+from experiments.data.loaders import Split
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
-from experiments.evaluation import activations, fid, mixing, reference
+from experiments.evaluation import (
+    activations,
+    inception_features,
+    reference,
+)
 from experiments.evaluation import evaluate as evaluate_lib
+from experiments.evaluation.fid import Inception
+from experiments.evaluation.inception_features import (
+    PAPER,
+    PROTOCOLS,
+    Extractor,
+    summarise,
+)
 from experiments.streams import Role
+from experiments.training.hooks import Hooks
 from jebm import metrics
 from jebm.metrics import inception
-from tests.experiments.runs import CONFIG, run, run_main
+from tests.experiments.evaluation.saved import experiment_of, of_run, save_run
 from tools.convert import inception as convert_inception
 from tools.verify import inception as verify_inception
 
 REDUCTION = 16
-OPTIONS = ("--config.eval.fid.num_samples=24", "--config.eval.batch_size=10")
+OPTIONS = {"eval.fid.num_samples": 24, "eval.batch_size": 10}
 
 
 @pytest.fixture(scope="module")
@@ -39,49 +54,52 @@ def cached(cache, monkeypatch):
     """No test takes the time to send all digits through the network."""
     monkeypatch.setenv("JEBM_CACHE", str(cache))
     # These are tested with the other protocols.
-    monkeypatch.setattr(evaluate_lib.chains, "chains", lambda *rest: {})
-    monkeypatch.setattr(mixing, "mixing", lambda *rest: {})
+    monkeypatch.setattr(evaluate_lib, "WITH_EVERY", ())
     load = datasets.load
 
-    def few(*arguments, **fields):
-        splits = load(*arguments, **fields)
-        return {
-            k: datasets.Split(s.images[:30], s.labels[:30]) for k, s in splits.items()
-        }
+    def subset(data):
+        splits = load(data)
+        return {k: Split(s.images[:30], s.labels[:30]) for k, s in splits.items()}
 
-    monkeypatch.setattr(datasets, "load", few)
-
-
-@pytest.fixture
-def copied_run(trained_run, tmp_path):
-    return shutil.copytree(trained_run, tmp_path / "run")
-
-
-def evaluate(path, protocol, *options):
-    """Evaluates a run; returns its numbers but for what a clock decides."""
-    protocol_option = f"--config.eval.protocol={protocol}"
-    mode = (CONFIG, f"--workdir={path}", "--mode=eval", protocol_option)
-    run_main(*mode, *OPTIONS, *options)
-    found = json.loads((path / f"eval_{protocol}.json").read_text())
-    timed = [k for k in found if k.startswith("images_per_second")]
-    assert timed == [f"images_per_second_{stage}" for stage in activations.STAGES]
-    assert all(found.pop(name) > 0 for name in (*timed, "seconds"))
-    return found
+    monkeypatch.setattr(datasets, "load", subset)
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained_run, cache, tmp_path_factory):
+def saved(tmp_path_factory):
+    """The directory of a run that was evaluated by its own protocol."""
+    path = save_run(tmp_path_factory.mktemp("saved") / "run", scale=1.0)
+    (path / "eval.json").write_text('{"protocol": "classifier", "step": 8}')
+    return path
+
+
+@pytest.fixture
+def copied_run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def evaluate(path, protocol, **changes):
+    """Evaluates a run; returns its numbers but for what a clock decides."""
+    experiment = of_run(path, **OPTIONS | {"eval.protocol": protocol} | changes)
+    evaluate_lib.evaluate(experiment, path)
+    values = json.loads((path / f"eval_{protocol}.json").read_text())
+    timed = [k for k in values if k.startswith("images_per_second")]
+    assert timed == [f"images_per_second_{stage}" for stage in activations.STAGES]
+    assert all(values.pop(name) > 0 for name in (*timed, "seconds"))
+    return values
+
+
+@pytest.fixture(scope="module")
+def evaluated(saved, cache, tmp_path_factory):
     """What both protocols say of a run, and the run."""
     path = tmp_path_factory.mktemp("evaluated") / "run"
-    shutil.copytree(trained_run, path)
-    return path, {}
+    return shutil.copytree(saved, path), {}
 
 
 def evaluation(evaluated, protocol):
-    path, found = evaluated
-    if protocol not in found:
-        found[protocol] = evaluate(path, protocol)
-    return path, found[protocol]
+    path, values = evaluated
+    if protocol not in values:
+        values[protocol] = evaluate(path, protocol)
+    return path, values[protocol]
 
 
 def by_hand(images, protocol):
@@ -90,11 +108,11 @@ def by_hand(images, protocol):
     if protocol == "clean":
         images = jnp.floor(images * 255 + 0.5) / 255
     resize = {"paper": "bilinear", "clean": "bicubic"}[protocol]
-    found = _apply(network, variables, inception.prepare(images, resize))
-    logits = np.asarray(found.logits)
+    values = _apply(network, variables, inception.prepare(images, resize))
+    logits = np.asarray(values.logits)
     if protocol == "clean":
-        return found.pool, logits - variables["params"]["fc"]["bias"]
-    return found.pool, logits[:, : 1000 // REDUCTION]
+        return values.pool, logits - variables["params"]["fc"]["bias"]
+    return values.pool, logits[:, : 1000 // REDUCTION]
 
 
 _apply = jax.jit(lambda network, *rest: network.apply(*rest), static_argnums=0)
@@ -102,11 +120,11 @@ _apply = jax.jit(lambda network, *rest: network.apply(*rest), static_argnums=0)
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
-    path, found = evaluation(evaluated, protocol)
+    path, values = evaluation(evaluated, protocol)
     model, params = jebm.load(path)
     key = jax.random.fold_in(jax.random.key(0), Role.EVALUATION)
     key_prior = jax.random.split(key)[1]
-    real = datasets.load("digits")["train"].images
+    real = datasets.load(experiment_of().data)["train"].images
     order = np.random.default_rng(0).permutation(len(real))
     priors = ("ebm", "gaussian")
     images = [jebm.sample(key_prior, model, params, 24, prior=p).x for p in priors]
@@ -118,20 +136,20 @@ def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
         distance = metrics.frechet_distance(
             *metrics.feature_statistics(pool), *metrics.feature_statistics(real_pool)
         )
-        assert found[f"fid{suffix}"] == pytest.approx(distance, rel=1e-4)
+        assert values[f"fid{suffix}"] == pytest.approx(distance, rel=1e-4)
         splits = {"paper": 1, "clean": 10}[protocol]
         score = metrics.inception_score(logits, splits)
-        assert found[f"inception_score{suffix}"] == pytest.approx(score.mean, rel=1e-4)
+        assert values[f"inception_score{suffix}"] == pytest.approx(score.mean, rel=1e-4)
         kid = metrics.kernel_distance(pool, real_pool[:24])
-        assert found[f"kid{suffix}"] == pytest.approx(kid.value, rel=1e-2)
+        assert values[f"kid{suffix}"] == pytest.approx(kid.value, rel=1e-2)
         shares = metrics.precision_recall(real_pool[:24], pool)
-        assert found[f"precision{suffix}"] == shares.precision
-        assert found[f"recall{suffix}"] == shares.recall
+        assert values[f"precision{suffix}"] == shares.precision
+        assert values[f"recall{suffix}"] == shares.recall
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol):
-    path, found = evaluation(evaluated, protocol)
+    path, values = evaluation(evaluated, protocol)
     about = {
         "step": 8,
         "seed": 0,
@@ -149,14 +167,14 @@ def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol
         "reference": f"digits_train_8x8_{protocol}_inception01234567.npz",
         "training_images": 160,
     }
-    assert {name: found[name] for name in about} == about
-    assert found["training_seconds"] > 0
-    assert found["hardware"].startswith("2 x CPU device of ")
-    assert found["training_hardware"] == found["hardware"]
+    assert {name: values[name] for name in about} == about
+    assert values["training_seconds"] > 0
+    assert values["hardware"].startswith("2 x CPU device of ")
+    assert values["training_hardware"] == values["hardware"]
     assert not (path / "eval_unfinished").exists()
     page = (path / "report.html").read_text()
     assert f"Protocol &#x27;{protocol}&#x27; at step 8: 24 samples" in page
-    assert f"{found['fid_untilted']:.4g}" in page
+    assert f"{values['fid_untilted']:.4g}" in page
     # The run's own numbers stay.
     assert json.loads((path / "eval.json").read_text())["protocol"] == "classifier"
 
@@ -166,18 +184,12 @@ def test_protocols_see_different_images(evaluated):
     assert abs(paper["fid"] - clean["fid"]) > 1e-3 * paper["fid"]
 
 
-def test_gaussian_prior_has_one_set_of_samples(tmp_path, test_config):
-    test_config.prior = "gaussian"
-    test_config.learning.num_steps = 2
-    test_config.eval.fid.sets = ("untilted",)
-    test_config.eval.fid.num_samples, test_config.eval.batch_size = 24, 10
-    run(test_config, tmp_path / "run")
-    test_config.eval.protocol = "paper"
-    evaluate_lib.evaluate(test_config, tmp_path / "run")
-    found = json.loads((tmp_path / "run" / "eval_paper.json").read_text())
-    assert found["fid"] > 0
-    assert "fid_untilted" not in found
-    assert found["chain"] == "none: exact draws of the Gaussian prior"
+def test_gaussian_prior_has_one_set_of_samples(tmp_path):
+    path = save_run(tmp_path / "run", prior="gaussian")
+    values = evaluate(path, "paper", **{"eval.fid.sets": ("untilted",)})
+    assert values["fid"] > 0
+    assert "fid_untilted" not in values
+    assert values["chain"] == "none: exact draws of the Gaussian prior"
 
 
 class Killed(BaseException):
@@ -210,49 +222,45 @@ def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
     monkeypatch.setattr(
         activations, "_write", lambda f, b: (written.append(f), write(f, b))
     )
-    found = evaluate(copied_run, "paper")
+    values = evaluate(copied_run, "paper")
     assert written == [*first[3:], first[4].with_name("00000020.npz")]
-    assert found == expected
+    assert values == expected
 
 
 def test_batches_of_other_settings_are_not_taken_for_these(copied_run, monkeypatch):
-    monkeypatch.setattr(fid, "forget", lambda path, protocol: None)
-    sets = "--config.eval.fid.sets=('chain',)"
-    evaluate(copied_run, "paper", sets)
+    monkeypatch.setattr(Inception, "written", lambda self, run: None)
+    sets = {"eval.fid.sets": ("chain",)}
+    evaluate(copied_run, "paper", **sets)
     (folder,) = (copied_run / "eval_unfinished" / "paper").iterdir()
     first = json.loads((copied_run / "eval_paper.json").read_text())
-    cooler = "--config.eval.fid.temperature=0.5"
-    found = evaluate(copied_run, "paper", sets, cooler)
+    values = evaluate(copied_run, "paper", **sets, **{"eval.fid.temperature": 0.5})
     assert len(list(folder.parent.iterdir())) == 2
-    assert found["temperature"] == 0.5
-    assert found["fid"] != first["fid"]
+    assert values["temperature"] == 0.5
+    assert values["fid"] != first["fid"]
     written = []
     monkeypatch.setattr(activations, "_write", lambda f, b: written.append(f))
-    fewer = "--config.eval.fid.num_samples=12"
-    assert evaluate(copied_run, "paper", sets, fewer)["fid"] != first["fid"]
+    fewer = evaluate(copied_run, "paper", **sets, **{"eval.fid.num_samples": 12})
+    assert fewer["fid"] != first["fid"]
     assert written == []  # the batches that are there do
     assert len(list(folder.glob("*.npz"))) == 3
 
 
 def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluated):
-    sets = "--config.eval.fid.sets=('posterior','long_chain')"
-    found = evaluate(copied_run, "paper", sets)
-    assert {"fid_posterior", "fid_long_chain", "kid_long_chain"} <= found.keys()
-    assert "fid" not in found
+    sets = {"eval.fid.sets": ("posterior", "long_chain")}
+    values = evaluate(copied_run, "paper", **sets)
+    assert {"fid_posterior", "fid_long_chain", "kid_long_chain"} <= values.keys()
+    assert "fid" not in values
     _, other = evaluation(evaluated, "paper")
-    assert len({found["fid_posterior"], found["fid_long_chain"], other["fid"]}) == 3
+    assert len({values["fid_posterior"], values["fid_long_chain"], other["fid"]}) == 3
 
 
 def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
-    step = "--config.chains.prior.step_size=1e18"
-    run_main(
-        CONFIG, f"--workdir={copied_run}", "--mode=eval", step, *OPTIONS,
-        "--config.eval.protocol=paper", "--config.eval.num_diagnosed=1",
-    )  # fmt: skip
+    changes = {"eval.protocol": "paper", "chains.prior.step_size": 1e18}
+    evaluate_lib.evaluate(of_run(copied_run, **OPTIONS | changes), copied_run)
     file = copied_run / "eval_paper_chains.prior.step_size=1e+18.json"
-    found = json.loads(file.read_text())
-    assert "fid" not in found
-    assert found["fid_untilted"] > 0
+    values = json.loads(file.read_text())
+    assert "fid" not in values
+    assert values["fid_untilted"] > 0
     assert f"  {'fid':30}not finite, left out" in capsys.readouterr().out.splitlines()
 
 
@@ -260,7 +268,7 @@ def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
 def extractor(cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JEBM_CACHE", str(cache))
-        return fid.Extractor.load("paper", None)
+        return Extractor.load(PAPER, None)
 
 
 def ttur(path, **changes):
@@ -275,11 +283,13 @@ def test_statistics_of_others_are_read_and_have_no_features(
     copied_run, tmp_path, evaluated, capsys
 ):
     file = ttur(tmp_path / "fid_stats_cifar10_train.npz")
-    found = evaluate(copied_run, "paper", f"--config.eval.fid.reference={file}")
-    assert found["reference"] == "fid_stats_cifar10_train.npz"
-    assert not any(name.startswith(("kid", "precision")) for name in found)
-    assert found["fid"] != evaluation(evaluated, "paper")[1]["fid"]
-    assert "no KID, precision or recall" in capsys.readouterr().out
+    values = evaluate(copied_run, "paper", **{"eval.fid.reference": str(file)})
+    assert values["reference"] == "fid_stats_cifar10_train.npz"
+    assert not any(name.startswith(("kid", "precision")) for name in values)
+    assert values["fid"] != evaluation(evaluated, "paper")[1]["fid"]
+    sentence = "warning: fid_stats_cifar10_train.npz holds no features: no KID"
+    assert sentence in capsys.readouterr().out
+    assert "holds no features: no KID" in (copied_run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -298,53 +308,54 @@ def test_statistics_of_something_else_are_refused(tmp_path, extractor, changes, 
         reference.read(ttur(tmp_path / "stats.npz", **changes), extractor)
 
 
-def test_statistics_are_named_by_what_they_are_of(extractor, test_config):
-    data = test_config.data
-    data.unlock()
-    data.name, data.labels, data.binarize = "celeb_a_hq/256", (0, 1), True
-    data.heldout_class = 3
+def test_statistics_are_named_by_what_they_are_of(extractor):
     published = extractor._replace(sha256=inception.PUBLISHED_SHA256)
     images = np.zeros((12, 256, 256, 3), np.uint8)
-    name = reference.cached(data, "test", images, published).name
+    data = experiment_of().data
+    special = dataclasses.replace(
+        data, name="celeb_a_hq/256", labels=(0, 1), binarize=True, heldout_class=3
+    )
+    name = reference.cached(special, "test", images, published).name
     assert name == "celeb_a_hq-256_test_256x256_paper_labels0,1_heldout3_binarized.npz"
-    names = set()
-    data.labels, data.binarize, data.heldout_class = (), False, None
-    for data.name, some in (
-        ("fake", images), ("folder", images), ("folder", images[:-1]),
-        ("folder", images + np.uint8(1)),
-    ):  # fmt: skip
-        names.add(reference.cached(data, "train", some, published).name)
+    names = {
+        reference.cached(
+            dataclasses.replace(data, name=name), "train", some, published
+        ).name
+        for name, some in (
+            ("fake", images), ("folder", images), ("folder", images[:-1]),
+            ("folder", images + np.uint8(1)),
+        )
+    }  # fmt: skip
     assert len(names) == 4
     assert "fake-digits_train_256x256_paper.npz" in names
 
 
 @pytest.mark.parametrize(
-    ("option", "words"),
+    ("field", "value", "words"),
     [
-        ("eval.fid.sets=('all',)", ["eval.fid.sets", "'all'", "'long_chain'"]),
-        ("eval.fid.sets=()", ["eval.fid.sets is empty"]),
-        ("eval.fid.temperature=-1.0", ["eval.fid.temperature", "-1.0"]),
-        ("eval.fid.num_samples=1", ["eval.fid.num_samples", "at least 2"]),
-        ("eval.batch_size=5", ["eval.batch_size", "multiple of the 2 devices", "5"]),
-        ("eval.fid.reference=none.npz", ["eval.fid.reference", "none.npz"]),
-        ("eval.fid.reference_split=dev", ["fid_reference_split", "dev", "'train'"]),
-        ("eval.fid.inception=none.npz", ["none.npz", "tools.convert.inception"]),
+        ("fid.sets", ("all",), ["eval.fid.sets", "'all'", "'long_chain'"]),
+        ("fid.sets", (), ["eval.fid.sets is empty"]),
+        ("fid.temperature", -1.0, ["eval.fid.temperature", "-1.0"]),
+        ("fid.num_samples", 1, ["eval.fid.num_samples", "at least 2"]),
+        ("batch_size", 5, ["eval.batch_size", "multiple of the 2 devices", "5"]),
+        ("fid.reference", "none.npz", ["eval.fid.reference", "none.npz"]),
+        ("fid.reference_split", "dev", ["fid.reference_split", "dev", "'train'"]),
+        ("fid.inception", "none.npz", ["none.npz", "tools.convert.inception"]),
     ],
 )
-def test_settings_that_cannot_be_are_refused(copied_run, option, words):
-    mode = (CONFIG, f"--workdir={copied_run}", "--mode=eval")
-    with pytest.raises(SystemExit) as stopped:
-        run_main(*mode, "--config.eval.protocol=paper", f"--config.{option}")
-    message = stopped.value.code
-    assert message.startswith("error: ")
+def test_settings_that_cannot_be_are_refused(copied_run, field, value, words):
+    with pytest.raises(ConfigError) as refused:
+        evaluate(copied_run, "paper", **{f"eval.{field}": value})
+    message = str(refused.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
 
 
 def test_training_that_could_not_be_evaluated_does_not_begin(tmp_path, monkeypatch):
     monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(SystemExit, match=r"python -m tools\.convert_inception"):
-        run_main(CONFIG, f"--workdir={tmp_path}/run", "--config.eval.protocol=clean")
+    with pytest.raises(ConfigError, match=r"python -m tools\.convert\.inception"):
+        experiment = experiment_of(**OPTIONS, **{"eval.protocol": "clean"})
+        main.run("train", experiment, tmp_path / "run", Hooks())
     assert not (tmp_path / "run").exists()
 
 
@@ -365,36 +376,36 @@ def write_batches(folder, num, size):
 @pytest.mark.parametrize("num", [50, 47, 31])
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_summary_of_batches_is_that_of_all_together(tmp_path, extractor, num, protocol):
-    extractor = extractor._replace(protocol=fid.PROTOCOLS[protocol])
+    extractor = extractor._replace(protocol=PROTOCOLS[protocol])
     files = write_batches(tmp_path, 5, 10)
-    found = fid.summarise(files[: -(-num // 10)], num, extractor)
+    values = summarise(files[: -(-num // 10)], num, extractor)
     rng = np.random.default_rng(0)
     drawn = [(rng.normal(size=(10, 128)), rng.normal(size=(10, 63))) for _ in range(5)]
     pool, logits = (
         np.concatenate(a)[:num].astype(np.float32) for a in zip(*drawn, strict=True)
     )
     mean, covariance = metrics.feature_statistics(pool)
-    np.testing.assert_allclose(found.mean, mean, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9, atol=1e-12)
-    np.testing.assert_array_equal(found.features, pool)
+    np.testing.assert_allclose(values.mean, mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(values.covariance, covariance, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(values.features, pool)
     score = metrics.inception_score(
         extractor.score_logits(logits), extractor.protocol.num_splits
     )
-    np.testing.assert_allclose(found.score, score, rtol=1e-9)
+    np.testing.assert_allclose(values.score, score, rtol=1e-9)
     rates = [10.0, 5.0, 2.5]
     names = [f"images_per_second_{stage}" for stage in activations.STAGES]
-    assert found.rates == pytest.approx(dict(zip(names, rates, strict=True)))
+    assert values.rates == pytest.approx(dict(zip(names, rates, strict=True)))
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(
     tmp_path, extractor, monkeypatch
 ):
-    monkeypatch.setattr(fid, "SUBSET", 100)
+    monkeypatch.setattr(inception_features, "SUBSET", 100)
     files = write_batches(tmp_path, 40, 200)
 
     def peak(num):
         tracemalloc.start()
-        fid.summarise(files[:num], 200 * num, extractor)
+        summarise(files[:num], 200 * num, extractor)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most

@@ -1,17 +1,19 @@
+import dataclasses
 import doctest
 import json
 import shutil
-import types
+import typing
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.configs import test
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluate, likelihood
+from experiments.evaluation import evaluate, likelihood, log_likelihood
+from experiments.evaluation.likelihood import Likelihood, warnings_of
+from experiments.evaluation.registry import create
 from experiments.rundir import report
-from tests.experiments.runs import run
+from tests.experiments.evaluation.saved import experiment_of, of_run, save_run
 from tests.jebm.test_partition import LOG_Z, well_model, well_samples
 from tests.jebm.test_scores import (
     NOISE,
@@ -24,17 +26,19 @@ from tests.jebm.test_scores import (
 
 KEY = jax.random.key(5)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 1)).astype(np.uint8)
+ESTIMATORS = typing.get_args(typing.get_type_hints(Likelihood)["estimator"])
 
 
-def options(**changes):
+def measure(key, model, params, images, **changes):
+    """The numbers of 30 of the images, by some samples of each."""
     fields = {
-        "likelihood_estimator": "importance",
-        "likelihood_num_images": 30,
-        "likelihood_num_samples": 100,
-        "likelihood_num_temperatures": 60,
-        "likelihood_batch_size": 20,
+        "estimator": "importance",
+        "num_images": 30,
+        "num_samples": 100,
+        "num_temperatures": 60,
+        "batch_size": 20,
     }
-    return types.SimpleNamespace(**fields | changes)
+    return Likelihood(**fields | changes).measure(key, model, params, images)
 
 
 def loosened(tilt):
@@ -44,70 +48,65 @@ def loosened(tilt):
 
 
 @pytest.mark.parametrize("with_energy", [False, True])
-@pytest.mark.parametrize("estimator", likelihood.ESTIMATORS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
     estimator, with_energy, x64
 ):
     tilt = TILT if with_energy else np.zeros(2)
     model, params = linear_model(loosened(tilt), tilted=with_energy)
-    found = likelihood.likelihood(
-        KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
-    )
+    numbers = measure(KEY, model, params, IMAGES, estimator=estimator)
     noise = jax.random.split(KEY, 3)[0]
-    x = np.asarray(likelihood.dequantise(noise, IMAGES[:30]), np.float64).ravel()
+    x = np.asarray(log_likelihood.dequantise(noise, IMAGES[:30]), np.float64).ravel()
     variance = PIXEL @ np.linalg.inv(precision(tilt)) @ PIXEL + NOISE**2
     expected = -0.5 * (x**2 / variance + np.log(2 * np.pi * variance))
-    error = found["log_likelihood_error"]
+    error = numbers["log_likelihood_error"]
     assert 0 < error < 0.05
-    assert abs(found["log_likelihood_nats"] - expected.mean()) < 4 * error
-    assert found["log_likelihood_spread"] == pytest.approx(
+    assert abs(numbers["log_likelihood_nats"] - expected.mean()) < 4 * error
+    assert numbers["log_likelihood_spread"] == pytest.approx(
         expected.std(ddof=1), rel=0.2
     )
-    assert found["bits_per_dim"] == pytest.approx(
-        8 - found["log_likelihood_nats"] / np.log(2)
+    assert numbers["bits_per_dim"] == pytest.approx(
+        8 - numbers["log_likelihood_nats"] / np.log(2)
     )
-    assert 1 < found["effective_samples"] < 100
-    assert ("log_z_nats" in found) == with_energy
-    assert ("log_likelihood_nats_untilted" in found) == with_energy
+    assert 1 < numbers["effective_samples"] < 100
+    assert ("log_z_nats" in numbers) == with_energy
+    assert ("log_likelihood_nats_untilted" in numbers) == with_energy
     if with_energy:
         untilted = np.linalg.det(precision(np.zeros(2)))
         log_z = 0.5 * np.log(untilted / np.linalg.det(precision(tilt)))
         for name in ("log_z", "log_z_reverse"):
-            error = found[f"{name}_error"]
-            assert abs(found[f"{name}_nats"] - log_z) < 4 * error + 1e-9
-            assert 300 < found[f"{name}_effective_samples"] <= 500
+            error = numbers[f"{name}_error"]
+            assert abs(numbers[f"{name}_nats"] - log_z) < 4 * error + 1e-9
+            assert 300 < numbers[f"{name}_effective_samples"] <= 500
         assert (
-            found["log_z_gap_nats"]
-            == found["log_z_reverse_nats"] - (found["log_z_nats"])
+            numbers["log_z_gap_nats"]
+            == numbers["log_z_reverse_nats"] - (numbers["log_z_nats"])
         )
-        assert (found["log_z_agrees"], found["log_z_unseen_share"]) == (True, 0)
-    assert report.cautions(found) == []
+        assert (numbers["log_z_agrees"], numbers["log_z_unseen_share"]) == (True, 0)
+    assert warnings_of(numbers) == ()
     if estimator == "importance":
-        assert 0 <= found["heavy_tailed_share"] <= 0.05  # of 100 weights, k is ~ 0
+        assert 0 <= numbers["heavy_tailed_share"] <= 0.05  # of 100 weights, k is ~ 0
     else:
-        assert "heavy_tailed_share" not in found
+        assert "heavy_tailed_share" not in numbers
     if with_energy:
         model, params = linear_model(loosened(tilt), tilted=False)
-        gaussian = likelihood.likelihood(
-            KEY, model, params, IMAGES, options(likelihood_estimator=estimator)
-        )
+        gaussian = measure(KEY, model, params, IMAGES, estimator=estimator)
         for name, value in gaussian.items():
-            assert found[f"{name}_untilted"] == pytest.approx(value, rel=1e-6)
+            assert numbers[f"{name}_untilted"] == pytest.approx(value, rel=1e-6)
 
 
 def test_a_mode_that_annealing_misses_is_told(monkeypatch, x64):
     """By a chain that has been there, with the most tellingly small of errors."""
     samples = well_samples(498, 2)
-    monkeypatch.setattr(likelihood, "_of_prior_chain", lambda *_: samples)
-    told = options(likelihood_estimator="bridged", likelihood_num_samples=4)
-    found = likelihood.likelihood(KEY, *well_model(), IMAGES, told)
-    assert abs(found["log_z_nats"] - LOG_Z) > 5
-    assert found["log_z_error"] < 0.01
-    assert abs(found["log_z_gap_nats"] - LOG_Z) < 2
-    assert found["log_z_agrees"] is False
-    (text,) = report.cautions(found)
+    monkeypatch.setattr(log_likelihood, "_of_prior_chain", lambda *_: samples)
+    numbers = measure(KEY, *well_model(), IMAGES, estimator="bridged", num_samples=4)
+    assert abs(numbers["log_z_nats"] - LOG_Z) > 5
+    assert numbers["log_z_error"] < 0.01
+    assert abs(numbers["log_z_gap_nats"] - LOG_Z) < 2
+    assert numbers["log_z_agrees"] is False
+    (text,) = warnings_of(numbers)
     assert text.startswith("log Z and its error are not to be trusted: ")
-    assert f"{found['log_z_reverse_nats']:.4g} nats backwards" in text
+    assert f"{numbers['log_z_reverse_nats']:.4g} nats backwards" in text
 
 
 def test_weights_with_heavy_tails_are_told():
@@ -115,21 +114,19 @@ def test_weights_with_heavy_tails_are_told():
     q = exact_posterior(TILT)
     narrow = type(q)(q.top, 0.5 * q.top_scale, q.low, q.pull, 0.5 * q.low_scale)
     model, params = linear_model(narrow, tilted=False)
-    told = options(likelihood_num_samples=1000)
-    found = likelihood.likelihood(KEY, model, params, IMAGES, told)
-    assert found["heavy_tailed_share"] > 0.3
-    (text,) = report.cautions(found)
-    share = f"{found['heavy_tailed_share']:.0%}"
+    numbers = measure(KEY, model, params, IMAGES, num_samples=1000)
+    assert numbers["heavy_tailed_share"] > 0.3
+    (text,) = warnings_of(numbers)
+    share = f"{numbers['heavy_tailed_share']:.0%}"
     assert f"the weights of {share} of the images have a Pareto k above .7" in text
-    few = options(likelihood_num_samples=24)  # a tail of less than five
-    assert "heavy_tailed_share" not in likelihood.likelihood(
-        KEY, model, params, IMAGES, few
-    )
+    # A tail of less than five.
+    fewer = measure(KEY, model, params, IMAGES, num_samples=24)
+    assert "heavy_tailed_share" not in fewer
 
 
 def test_dequantised_values_fill_their_bins_evenly():
     values = np.repeat(np.arange(256, dtype=np.uint8), 400).reshape(-1, 1, 1, 1)
-    x = np.asarray(likelihood.dequantise(KEY, values), np.float64)
+    x = np.asarray(log_likelihood.dequantise(KEY, values), np.float64)
     assert np.all((x >= 0) & (x <= 1))
     within = 256 * x - values
     assert np.all((within >= 0) & (within <= 1))
@@ -140,42 +137,37 @@ def test_dequantised_values_fill_their_bins_evenly():
 
 def test_every_model_sees_the_same_noise_and_each_run_of_a_key_the_same_number():
     model, params = linear_model(loosened(TILT), tilted=False)
-    first, again = (
-        likelihood.likelihood(KEY, model, params, IMAGES, options()) for _ in range(2)
-    )
+    first, again = (measure(KEY, model, params, IMAGES) for _ in range(2))
     assert first == again
-    other = likelihood.likelihood(jax.random.key(6), model, params, IMAGES, options())
+    other = measure(jax.random.key(6), model, params, IMAGES)
     assert other["log_likelihood_nats"] != first["log_likelihood_nats"]
+
+
+SMALL = {
+    "learning.method": "variational",
+    "backbone.encoder_widths": (8,),
+    "chains.posterior.start": "encoder",
+    "chains.posterior.num_steps": 0,
+    "eval.protocol": "likelihood",
+    "eval.likelihood.num_images": 30,
+    "eval.likelihood.num_samples": 20,
+}
 
 
 @pytest.fixture(scope="module")
 def variational_run(tmp_path_factory):
-    config, path = small(), tmp_path_factory.mktemp("likelihood") / "run"
-    run(config, path)
-    evaluate.evaluate(config, path)
+    path = save_run(tmp_path_factory.mktemp("likelihood") / "run", **SMALL)
+    evaluate.evaluate(of_run(path), path)
     return path
-
-
-def small():
-    config = test.get_config()
-    config.learning.method = "variational"
-    config.backbone.encoder_widths = (8,)
-    config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
-    config.eval.protocol = "likelihood"
-    config.eval.likelihood.num_images = 30
-    config.eval.likelihood.num_samples = 20
-    return config
 
 
 def test_another_protocol_has_a_file_of_its_own(variational_run, tmp_path):
     path = shutil.copytree(variational_run, tmp_path / "run")
     own = (path / "eval.json").read_bytes()
-    config = small()
-    config.eval.protocol = "classifier"
-    evaluate.evaluate(config, path)
+    evaluate.evaluate(of_run(path, **{"eval.protocol": "classifier"}), path)
     assert (path / "eval.json").read_bytes() == own
-    found = json.loads((path / "eval_classifier.json").read_text())
-    assert found["protocol"] == "classifier"
+    values = json.loads((path / "eval_classifier.json").read_text())
+    assert values["protocol"] == "classifier"
     page = (path / "report.html").read_text()
     assert "Frechet distance to 360" in page
     assert "Log-likelihood of 30" in page
@@ -183,44 +175,41 @@ def test_another_protocol_has_a_file_of_its_own(variational_run, tmp_path):
 
 def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp_path):
     path = shutil.copytree(variational_run, tmp_path / "run")
-    found = json.loads((path / "eval.json").read_text())
-    assert (found["protocol"], found["estimator"]) == ("likelihood", "importance")
-    assert (found["num_images"], found["samples_per_image"]) == (30, 20)
-    assert found["bits_per_dim"] == pytest.approx(
-        8 - found["log_likelihood_nats"] / (64 * np.log(2))
+    numbers = json.loads((path / "eval.json").read_text())
+    assert (numbers["protocol"], numbers["estimator"]) == ("likelihood", "importance")
+    assert (numbers["num_images"], numbers["samples_per_image"]) == (30, 20)
+    assert numbers["bits_per_dim"] == pytest.approx(
+        8 - numbers["log_likelihood_nats"] / (64 * np.log(2))
     )
-    assert abs(found["log_z_nats"]) < 1  # the energies have hardly moved from 0
-    assert "prior_stiffness" in found
+    assert abs(numbers["log_z_nats"]) < 1  # the energies have hardly moved from 0
+    assert "prior_stiffness" in numbers
     report.write(path)
     page = (path / "report.html").read_text()
     assert "Log-likelihood of 30 dequantised held-out images" in page
     for name in ("bits_per_dim", "log_z_nats", "log_z_gap_nats", "effective_samples"):
-        assert f"<td>{found[name]:.4g}</td>" in page
+        assert f"<td>{numbers[name]:.4g}</td>" in page
 
 
 def test_warnings_are_on_the_page_and_beside_the_numbers(
     variational_run, tmp_path, capsys, monkeypatch
 ):
     path = shutil.copytree(variational_run, tmp_path / "run")
-    found = json.loads((path / "eval.json").read_text())
-    assert found["log_z_agrees"] is True
+    numbers = json.loads((path / "eval.json").read_text())
+    assert numbers["log_z_agrees"] is True
     report.write(path)
     assert "not to be trusted" not in (path / "report.html").read_text()
 
     doubted = {"log_z_agrees": False, "heavy_tailed_share": 0.25}
-
-    def measured(*_):
-        names = ("log_z_nats", "log_z_reverse_nats", "log_z_unseen_share")
-        return {name: found[name] for name in names} | doubted
-
-    monkeypatch.setattr(likelihood, "likelihood", measured)
-    evaluate.evaluate(small(), path)
+    names = ("log_z_nats", "log_z_reverse_nats", "log_z_unseen_share")
+    doubtful = {name: numbers[name] for name in names} | doubted
+    monkeypatch.setattr(Likelihood, "measure", lambda *_: doubtful)
+    evaluate.evaluate(of_run(path), path)
     printed = capsys.readouterr().out
     assert printed.count("warning: log Z and its error are not to be trusted") == 1
     assert printed.count("warning: The error of log p(x) is not to be trusted") == 1
     assert json.loads((path / "eval.json").read_text())["log_z_agrees"] is False
     page = (path / "report.html").read_text()
-    assert '<p class="rescues">log Z and its error are not to be trusted' in page
+    assert '<p class="warning">log Z and its error are not to be trusted' in page
     assert "25% of the images have a Pareto k above .7" in page
     assert "<td>the two agree</td><td>False</td>" in page
 
@@ -235,13 +224,22 @@ def test_warnings_are_on_the_page_and_beside_the_numbers(
         ({"chains.posterior.num_steps": 3}, "an encoder alone; .* to 'annealed'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(changes, words, tmp_path):
-    config = small()
-    config.update_from_flattened_dict(changes)
+def test_settings_that_cannot_work_are_refused_by_name(changes, words):
     with pytest.raises(ConfigError, match=words):
-        run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        create(experiment_of(**SMALL | changes))
 
 
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(likelihood).failed == 0
+def test_density_of_grey_images_by_bernoulli_is_refused():
+    experiment = experiment_of(**SMALL)
+    bernoulli = dataclasses.replace(experiment, likelihood={"name": "bernoulli"})
+    with pytest.raises(
+        ConfigError, match=r"'bernoulli'.* needs config\.data\.binarize"
+    ):
+        create(bernoulli)
+    binarized = dataclasses.replace(bernoulli.data, binarize=True)
+    create(dataclasses.replace(bernoulli, data=binarized))
+
+
+@pytest.mark.parametrize("module", [likelihood, log_likelihood])
+def test_examples_of_the_docstrings(module):
+    assert doctest.testmod(module).failed == 0

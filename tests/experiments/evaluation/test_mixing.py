@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments.data import datasets
+from experiments.data.loaders import LOADERS, Options
 from experiments.evaluation import mixing
+from experiments.evaluation.chains import chain_table
 from tests.models import random_params
 
 SHAPE = (8, 8, 1)
@@ -30,7 +31,7 @@ def first_pixels(images):
 
 @pytest.fixture(scope="module")
 def heldout():
-    return datasets.load("digits")["test"].images[:20]
+    return LOADERS["digits"](Options())["test"].images[:20]
 
 
 ENERGY = {"name": "layerwise", "widths": (4,), "activation": "tanh"}
@@ -75,12 +76,12 @@ def test_values_are_those_of_arviz_on_the_energies(monkeypatch, heldout):
         model.likelihood,
         jebm.Chains(model.chains.prior, jebm.Langevin(num_steps=0)),
     )
-    found = mixing.mixing(KEY, model, params, heldout, None)
-    assert set(found) == {"prior_draws", "prior_rhat", "prior_ess"}
-    assert found["prior_draws"] == 40 * 64
+    numbers = mixing.mixing(KEY, model, params, heldout, None)
+    assert set(numbers) == {"prior_draws", "prior_rhat", "prior_ess"}
+    assert numbers["prior_draws"] == 40 * 64
     # Independent draws: R-hat is 1 and all of them count, within sampling error.
-    assert found["prior_rhat"] == pytest.approx(1, abs=0.02)
-    assert found["prior_ess"] == pytest.approx(40 * 64, rel=0.15)
+    assert numbers["prior_rhat"] == pytest.approx(1, abs=0.02)
+    assert numbers["prior_ess"] == pytest.approx(40 * 64, rel=0.15)
     apart = jnp.repeat(z[0][:1], 40, axis=0)  # each chain at a place of its own
     moved = (apart + 0.1 * z[0], jnp.repeat(z[1][:1], 40, axis=0))
     monkeypatch.setattr(mixing, "_trace", lambda *arguments, **options: moved)
@@ -90,15 +91,15 @@ def test_values_are_those_of_arviz_on_the_energies(monkeypatch, heldout):
 def test_an_energy_that_does_not_vary_has_no_statistic(heldout):
     model, params = model_with(ENERGY, prior={"num_steps": 4})
     flat = params._replace(energy=jax.tree.map(jnp.zeros_like, params.energy))
-    found = mixing.mixing(KEY, model, flat, heldout, None)
-    assert np.isnan(found["prior_rhat"])
-    assert np.isnan(found["prior_ess"])
+    numbers = mixing.mixing(KEY, model, flat, heldout, None)
+    assert np.isnan(numbers["prior_rhat"])
+    assert np.isnan(numbers["prior_ess"])
 
 
 def test_the_gaussian_prior_has_no_chain(heldout):
     model, params = model_with(None, posterior={"num_steps": 4})
-    found = mixing.mixing(KEY, model, params, heldout, None)
-    assert {name.split("_")[0] for name in found} == {"posterior"}
+    numbers = mixing.mixing(KEY, model, params, heldout, None)
+    assert {name.split("_")[0] for name in numbers} == {"posterior"}
 
 
 def test_tempered_sampler_mixes_where_the_chain_does_not(heldout):
@@ -107,9 +108,22 @@ def test_tempered_sampler_mixes_where_the_chain_does_not(heldout):
         prior={"num_steps": 40, "step_size": 0.05},  # far too small for one chain
         posterior={"num_steps": 0, "start": "normal"},
     )
-    found = mixing.mixing(KEY, model, params, heldout, first_pixels, num_temperatures=2)
+    numbers = mixing.mixing(
+        KEY, model, params, heldout, first_pixels, num_temperatures=2
+    )
     for suffix in ("", "_features"):
         assert (
-            found[f"tempered_rhat{suffix}"] < 1.25 < 1.6 < found[f"prior_rhat{suffix}"]
+            numbers[f"tempered_rhat{suffix}"]
+            < 1.25
+            < 1.6
+            < numbers[f"prior_rhat{suffix}"]
         )
-    assert found["tempered_draws"] == found["prior_draws"]
+    assert numbers["tempered_draws"] == numbers["prior_draws"]
+
+
+def test_chains_have_a_row_each_in_the_table():
+    numbers = {"prior_rhat": 1.5, "prior_draws": 32, "posterior_draws": 16}
+    table = chain_table(numbers, {"rhat": "R-hat", "ess": "ESS", "draws": "draws"})
+    assert table.head == ["", "R-hat", "draws"]
+    rows = [["prior chain", 1.5, 32], ["posterior chain", None, 16]]
+    assert table.rows == rows

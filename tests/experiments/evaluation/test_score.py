@@ -1,5 +1,4 @@
 import csv
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +7,11 @@ import pytest
 from PIL import Image
 
 import jebm
-from experiments.data import datasets
+from experiments.data.loaders import LOADERS, Options
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import score
-from tests.experiments.runs import CONFIG, run_main
+from tests.experiments.evaluation.saved import of_run
 
 SHAPE = (8, 8, 1)
 
@@ -22,7 +21,7 @@ def folder(tmp_path):
     """Twelve digits, and what is not an image."""
     path = tmp_path / "mine"
     path.mkdir()
-    images = datasets.load("digits")["test"].images[:12]
+    images = LOADERS["digits"](Options())["test"].images[:12]
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(path / f"digit{i:02d}.png")
     (path / "notes.txt").write_text("not an image")
@@ -33,7 +32,7 @@ def folder(tmp_path):
 def test_images_of_the_models_shape_are_read_as_they_are(folder):
     files, images = score.read_folder(folder, SHAPE)
     assert [file.name for file in files] == [f"digit{i:02d}.png" for i in range(12)]
-    expected = datasets.load("digits")["test"].images[:12] / np.float32(255)
+    expected = LOADERS["digits"](Options())["test"].images[:12] / np.float32(255)
     np.testing.assert_array_equal(images, expected)
 
 
@@ -61,20 +60,22 @@ def test_a_folder_without_images_a_damaged_one_and_none_are_refused(folder, tmp_
 @pytest.fixture
 def titles(monkeypatch):
     """Of the images of each sheet that is drawn."""
-    kept = []
-    monkeypatch.setattr(
-        score.plt,
-        "close",
-        lambda figure: kept.append([axis.get_title() for axis in figure.axes]),
-    )
+    kept, draw = [], score._sheet
+
+    def keeping(*arguments):
+        figure = draw(*arguments)
+        kept.append([axis.get_title() for axis in figure.axes])
+        return figure
+
+    monkeypatch.setattr(score, "_sheet", keeping)
     return kept
 
 
 def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
-    trained_run, folder, tmp_path, titles, capsys
+    copied_run, folder, titles, capsys
 ):
-    path = shutil.copytree(trained_run, tmp_path / "run")
-    run_main(CONFIG, f"--workdir={path}", "--mode=score", f"--images={folder}")
+    path = copied_run
+    score.score(of_run(path), path, folder)
     with (path / "scores" / "mine.csv").open() as opened:
         rows = list(csv.DictReader(opened))
     assert list(rows[0]) == ["file", "score_0_nats", "score_1_nats", "llr_1_nats"]
@@ -84,7 +85,7 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
     )
     np.testing.assert_allclose(table[:, 2], table[:, 0] - table[:, 1], atol=1e-3)
     model, params = jebm.load(path)
-    x = to_unit(jnp.asarray(datasets.load("digits")["test"].images[:12]))
+    x = to_unit(jnp.asarray(LOADERS["digits"](Options())["test"].images[:12]))
     for k in (0, 1):
         draws = np.stack(
             [
@@ -106,7 +107,7 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
 def test_a_sheet_of_many_images_spans_the_order(tmp_path, titles):
     values = np.arange(250.0)
     files = [tmp_path / f"{i}.png" for i in range(250)]
-    score._draw_sheet(tmp_path / "x.png", files, np.zeros((250, 4, 4, 3)), values)
+    score._sheet(files, np.zeros((250, 4, 4, 3)), values)
     shown = [int(title.split(".")[0]) for title in titles[0]]
     assert len(shown) == 100
     assert shown == sorted(shown, reverse=True)

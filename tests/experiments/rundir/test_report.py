@@ -94,20 +94,46 @@ def test_report_shows_the_distances_of_every_layer(trained_run, page):
 def test_report_shows_the_distances_between_images_and_the_state_of_the_chains(
     trained_run, page
 ):
-    found = json.loads((trained_run / "eval.json").read_text())
+    values = json.loads((trained_run / "eval.json").read_text())
     cells = list(zip(page.text, page.text[1:], page.text[2:], strict=False))
     for text, name in (
         ("samples", "frechet"),
         ("samples by a chain 4 times as long", "frechet_long_chain"),
         ("samples of the Gaussian prior of the same generator", "frechet_untilted"),
     ):
-        number = f"{found[name]:.4g}"
+        number = f"{values[name]:.4g}"
         assert any(cell[:2] == (text, number) for cell in cells), (text, number)
     for chain in ("prior", "posterior"):
-        numbers = [f"{found[f'{chain}_{x}']:.4g}" for x in ("acceptance", "stiffness")]
+        numbers = [f"{values[f'{chain}_{x}']:.4g}" for x in ("acceptance", "stiffness")]
         assert (f"{chain} chain", *numbers) in cells
     head = "Frechet distance to 360 held-out images at step 8: 40 samples"
     assert any(text.startswith(head) for text in page.text)
+
+
+def test_report_begins_with_what_training_has_gone_back_from(trained_run, tmp_path):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rollbacks": 1, "rollback": "a gap of <9> nats"}\n')
+        file.write('{"step": 4, "rescues": 2, "rescue": "as older versions say"}\n')
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert ("ul", {"class": "warning"}) in page.tags
+    texts = [page.text.index(t) for t in ("a gap of <9> nats", "as older versions say")]
+    assert max(texts) < page.text.index("samples")
+    assert ("step", "8") in list(zip(page.text, page.text[1:], strict=False))
+
+
+def test_report_of_a_run_of_an_older_version_shows_its_settings_by_their_names_of_today(
+    trained_run, tmp_path
+):
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    settings = json.loads((path / "config.json").read_text())
+    settings["guard"] = {"max_rescues": settings.pop("monitor")["max_rollbacks"]}
+    (path / "config.json").write_text(json.dumps(settings))
+    report.write(path)
+    page = Page((path / "report.html").read_text())
+    assert "monitor.max_rollbacks" in page.text
+    assert "guard.max_rescues" not in page.text
 
 
 def test_report_before_evaluation_has_no_distances(trained_run, tmp_path):
@@ -125,9 +151,9 @@ def test_report_shows_evaluations_with_other_chains_under_their_names(
     shutil.copy(path / "eval.json", path / "eval_seed=7.json")
     report.write(path)
     page = Page((path / "report.html").read_text())
-    told = [text for text in page.text if "Frechet distance" in text]
-    assert len(told) == 2
-    assert sum(text.startswith("With seed=7. ") for text in told) == 1
+    shown = [text for text in page.text if "Frechet distance to" in text]
+    assert len(shown) == 2
+    assert sum(text.startswith("With seed=7. ") for text in shown) == 1
 
 
 def test_report_of_a_run_without_figures_says_so(trained_run, tmp_path):

@@ -41,17 +41,28 @@ def write_run(path, *, data="cifar10", method="mle", backbone="vector", **evalua
         "backbone": {"name": backbone},
     }
     (path / "config.json").write_text(json.dumps(config))
-    for name, found in evaluations.items():
-        (path / f"{name}.json").write_text(json.dumps(found))
+    for name, values in evaluations.items():
+        (path / f"{name}.json").write_text(json.dumps(values))
     return path
 
 
+def described(about, head, *rows, warnings=()):
+    """The report of an eval.json: one table, and what goes with every evaluator."""
+    of_chains = {"head": ["", "stiffness"], "rows": [["prior chain", 0.25]]}
+    return [
+        {
+            "about": about,
+            "tables": [{"head": head, "rows": [*rows]}],
+            "warnings": list(warnings),
+            "figures": {},
+        },
+        {"about": "Chains.", "tables": [of_chains], "warnings": [], "figures": {}},
+    ]
+
+
+INCEPTION = ["", "FID", "Inception score", "KID", "precision", "recall"]
 MEASURED = {
     "fid": 71.25,
-    "inception_score": 5.125,
-    "kid": 0.0625,
-    "precision": 0.75,
-    "recall": 0.5,
     "fid_untilted": 99.5,
     "images_per_second_chain": 1234.0,
     "images_per_second_decoder": 2345.0,
@@ -60,19 +71,20 @@ MEASURED = {
     "seed": 3,
     "prior": "ebm",
     "protocol": "paper",
-    "features": "pool of pt_inception-2015-12-05",
-    "num_samples": 50000,
-    "num_compared": 10000,
-    "score_splits": 1,
-    "temperature": 0.75,
-    "chain": "60 steps of 0.4 in z-space",
-    "reference": "fid_stats_cifar10_train.npz",
     "training_images": 5050000,
     "training_seconds": 36000.0,
     "training_hardware": "8 x TPU v5 lite",
     "hardware": "1 x NVIDIA A100",
     "seconds": 600.0,
+    "report": described(
+        "At step 50500: 50000 samples by 60 steps in z-space.",
+        INCEPTION,
+        ["samples", 71.25, 5.125, 0.0625, 0.75, 0.5],
+        ["samples of the Gaussian prior", 99.5, None, None, None, None],
+        warnings=["The reference is another's."],
+    ),
 }
+CLEAN = MEASURED | {"protocol": "clean"}
 FRECHET = {
     "frechet": 2.79,
     "frechet_real": 0.84,
@@ -80,22 +92,25 @@ FRECHET = {
     "seed": 0,
     "prior": "gaussian",
     "protocol": "classifier",
-    "features": "64 features of mnist.npz",
-    "num_samples": 5000,
-    "num_reference": 10000,
+    "report": described(
+        "64 features of mnist.npz.",
+        ["", "Frechet distance, no FID"],
+        ["samples", 2.79],
+        ["real halves", 0.84],
+    ),
 }
 
 
 def by_title(made, word, part=""):
-    (found,) = [t for t in made if t.title.startswith(word) and part in t.title]
-    return found
+    (table_made,) = [t for t in made if t.title.startswith(word) and part in t.title]
+    return table_made
 
 
 @pytest.fixture
 def made(tmp_path):
     runs = [
         write_run(tmp_path / "joint", eval_paper=MEASURED),
-        write_run(tmp_path / "two", method="two_stage", eval_clean=MEASURED),
+        write_run(tmp_path / "two", method="two_stage", eval_clean=CLEAN),
         write_run(
             tmp_path / "digits", data="digits", eval=FRECHET, eval_paper=MEASURED
         ),
@@ -105,20 +120,24 @@ def made(tmp_path):
 
 def test_quoted_rows_are_those_of_the_paper(made):
     two_stages = by_title(made, "CIFAR-10", "two stages")
-    rows = {r[0].replace(" ", "-"): r[1:3] for r in two_stages.rows if r[6] == "quoted"}
+    rows = {
+        r[0].replace(" ", "-"): r[1:3] for r in two_stages.rows if r[-2] == "quoted"
+    }
     expected = [line.split() for line in CIFAR10.split("\n") if line.strip()]
     assert len(rows) == len(expected)
+    assert two_stages.head[1:3] == ["Inception score", "FID"]
     for model, score, fid in expected:
-        (found,) = [v for name, v in rows.items() if name.startswith(model)]
-        assert found == [fid, score]
+        (cells,) = [v for name, v in rows.items() if name.startswith(model)]
+        assert cells == [score, fid]
     for line in FID.strip().split("\n"):
         data, *pairs = line.split()
         part = "joint" if data == "CIFAR-10" else ""
-        rows = [r for r in by_title(made, data, part).rows if r[6] == "quoted"]
+        head = by_title(made, data, part).head
+        rows = [r for r in by_title(made, data, part).rows if r[-2] == "quoted"]
         assert len(rows) == len(pairs) // 2
         for model, fid in zip(pairs[::2], pairs[1::2], strict=True):
-            (found,) = [r for r in rows if r[0].split(",")[0].split(" ")[0] == model]
-            assert found[1] == fid
+            (row,) = [r for r in rows if r[0].split(",")[0].split(" ")[0] == model]
+            assert row[head.index("FID")] == fid
 
 
 def test_quoted_tables_are_of_data_sets_of_ours():
@@ -129,13 +148,15 @@ def test_quoted_tables_are_of_data_sets_of_ours():
 def test_made_up_images_have_no_published_numbers(tmp_path):
     fake = MEASURED | {"data": "made up, in the shape of cifar10"}
     made = table.tables([write_run(tmp_path / "run", eval_paper=fake)])
-    placed = [t.title for t in made if any(r[6] != "quoted" for r in t.rows)]
-    assert placed == ["made up, in the shape of cifar10: nothing published"]
+    placed = [t.title for t in made if any(r[-2] != "quoted" for r in t.rows)]
+    assert placed == [
+        "made up, in the shape of cifar10, protocol paper: nothing published"
+    ]
 
 
 def test_rows_of_ours_stand_in_the_table_of_their_data_and_stages(made):
     ours = {
-        t.title: [r[0].split(":")[0] for r in t.rows if r[6].startswith("ours")]
+        t.title: [r[0].split(",")[0] for r in t.rows if r[-2].startswith("ours")]
         for t in made
     }
     ours = {title: names for title, names in ours.items() if names}
@@ -145,36 +166,57 @@ def test_rows_of_ours_stand_in_the_table_of_their_data_and_stages(made):
     assert [names for title, names in ours.items() if "joint training" in title] == [
         ["joint", "joint"]
     ]
-    assert ours["digits: nothing published"] == ["digits", "digits"]
+    title = "digits, protocol {}: nothing published"
+    assert ours[title.format("paper")] == ["digits", "digits"]
+    assert ours[title.format("classifier")] == ["digits", "digits"]
+    assert len(ours) == 4
 
 
 def test_beside_numbers_of_ours_stands_what_they_were_taken_with(made):
-    rows = by_title(made, "CIFAR-10", "joint").rows
-    tilted, untilted = (r for r in rows if r[6].startswith("ours"))
+    joint = by_title(made, "CIFAR-10", "joint")
+    tilted, untilted = (r for r in joint.rows if r[-2].startswith("ours"))
+    # The published column first, and those that only we have.
+    assert joint.head[1:6] == ["FID", "Inception score", "KID", "precision", "recall"]
     assert tilted[:6] == [
-        "joint: joint EBM prior, 60 steps of 0.4 in z-space",
+        "joint, joint EBM prior: samples",
         "71.25", "5.125", "0.0625", "0.75", "0.5",
     ]  # fmt: skip
-    assert untilted[:3] == ["joint: Gaussian prior of the same generator", "99.5", "-"]
+    assert untilted[:3] == [
+        "joint, joint EBM prior: samples of the Gaussian prior", "99.5", "-",
+    ]  # fmt: skip
     for words in (
-        "protocol paper", "50,000 samples", "temperature 0.75", "step 50,500", "seed 3",
-        "pt_inception-2015-12-05", "fid_stats_cifar10_train.npz", "in 1 split",
-        "10,000 samples",
+        "ours: At step 50500: 50000 samples by 60 steps in z-space.",
+        "The reference is another's.", "Protocol paper, seed 3.",
     ):  # fmt: skip
-        assert words in tilted[6]
+        assert words in tilted[-2]
     for words in (
         "5,050,000 images", "10.0 h on 8 x TPU v5 lite", "10 min on 1 x NVIDIA A100",
         "chain 1,234", "metric 34.5",
     ):  # fmt: skip
-        assert words in tilted[7]
+        assert words in tilted[-1]
 
 
 def test_distances_in_other_features_are_no_fids(made):
-    frechet = made[-1]
-    assert "no FIDs" in frechet.title
-    assert frechet.rows[0][:2] == ["digits: Gaussian prior", "2.79"]
-    assert "64 features of mnist.npz" in frechet.rows[0][6]
-    assert frechet.rows[0][7] == "not recorded"
+    frechet = by_title(made, "digits", "classifier")
+    assert frechet.head[1] == "Frechet distance, no FID"
+    assert frechet.rows[0][:2] == ["digits, Gaussian prior: samples", "2.79"]
+    assert "64 features of mnist.npz" in frechet.rows[0][-2]
+    assert frechet.rows[0][-1] == "not recorded"
+
+
+def test_chains_and_seeds_of_an_evaluation_are_named(tmp_path):
+    run = write_run(tmp_path / "run", **{"eval_paper_seed=7": MEASURED})
+    rows = by_title(table.tables([run]), "CIFAR-10", "joint").rows
+    assert rows[-2][0] == "run with seed=7, joint EBM prior: samples"
+
+
+def test_evaluation_of_an_older_version_has_a_plain_table_of_its_own(tmp_path):
+    plain = {k: v for k, v in MEASURED.items() if k != "report"}
+    made = table.tables([write_run(tmp_path / "run", eval_paper=plain)])
+    older = by_title(made, "cifar10, protocol paper")
+    assert older.head[1] == "value"
+    assert ["run, joint EBM prior: fid", "71.25"] in [row[:2] for row in older.rows]
+    assert "measured by an older version" in older.rows[0][2]
 
 
 class Cells(html.parser.HTMLParser):
@@ -203,7 +245,8 @@ def test_both_pages_hold_every_row(made, tmp_path):
     made = table.tables([strange])
     expected = [row for t in made for row in (t.head, *t.rows)]
     page = Cells(out.with_name("table.html").read_text())
-    assert [row[:6] for row in page.rows] == [row[:6] for row in expected]
+    # The title of the next table follows on the last cell.
+    assert [row[:-1] for row in page.rows] == [row[:-1] for row in expected]
     assert [c.split()[0] for c in page.classes].count("ours") == 2
     assert page.classes.count("quoted strong") == 6
     lines = out.with_name("table.md").read_text().split("\n")
