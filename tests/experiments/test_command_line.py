@@ -178,7 +178,14 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("learning.batch_size=21", ["learning.batch_size", "2 devices", "21"]),
+        (
+            "learning.batch_size=21 learning.persistent_chains=42",
+            ["learning.batch_size", "2 devices", "21"],
+        ),
+        (
+            "learning.batch_size=21",
+            ["learning.persistent_chains", "multiple of the batch_size of 21", "40"],
+        ),
         ("learning.batch_size=0", ["learning.batch_size", "got 0"]),
         ("log.num_samples=7", ["log.num_samples", "even square", "7"]),
         ("log.num_samples=9", ["log.num_samples", "even square", "9"]),
@@ -194,14 +201,15 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
         ("chains.posterior.start=encoder", ["mle", "another chains.posterior.start"]),
         ("chains.prior.start=encoder", ["prior chain", "encoder"]),
         ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
-        ("monitor.max_rollbacks=-1", ["monitor.max_rollbacks", "[0, inf]", "-1"]),
+        ("monitor.max_rollbacks=-1", ["monitor.max_rollbacks", "at least 0", "-1"]),
         ("eval.num_samples=1", ["eval.num_samples", "at least 2", "1"]),
         ("eval.batch_size=0", ["eval.batch_size", "at least 1", "0"]),
         ("eval.num_diagnosed=0", ["eval.num_diagnosed", "at least 1", "0"]),
     ],
 )
 def test_setting_out_of_range_is_named(absent, override, words):
-    message = error_of(CONFIG, f"--workdir={absent}", f"--config.{override}")
+    overrides = [f"--config.{each}" for each in override.split()]
+    message = error_of(CONFIG, f"--workdir={absent}", *overrides)
     assert all(word in message for word in words), message
 
 

@@ -252,7 +252,6 @@ def test_model_may_not_change_for_reading(trained_run, test_config):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("learning.batch_size", 21),
         ("log.num_samples", 15),
         ("log.num_samples", 25),
         ("log.checkpoint_every", 5),
@@ -263,6 +262,16 @@ def test_settings_that_cannot_work_are_refused_before_the_workdir_exists(
 ):
     set_field(test_config, field, value)
     with pytest.raises(ConfigError, match=re.escape(field)):
+        run(test_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_that_devices_cannot_share_is_refused_before_the_workdir_exists(
+    tmp_path, test_config
+):
+    test_config.learning.update(batch_size=21, persistent_chains=42)
+    words = r"learning\.batch_size must be a multiple of the 2 devices, got 21"
+    with pytest.raises(ConfigError, match=words):
         run(test_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -275,7 +275,8 @@ def test_chain_and_method_that_do_not_go_together_are_refused(
 def steps_of(config, num=3):
     """Steps on one device: the states, and where each step's prior chains started."""
     model = build_model(config)
-    images = datasets.load("digits")["train"].images[: config.learning.batch_size]
+    images = datasets.load(options.read(config).data)["train"].images
+    images = images[: config.learning.batch_size]
     starts = []
 
     def recording(*args, start=None, **kwargs):
