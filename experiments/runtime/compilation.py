@@ -26,8 +26,8 @@ def set_precision(precision: str) -> None:
     jax.config.update("jax_default_matmul_precision", name)
 
 
-def keep() -> None:
-    """Keeps them in the user's cache directory, $XDG_CACHE_HOME or ~/.cache.
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the cache directory, $XDG_CACHE_HOME or ~/.cache.
 
     JAX_COMPILATION_CACHE_DIR=DIR keeps them elsewhere, and
     JAX_ENABLE_COMPILATION_CACHE=false nowhere.
