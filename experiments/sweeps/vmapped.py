@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from grain.experimental import ZipIterDataset
 from tqdm import tqdm
 
-from experiments.data.batches import training_batches
+from experiments.data.batches import prefetched, training_batches
 from experiments.errors import ConfigError
 from experiments.rundir.files import lock, read_json, write_text
 from experiments.rundir.metrics import read_metrics
@@ -109,15 +110,14 @@ def _train_lanes(config, path, model, lanes, names):
     step = int(state.learner.step[0])
     history = History(path, step, len(lanes))
     batches = [training_batches(config, lane.images, lane.seed) for lane in lanes]
-
-    def feed(step):
-        return np.stack([lane(step) for lane in batches])[None]
-
+    last = config.learning.num_steps
+    lanes_batches = ZipIterDataset([lane.dataset(step, last) for lane in batches])
+    feed = prefetched(lanes_batches, lambda images: np.stack(images)[None])
     step_fn = parallel.pmap(jax.vmap(lane_step), devices)
     diagnose_fn = parallel.pmap(jax.vmap(lane_diagnose), devices, donate=False)
     state = parallel.replicate(state, devices)
-    last = config.learning.num_steps
     with (
+        contextlib.closing(feed),
         contextlib.closing(history),
         checkpoints.manager(path, config.log.keep) as manager,
         tqdm(initial=step, total=last, unit="step", disable=None) as progress,

@@ -13,8 +13,7 @@ from tqdm import tqdm
 import jebm
 from experiments import pictures
 from experiments.data import datasets
-from experiments.data.batches import training_batches
-from experiments.data.prefetch import Prefetch
+from experiments.data.batches import prefetched, training_batches
 from experiments.drawing import figures
 from experiments.drawing.samples import write_samples
 from experiments.drawing.training import training_curves
@@ -128,9 +127,10 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
         jax.process_index(),
         jax.process_count(),
     )
-    feed = Prefetch(
-        lambda step: parallel.place(parallel.split(batches(step), num_here), devices)
-    )
+
+    def place(images):
+        return parallel.place(parallel.split(images, num_here), devices)
+
     step_fn = parallel.pmap(learner.make_train_step(config.learning, model), devices)
     diagnose_fn = parallel.pmap(learner.make_diagnose(model), devices, donate=False)
     columns = shutil.get_terminal_size((120, 24)).columns  # some terminals tell 0
@@ -142,7 +142,6 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
     warned, alone = set(), jax.process_count() == 1
 
     with asked.saving(), contextlib.ExitStack() as files, progress:
-        files.enter_context(contextlib.closing(feed))
         if first_process:
             manager = files.enter_context(checkpoints.manager(path, config.log.keep))
             metrics = Metrics(path, step, int(guarded.rescues))
@@ -152,6 +151,8 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
             return step % interval == 0 or step == last
 
         while step < last:
+            feed = prefetched(batches.dataset(step, last), place)
+            files.enter_context(contextlib.closing(feed))
             loop = steps.intervals(
                 step_fn, key, replicated, feed, progress, first=step, last=last,
                 every=config.log.every, stop=lambda: bool(asked and alone),
@@ -191,6 +192,7 @@ def run_steps(config, path, model, state, splits, backbone, asked) -> None:
                     )
             else:
                 return
+            feed.close()  # training goes back, and so do its batches
             wrong = wrong or "another process has found values beyond the limits"
             state = create_state(config, model, backbone)
             with parallel.together():

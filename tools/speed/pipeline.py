@@ -9,6 +9,7 @@ well, which the large configurations need an accelerator for.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import io
@@ -22,7 +23,7 @@ from PIL import Image
 
 from experiments.configs import CONFIGS
 from experiments.data import datasets, fake, loaders, sources
-from experiments.data.batches import training_batches
+from experiments.data.batches import prefetched, training_batches
 from experiments.errors import ConfigError
 from experiments.models import build_model
 from experiments.runs import jebm
@@ -54,12 +55,13 @@ def measure(config_name: str, seconds: float = 2.0, num_steps: int = 0) -> dict:
     config = module.get_config()
     source, images = _images(config)
     batches = training_batches(config, images, config.seed)
-    batches(0)  # threads start
-    step, started = 1, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        batches(step)
-        step += 1
-    rate = (step - 1) * config.learning.batch_size / elapsed
+    with contextlib.closing(prefetched(batches.dataset(0))) as feed:
+        next(feed)  # threads start
+        taken, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
+            next(feed)
+            taken += 1
+    rate = taken * config.learning.batch_size / elapsed
     found = {
         "config": config_name,
         "data": config.data.name,
