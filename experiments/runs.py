@@ -9,8 +9,8 @@ import jax
 import jebm
 from experiments.data import datasets
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json
 from experiments.rundir.settings import as_json, check_settings
+from experiments.runtime.files import read_json
 from jebm import checkpoints
 
 

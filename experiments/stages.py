@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json
+from experiments.runtime.files import read_json
 
 
 def stage_one(config):

@@ -13,7 +13,7 @@ from experiments.data.pixels import to_unit
 from experiments.drawing.common import at, save, shown_times
 from experiments.evaluation.traces import energies_along
 from experiments.rundir.curves import PRIOR
-from experiments.rundir.files import write_json
+from experiments.runtime.files import write_json
 from jebm.chains import decode, example_keys, trace_chains
 from jebm.objectives import posterior_terms
 

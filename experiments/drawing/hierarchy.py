@@ -13,7 +13,7 @@ from experiments import pictures
 from experiments.data.pixels import to_unit
 from experiments.drawing.chains import NUM_CHAINS
 from experiments.drawing.common import save
-from experiments.rundir.files import write_json
+from experiments.runtime.files import write_json
 from jebm.chains import decode
 
 matplotlib.use("Agg")

@@ -12,8 +12,8 @@ from experiments import pictures
 from experiments.data.pixels import to_unit
 from experiments.drawing.common import at, save, spaced
 from experiments.rundir.curves import POSTERIOR, PRIOR
-from experiments.rundir.files import write_json
 from experiments.runtime.batching import map_batches
+from experiments.runtime.files import write_json
 from jebm.chains import decode, example_keys, trace_chains
 from jebm.metrics import energy_distance
 

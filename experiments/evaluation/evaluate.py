@@ -46,11 +46,11 @@ from experiments.evaluation import (
 from experiments.evaluation.chains import chains
 from experiments.evaluation.frechet import distances
 from experiments.rundir import report
-from experiments.rundir.files import read_json, write_json
 from experiments.rundir.metrics import training_budget
 from experiments.rundir.settings import variant
 from experiments.runs import open_run
 from experiments.runtime import parallel
+from experiments.runtime.files import read_json, write_json
 from experiments.streams import Role
 from jebm.kernels import ENCODED, STARTS
 from jebm.names import unknown_name_message

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 import jebm
 from experiments.data.pixels import to_unit
-from experiments.rundir.files import write_json
 from experiments.runtime.batching import map_batches
+from experiments.runtime.files import write_json
 
 _NUM_IMAGES = {"train": 10_000, "test": 5_000}
 

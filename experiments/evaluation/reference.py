@@ -7,7 +7,6 @@ recall.
 """
 
 import hashlib
-import io
 import json
 import pathlib
 import shutil
@@ -22,6 +21,7 @@ from experiments.data.pixels import draw_binary, to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import activations, fid
 from experiments.runtime import parallel
+from jebm.files import cache_directory, written_whole
 from jebm.metrics import checks, inception
 
 
@@ -90,7 +90,7 @@ def cached(data, split: str, images, extractor: fid.Extractor) -> pathlib.Path:
         parts.append("binarized")
     if extractor.sha256 != inception.PUBLISHED_SHA256:
         parts.append(f"inception{extractor.sha256[:8]}")
-    return inception.cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
+    return cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
 
 
 def _told_by_a_few(images):
@@ -137,17 +137,14 @@ def make(
         "inception_score": summary.score.mean,
         "images_per_second": summary.rates["images_per_second_metric"],
     }
-    content = io.BytesIO()
-    np.savez(
-        content,
-        mu=summary.mean,
-        sigma=summary.covariance,
-        features=summary.features,
-        about=np.array(json.dumps(about)),
-    )
-    partial = file.with_suffix(".partial")
-    partial.write_bytes(content.getvalue())
-    partial.replace(file)
+    with written_whole(file) as partial, partial.open("wb") as stream:
+        np.savez(
+            stream,
+            mu=summary.mean,
+            sigma=summary.covariance,
+            features=summary.features,
+            about=np.array(json.dumps(about)),
+        )
     shutil.rmtree(file.with_suffix(".unfinished"))
 
 

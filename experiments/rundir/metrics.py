@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json, write_json, write_text
+from experiments.runtime.files import read_json, write_json, write_text
 
 
 class Metrics:

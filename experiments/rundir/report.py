@@ -6,9 +6,9 @@ import pathlib
 
 from experiments.data import datasets
 from experiments.rundir import curves
-from experiments.rundir.files import read_json, write_text
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import flat
+from experiments.runtime.files import read_json, write_text
 
 _CAPTIONS = {
     "ebm": "Samples of the tilted prior (short-run Langevin)",

@@ -29,8 +29,8 @@ from experiments.data import datasets
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import anomaly, evaluate
 from experiments.models import build_model
-from experiments.rundir.files import write_json, write_text
 from experiments.runs import check_log
+from experiments.runtime.files import write_json, write_text
 from experiments.stages import stage_one
 from experiments.streams import Role
 from experiments.sweeps.vmapped import Lane, of_lane, train_lanes

@@ -27,8 +27,8 @@ from experiments.data import datasets
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import classifier, frechet
 from experiments.models import build_model
-from experiments.rundir.files import write_json
 from experiments.runs import check_log
+from experiments.runtime.files import write_json
 from experiments.streams import Role
 from experiments.sweeps.vmapped import TRACED, Lane, of_lane, train_lanes
 from experiments.training.checks import check_learning

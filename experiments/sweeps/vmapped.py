@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from experiments.data.batches import prefetched, training_batches
 from experiments.errors import ConfigError
-from experiments.rundir.files import lock, read_json, write_text
+from experiments.rundir.files import lock
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import check_settings, write_settings
 from experiments.runtime import parallel
+from experiments.runtime.files import read_json, write_text
 from experiments.training import learner, monitor, steps
 from experiments.training.state import checkpoint_items, restore
 from jebm import checkpoints

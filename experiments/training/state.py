@@ -3,8 +3,8 @@
 from typing import Any
 
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json
 from experiments.runs import restore_aloud
+from experiments.runtime.files import read_json
 from experiments.training import learner
 from jebm import checkpoints
 from jebm.learning import LearnerState

@@ -14,9 +14,9 @@ import jax
 
 import jebm
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json
 from experiments.rundir.settings import flat
 from experiments.runtime import parallel
+from experiments.runtime.files import read_json
 from experiments.stages import stage_one
 
 

@@ -21,9 +21,10 @@ from flax import traverse_util
 
 import jebm
 from experiments.configs import default
-from experiments.rundir.files import write_json
 from experiments.rundir.settings import as_json, flat
+from experiments.runtime.files import write_json
 from jebm import pretrained
+from jebm.files import written_whole
 
 _MEASURED = (
     "frechet",
@@ -55,7 +56,8 @@ def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
         "measured": {k: evaluated[k] for k in _MEASURED if k in evaluated},
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.npz").write_bytes(data)
+    with written_whole(out / f"{name}.npz") as partial:
+        partial.write_bytes(data)
     write_json(out / f"{name}.json", about)
     print(f"wrote {out / name}.npz, {len(data):,} bytes, and its .json")
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import fid
-from experiments.rundir.files import write_text
 from experiments.rundir.report import INCEPTION
+from experiments.runtime.files import write_text
 
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 _SETS = {
