@@ -11,7 +11,7 @@ import jebm
 from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
 from experiments.options import Experiment, read
-from experiments.rundir.files import read_json
+from experiments.runtime.files import read_json
 
 
 def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from experiments.data import datasets
 from experiments.data.loaders import Split
 from experiments.errors import ConfigError
 from experiments.options import Experiment
-from experiments.rundir.files import read_json
 from experiments.rundir.settings import check_settings, variant
+from experiments.runtime.files import read_json
 from jebm import checkpoints
 
 

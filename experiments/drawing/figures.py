@@ -27,9 +27,9 @@ from experiments.evaluation import probes
 from experiments.models import active_chains
 from experiments.options import Experiment
 from experiments.rundir import report
-from experiments.rundir.files import write_json
 from experiments.rundir.metrics import read_metrics
 from experiments.runs import Run, open_run
+from experiments.runtime.files import write_json
 from experiments.streams import Role
 
 

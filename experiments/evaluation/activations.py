@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.runtime import parallel
+from jebm.files import written_whole
 from jebm.metrics import inception
 
 STAGES = ("chain", "decoder", "metric")
@@ -121,10 +122,8 @@ def rates(batches: list[Batch]) -> dict[str, float]:
 
 
 def _write(file, batch):
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with written_whole(file) as partial, partial.open("wb") as stream:
         np.savez(stream, **batch._asdict())
-    partial.replace(file)
 
 
 def _load(file):

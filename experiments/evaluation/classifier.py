@@ -20,6 +20,8 @@ from flax import traverse_util
 
 from experiments.errors import ConfigError
 from experiments.runtime.batching import map_batches
+from experiments.runtime.files import write_json
+from jebm.files import written_whole
 
 DIRECTORY = pathlib.Path(__file__).parent / "classifiers"
 BATCH_SIZE = 256
@@ -160,7 +162,8 @@ def write(
     """Writes what `read` reads; `facts` are further entries of the json."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{data_name}.npz"
-    np.savez(path, **traverse_util.flatten_dict(params, sep="/"))
+    with written_whole(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **traverse_util.flatten_dict(params, sep="/"))
     entries = {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -169,7 +172,7 @@ def write(
         "num_features": classifier.num_features,
         **facts,
     }
-    path.with_suffix(".json").write_text(json.dumps(entries, indent=2) + "\n")
+    write_json(path.with_suffix(".json"), entries)
 
 
 def outputs(

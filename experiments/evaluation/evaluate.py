@@ -23,11 +23,11 @@ from experiments.evaluation.contract import Evaluator, Number, Result
 from experiments.evaluation.registry import create
 from experiments.options import Experiment
 from experiments.rundir import report
-from experiments.rundir.files import write_json
 from experiments.rundir.metrics import training_budget
 from experiments.rundir.settings import read_settings
 from experiments.runs import Run, open_run
 from experiments.runtime import parallel
+from experiments.runtime.files import write_json
 from experiments.streams import Role
 
 WITH_EVERY = (chains.evaluate, mixing.evaluate)

@@ -7,7 +7,6 @@ recall.
 """
 
 import hashlib
-import io
 import json
 import pathlib
 import shutil
@@ -24,6 +23,7 @@ from experiments.evaluation import activations
 from experiments.evaluation.inception_features import Extractor, summarise
 from experiments.options import Data
 from experiments.runtime import parallel
+from jebm.files import cache_directory, written_whole
 from jebm.metrics import checks, inception
 
 
@@ -86,7 +86,7 @@ def cached(data: Data, split: str, images, extractor: Extractor) -> pathlib.Path
         parts.append("binarized")
     if extractor.sha256 != inception.PUBLISHED_SHA256:
         parts.append(f"inception{extractor.sha256[:8]}")
-    return inception.cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
+    return cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
 
 
 def _fingerprint(images):
@@ -139,17 +139,14 @@ def make(
 
 def _write(file, summary, about):
     """Writes the file in one piece."""
-    content = io.BytesIO()
-    np.savez(
-        content,
-        mu=summary.mean,
-        sigma=summary.covariance,
-        features=summary.features,
-        about=np.array(json.dumps(about)),
-    )
-    partial = file.with_suffix(".partial")
-    partial.write_bytes(content.getvalue())
-    partial.replace(file)
+    with written_whole(file) as partial, partial.open("wb") as stream:
+        np.savez(
+            stream,
+            mu=summary.mean,
+            sigma=summary.covariance,
+            features=summary.features,
+            about=np.array(json.dumps(about)),
+        )
 
 
 def read(file: pathlib.Path, extractor: Extractor) -> Reference:

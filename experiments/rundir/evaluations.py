@@ -8,7 +8,7 @@ readers: {"about": sentences, "tables": [{"head", "rows"}], "warnings": [sentenc
 import pathlib
 from typing import Any, NamedTuple
 
-from experiments.rundir.files import read_json
+from experiments.runtime.files import read_json
 
 
 class Evaluation(NamedTuple):

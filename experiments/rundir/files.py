@@ -1,14 +1,14 @@
-"""Files of a run: locked by one process, written in one piece."""
+"""The directory of a run: locked by one process, named in errors, given a model."""
 
 import contextlib
 import fcntl
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jebm
 from experiments.errors import ConfigError
+from experiments.runtime.files import write_json
 from jebm import checkpoints
 
 
@@ -51,30 +51,3 @@ def write_model(
     with checkpoints.manager(workdir, keep=1) as manager:
         checkpoints.save(manager, step, {"ema": params})
     write_json(workdir / "model.json", spec)  # last: now it can be loaded
-
-
-def read_json(path: pathlib.Path, kind: type = dict) -> Any:
-    """Reads what `write_json` has written, a dict or a list as `kind` says.
-
-    Raises:
-      ConfigError: if the file is damaged, or another's.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise ConfigError(f"{path} cannot be read: it holds no {kind.__name__}")
-    return value
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one piece."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one piece: neither a reader nor a kill sees half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from experiments.errors import ConfigError
 from experiments.options import Experiment
-from experiments.rundir.files import read_json, write_json, write_text
+from experiments.runtime.files import read_json, write_json, write_text
 
 # Keys of older versions.
 _RENAMED = {"rescue": "rollback", "rescues": "rollbacks", "wrong": "violations"}

@@ -8,9 +8,9 @@ from experiments.data import datasets
 from experiments.options import flat
 from experiments.rundir import curves
 from experiments.rundir.evaluations import Evaluation, read_evaluations
-from experiments.rundir.files import read_json, write_text
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import read_settings
+from experiments.runtime.files import read_json, write_text
 
 # Of pictures of samples/ and figures/; evaluations bring those of their own.
 _CAPTIONS = {

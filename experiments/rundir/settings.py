@@ -9,8 +9,8 @@ from typing import Any
 from experiments.configs import default
 from experiments.errors import ConfigError
 from experiments.options import Experiment, flat, upgrade
-from experiments.rundir.files import read_json, write_json
 from experiments.rundir.metrics import read_metrics
+from experiments.runtime.files import read_json, write_json
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
 # learning rates). Everything else makes it another run.

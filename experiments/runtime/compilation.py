@@ -5,12 +5,13 @@ import os
 import jax
 
 from experiments.errors import ConfigError
+from jebm.files import default_cache
 
 PRECISIONS = ("default", "high", "highest")
 
 
 def set_precision(precision: str) -> None:
-    """Of matrix products and convolutions; one of `PRECISIONS`, as JAX names them.
+    """Sets that of matrix products and convolutions, one of `PRECISIONS` of JAX.
 
     On a TPU these take one, three or six passes in bfloat16, the last being float32; on
     a CPU all are float32.
@@ -33,9 +34,9 @@ def enable_compilation_cache() -> None:
     JAX_ENABLE_COMPILATION_CACHE=false nowhere.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        path = os.path.join(cache, "jebm", "programs")
-        jax.config.update("jax_compilation_cache_dir", path)
+        # JEBM_CACHE is not asked: programs have JAX's variable of their own.
+        path = default_cache() / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(path))
     least = "jax_persistent_cache_min_compile_time_secs"  # of JAX: one second
     if least.upper() not in os.environ:
         jax.config.update(least, 0.1)

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from grain.experimental import ZipIterDataset
 
 import jebm
-from experiments.data.batches import training_batches
+from experiments.data.batches import prefetched, training_batches
 from experiments.errors import ConfigError
 from experiments.options import Experiment
-from experiments.rundir.files import lock, read_json
+from experiments.rundir.files import lock
 from experiments.rundir.metrics import Metrics, read_metrics
 from experiments.rundir.settings import check_settings, write_settings
 from experiments.runtime import parallel
+from experiments.runtime.files import read_json
 from experiments.training import learner, steps
 from experiments.training.monitor import violations
 from experiments.training.screen import progress_bar
@@ -102,13 +104,12 @@ def _train(experiment, path, model, runs):
     step = int(state.learner.step[0])
     history = History(path, step, len(runs), experiment.monitor.limits)
     batches = [training_batches(experiment, run.images, run.seed) for run in runs]
-
-    def feed(step):
-        return np.stack([batch(step) for batch in batches])[None]
-
+    batches = ZipIterDataset([each.dataset(step, last) for each in batches])
+    feed = prefetched(batches, lambda images: np.stack(images)[None])
     state = parallel.replicate(state, jax.local_devices()[:1])
     with (
         contextlib.closing(history),
+        contextlib.closing(feed),
         checkpoints.manager(path, log.keep) as manager,
         progress_bar(step, last) as progress,
     ):

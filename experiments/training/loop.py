@@ -11,9 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 import jebm
-from experiments.data.batches import training_batches
+from experiments.data.batches import prefetched, training_batches
 from experiments.data.loaders import Split
-from experiments.data.prefetch import Prefetch
 from experiments.errors import Diverged
 from experiments.options import Experiment
 from experiments.rundir import report
@@ -55,7 +54,7 @@ class _Open:
     step_fn: Callable
     diagnose_fn: Callable
     devices: list
-    feed: Callable[[int], Any]
+    feed: Callable[[int], Any]  # an iterator over the images of the steps from one on
     progress: tqdm
     manager: Any = None
     metrics: Metrics | None = None
@@ -88,16 +87,21 @@ def run_steps(job: Job, state: TrainState) -> None:
 def _opened(job: Job, state: TrainState) -> Iterator[_Open]:
     devices, experiment = parallel.devices(), job.experiment
     num_here = parallel.num_here(devices)
+    last = experiment.learning.num_steps
     batches = training_batches(
         experiment, job.splits["train"].images, experiment.seed,
         jax.process_index(), jax.process_count(),
     )  # fmt: skip
-    feed = Prefetch(
-        lambda step: parallel.place(parallel.split(batches(step), num_here), devices)
-    )
+
+    def place(images):
+        return parallel.place(parallel.split(images, num_here), devices)
+
+    def feed(first):
+        return prefetched(batches.dataset(first, last), place)
+
     step_fn = learner.make_train_step(experiment.learning, job.model)
     diagnose_fn = learner.make_diagnose(job.model)
-    step, last = int(state.learner.step), experiment.learning.num_steps
+    step = int(state.learner.step)
     progress = progress_bar(step, last, silent=not parallel.is_first())
     opened = _Open(
         parallel.pmap(step_fn, devices),
@@ -105,7 +109,6 @@ def _opened(job: Job, state: TrainState) -> Iterator[_Open]:
         devices, feed, progress,
     )  # fmt: skip
     with contextlib.ExitStack() as files, progress:
-        files.enter_context(contextlib.closing(feed))
         if parallel.is_first():
             keep = experiment.log.keep
             opened.manager = files.enter_context(checkpoints.manager(job.path, keep))
@@ -114,46 +117,52 @@ def _opened(job: Job, state: TrainState) -> Iterator[_Open]:
         yield opened
 
 
-# Longer than 40 lines: the order in which an interval is checked, agreed upon by all
-# processes, written and left is one thing.
 def _advance(job: Job, opened: _Open, state: TrainState) -> _Violation | None:
     """Takes steps up to the last one, or to where they leave the limits."""
-    alone, log = jax.process_count() == 1, job.experiment.log
-    limits = job.experiment.monitor.limits
-    loop = steps.intervals(
-        opened.step_fn,
-        jax.random.key(job.experiment.seed),
-        learner.distribute(state, opened.devices),
-        opened.feed,
-        opened.progress,
-        first=int(state.learner.step),
-        last=job.experiment.learning.num_steps,
-        every=log.every,
-        stop=lambda: bool(job.requests and alone),
-    )
-    for interval in loop:
-        step, saved = interval.step, None
-        values = _values(job, opened, interval, state.monitor)
-        show(opened.progress, step, values)
-        violation = violations(values, limits)
-        stopping, save = parallel.agree(
-            bool(job.requests), job.due(step, log.checkpoint_every)
+    first, alone = int(state.learner.step), jax.process_count() == 1
+    with contextlib.closing(opened.feed(first)) as feed:
+        loop = steps.intervals(
+            opened.step_fn,
+            jax.random.key(job.experiment.seed),
+            learner.distribute(state, opened.devices),
+            feed,
+            opened.progress,
+            first=first,
+            last=job.experiment.learning.num_steps,
+            every=job.experiment.log.every,
+            stop=lambda: bool(job.requests and alone),
         )
-        if save or stopping:
-            saved = checkpoint_items(learner.collect(interval.state))
-            violation = violation or violations(sums(saved), limits)
-        [violated] = parallel.agree(violation is not None)
-        if violated:
-            elsewhere = "another process has found values beyond the limits"
-            return _Violation(step, values, violation or elsewhere)
-        with parallel.together():
-            if parallel.is_first():
-                _write(job, opened, interval, values, saved)
-        if stopping:
-            raise stop.Stopped(
-                f"Stopped at step {step}, which is saved in {job.path}: the same "
-                "command goes on from there."
-            )
+        for interval in loop:
+            violation = _finish(job, opened, interval, state.monitor)
+            if violation is not None:
+                return violation
+    return None
+
+
+def _finish(job, opened, interval, monitor) -> _Violation | None:
+    """Checks an interval, in all processes together, and writes what is due."""
+    step, saved = interval.step, None
+    limits = job.experiment.monitor.limits
+    values = _values(job, opened, interval, monitor)
+    show(opened.progress, step, values)
+    violation = violations(values, limits)
+    save = job.due(step, job.experiment.log.checkpoint_every)
+    stopping, save = parallel.agree(bool(job.requests), save)
+    if save or stopping:
+        saved = checkpoint_items(learner.collect(interval.state))
+        violation = violation or violations(sums(saved), limits)
+    [violated] = parallel.agree(violation is not None)
+    if violated:
+        elsewhere = "another process has found values beyond the limits"
+        return _Violation(step, values, violation or elsewhere)
+    with parallel.together():
+        if parallel.is_first():
+            _write(job, opened, interval, values, saved)
+    if stopping:
+        raise stop.Stopped(
+            f"Stopped at step {step}, which is saved in {job.path}: the same command "
+            "goes on from there."
+        )
     return None
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from experiments.errors import ConfigError
-from experiments.rundir.files import read_json
 from experiments.runs import restore_aloud
+from experiments.runtime.files import read_json
 from experiments.training.learner import TrainState
 from experiments.training.monitor import MonitorState
 from jebm import checkpoints

@@ -24,7 +24,7 @@ def intervals(
     step_fn: Callable,
     key: Any,
     state: Any,
-    feed: Callable[[int], Any],
+    feed: Iterator[Any],
     progress,
     *,
     first: int,
@@ -38,7 +38,7 @@ def intervals(
       step_fn: (key, state, images) -> (state, metrics), of `parallel.pmap`.
       key: what every step is given.
       state: on the devices; its buffers are reused.
-      feed: the images of a step, on the devices.
+      feed: the images of each step from `first` on, on the devices.
       progress: of tqdm.
       first, last: steps taken before, and in the end, where it yields too.
       every: steps of an interval.
@@ -47,7 +47,7 @@ def intervals(
     pending, started = [], time.perf_counter()
     progress.set_description("compiling")
     for step in range(first + 1, last + 1):
-        images = feed(step - 1)
+        images = next(feed)
         state, values = step_fn(key, state, images)
         pending.append(values)
         progress.update()

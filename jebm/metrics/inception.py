@@ -8,8 +8,6 @@ Names are those of the tensors in that translation, "Mixed_5b/branch1x1/conv/ker
 reads. The weights are not shipped with jebm.
 """
 
-import io
-import os
 import pathlib
 import zipfile
 from typing import Any, NamedTuple
@@ -19,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+from jebm.files import cache_directory, written_whole
 
 SIZE = 299  # pixels of the network's images, high and wide
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -269,14 +269,6 @@ def default_file() -> pathlib.Path:
     return cache_directory() / "inception.npz"
 
 
-def cache_directory() -> pathlib.Path:
-    """JEBM_CACHE, or jebm in XDG_CACHE_HOME or ~/.cache."""
-    if "JEBM_CACHE" in os.environ:
-        return pathlib.Path(os.environ["JEBM_CACHE"])
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "jebm"
-
-
 def save(path: pathlib.Path, variables: Any, sha256: str) -> None:
     """Writes what `load` reads, in one piece.
 
@@ -286,12 +278,9 @@ def save(path: pathlib.Path, variables: Any, sha256: str) -> None:
       sha256: of the file that the weights come from.
     """
     arrays = traverse_util.flatten_dict(variables, sep="/")
-    content = io.BytesIO()
-    np.savez(content, **{_SHA256: np.array(sha256)}, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content.getvalue())
-    partial.replace(path)
+    with written_whole(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **{_SHA256: np.array(sha256)}, **arrays)
 
 
 def load(path: str | pathlib.Path | None = None) -> tuple[InceptionV3, Any, str]:

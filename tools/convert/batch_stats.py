@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 import jebm
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.rundir.files import write_json, write_model
+from experiments.rundir.files import write_model
+from experiments.runtime.files import write_json
 from jebm import checkpoints
 from jebm.hierarchy import top_down, transport
 from jebm.langevin import normal_like

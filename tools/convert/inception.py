@@ -23,6 +23,7 @@ from flax import traverse_util
 from tqdm import tqdm
 
 from experiments.errors import USER_ERRORS, ConfigError
+from jebm.files import cache_directory, written_whole
 from jebm.metrics import inception
 from tools.convert import tensors
 
@@ -111,11 +112,11 @@ def download(url: str, path: pathlib.Path) -> None:
       ConfigError: if it cannot be reached.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     try:
         with urllib.request.urlopen(url, timeout=60) as source:
             total = int(source.headers.get("Content-Length", 0)) or None
             with (
+                written_whole(path) as partial,
                 partial.open("wb") as file,
                 tqdm(total=total, unit="B", unit_scale=True, disable=None) as progress,
             ):
@@ -123,12 +124,10 @@ def download(url: str, path: pathlib.Path) -> None:
                     file.write(chunk)
                     progress.update(len(chunk))
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(
             f"cannot download {url} ({error}): get that file elsewhere and give its "
             "path to `python -m tools.convert.inception`"
         ) from None
-    partial.replace(path)
 
 
 def sha256_of(path: pathlib.Path) -> str:
@@ -149,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         path = given.checkpoint
         if path is None:
-            path = inception.cache_directory() / URL.rsplit("/", 1)[1]
+            path = cache_directory() / URL.rsplit("/", 1)[1]
             if not path.is_file():
                 download(URL, path)
         if not path.is_file():

@@ -25,7 +25,8 @@ from flax import traverse_util
 
 import jebm
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.rundir.files import write_json, write_model
+from experiments.rundir.files import write_model
+from experiments.runtime.files import write_json
 from tools.convert import tensors
 
 _MOST = 10_000  # of anything that is counted

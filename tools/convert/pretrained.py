@@ -22,9 +22,10 @@ from flax import traverse_util
 import jebm
 from experiments import options
 from experiments.configs import default
-from experiments.rundir.files import write_json
 from experiments.rundir.settings import read_settings
+from experiments.runtime.files import write_json
 from jebm import pretrained
+from jebm.files import written_whole
 
 _MEASURED = (
     "frechet",
@@ -56,7 +57,8 @@ def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
         "measured": {k: evaluated[k] for k in _MEASURED if k in evaluated},
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.npz").write_bytes(data)
+    with written_whole(out / f"{name}.npz") as partial:
+        partial.write_bytes(data)
     write_json(out / f"{name}.json", about)
     print(f"wrote {out / name}.npz, {len(data):,} bytes, and its .json")
 

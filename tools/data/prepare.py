@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from experiments.data import loaders, sources
 from experiments.errors import USER_ERRORS, ConfigError
+from jebm.files import written_whole
 from jebm.names import unknown_name_message
 from tools.data import downloads
 
@@ -334,18 +335,21 @@ def _prepare_church(name, recipe, root):
 def _unpack(archive, target):
     """Takes data.mdb out of a zip file, in one piece."""
     target.mkdir(parents=True, exist_ok=True)
-    partial = target / "data.mdb.partial"
     with zipfile.ZipFile(archive) as opened:
         member = opened.getinfo(f"{target.name}/data.mdb")
         bar = tqdm(
             total=member.file_size, unit="B", unit_scale=True,
             desc=f"unpacking {archive.name}", disable=None,
         )  # fmt: skip
-        with bar, opened.open(member) as source, partial.open("wb") as out:
+        with (
+            bar,
+            opened.open(member) as source,
+            written_whole(target / "data.mdb") as partial,
+            partial.open("wb") as out,
+        ):
             for chunk in iter(lambda: source.read(2**20), b""):
                 out.write(chunk)
                 bar.update(len(chunk))
-    partial.rename(target / "data.mdb")
 
 
 _IDX = tuple(

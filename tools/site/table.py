@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.rundir.evaluations import Evaluation, read_evaluations
-from experiments.rundir.files import write_text
 from experiments.rundir.settings import read_settings
+from experiments.runtime.files import write_text
 
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 _PRIORS = {"ebm": "joint EBM prior", "gaussian": "Gaussian prior"}

@@ -9,6 +9,7 @@ well, which the large configurations need an accelerator for.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import io
@@ -24,7 +25,7 @@ import jebm
 from experiments import options
 from experiments.configs import CONFIGS
 from experiments.data import datasets, fake, loaders, sources
-from experiments.data.batches import training_batches
+from experiments.data.batches import prefetched, training_batches
 from experiments.errors import ConfigError
 from experiments.models import build_model
 from experiments.options import Data
@@ -57,12 +58,13 @@ def measure(config_name: str, seconds: float = 2.0, num_steps: int = 0) -> dict:
     batch_size = experiment.learning.batch_size
     source, images = _images(experiment.data)
     batches = training_batches(experiment, images, experiment.seed)
-    batches(0)  # threads start
-    step, started = 1, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        batches(step)
-        step += 1
-    rate = (step - 1) * batch_size / elapsed
+    with contextlib.closing(prefetched(batches.dataset(0))) as feed:
+        next(feed)  # threads start
+        taken, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
+            next(feed)
+            taken += 1
+    rate = taken * batch_size / elapsed
     found = {
         "config": config_name,
         "data": experiment.data.name,

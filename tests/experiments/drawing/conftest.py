@@ -10,9 +10,9 @@ from experiments.configs import test
 from experiments.data.loaders import LOADERS, Options
 from experiments.drawing.figures import draw_figures
 from experiments.models import build_model
-from experiments.rundir.files import write_text
 from experiments.rundir.settings import write_settings
 from experiments.runs import Run
+from experiments.runtime.files import write_text
 from tests.experiments.drawing.made_up import lines_text
 from tests.models import random_params
 

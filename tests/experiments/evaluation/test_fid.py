@@ -205,7 +205,7 @@ def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
     def dying(file, batch):
         written.append(file)
         if len(written) == 5:  # in the second of two sets of three batches
-            file.with_suffix(".partial").write_bytes(b"half a file")
+            file.with_name(f"{file.name}.partial").write_bytes(b"half a file")
             raise Killed
         write(file, batch)
 
