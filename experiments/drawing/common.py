@@ -1,7 +1,6 @@
 """What several figures use: axes, colours, times and layers that are shown, files."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,9 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import pictures
-from experiments.data import datasets
 from experiments.rundir import curves
-from experiments.runs import Run
 
 PRIOR, POSTERIOR, ALARM = curves.PRIOR, curves.POSTERIOR, "crimson"
 
@@ -68,14 +65,3 @@ def layer_cuts(layers: int) -> list[int]:
       [1, 10, 20, 29]
     """
     return sorted(set(np.linspace(1, layers - 1, 4).round().astype(int).tolist()))
-
-
-def run_label(run: Run) -> str:
-    """Returns what all pictures of a run must say: that its data are made up; or ""."""
-    data = run.experiment.data
-    return datasets.described(data) if data.is_fake else ""
-
-
-def stamp_run(files: Sequence[pathlib.Path], run: Run) -> None:
-    """Stamps the run's label, if it has one, on the PNG files among `files`."""
-    pictures.stamp_all(files, run_label(run))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import pictures
 from experiments.drawing import (
     by_layer,
     hierarchical,
@@ -21,7 +22,7 @@ from experiments.drawing import (
     training,
     transition,
 )
-from experiments.drawing.common import save, stamp_run
+from experiments.drawing.common import save
 from experiments.evaluation import probes
 from experiments.models import active_chains
 from experiments.options import Experiment
@@ -120,7 +121,7 @@ def draw_figure(name: str, run: Run) -> pathlib.Path:
     if entry.numbers is not None and (values := entry.numbers(results)):
         write_json(folder / f"{name}.json", values)
     file = save(entry.module.draw(results), folder / f"{name}.png")
-    stamp_run([file], run)
+    pictures.stamp_all([file], run.label)
     return file
 
 

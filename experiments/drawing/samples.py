@@ -10,7 +10,6 @@ from PIL import Image
 import jebm
 from experiments import pictures
 from experiments.data.pixels import to_unit
-from experiments.drawing.common import stamp_run
 from experiments.drawing.figures import draw_figure
 from experiments.options import Experiment
 from experiments.rundir import report
@@ -41,10 +40,9 @@ def sample(experiment: Experiment, path: pathlib.Path) -> None:
 
 
 def draw_progress(run: Run) -> None:
-    """Draws samples, curves and the page of a run that goes on, at its step."""
+    """Draws samples and curves of a run that goes on; training writes its page."""
     write_samples(run, run.path / "samples")
     draw_figure("training", run)
-    report.write(run.path)
 
 
 def write_samples(run: Run, folder: pathlib.Path | None = None) -> list[pathlib.Path]:
@@ -59,7 +57,7 @@ def write_samples(run: Run, folder: pathlib.Path | None = None) -> list[pathlib.
     for name, picture in draw(compute(run.key(Role.PICTURES), run)).items():
         files.append(folder / f"{name}_{run.step:07d}.png")
         picture.save(files[-1])
-    stamp_run(files, run)
+    pictures.stamp_all(files, run.label)
     return files
 
 

@@ -42,7 +42,7 @@ class Terms(NamedTuple):
     # [1 + num_augmentations, N], of A x; the images as they are come first.
     moved: PosteriorTerms
     nearest: PosteriorTerms  # [N, num_neighbours], of x_n
-    log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
+    knn_log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
 
 
 class Weights(NamedTuple):
@@ -74,14 +74,14 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
     nearest = log_density(terms.nearest, weights.likelihood)
     if nearest.shape[1]:
         total = total - weights.neighbours * nearest.mean(axis=1)
-        total = total - weights.volume * terms.log_volume[:, 0]
+        total = total - weights.volume * terms.knn_log_volume[:, 0]
     return total
 
 
 def detection(
     terms: Terms, anomalous: np.ndarray, weights: Weights
 ) -> dict[str, float]:
-    """Measures areas under two curves, precision-recall and ROC, of the score and parts.
+    """Measures areas under two curves, precision-recall and ROC, of score and parts.
 
     Args:
       terms: of `anomaly_terms.terms_of`.
@@ -122,8 +122,8 @@ def _parts(terms, weights):
         "_prior": -log_density(plain, 0.0),
         "_energy": plain.energy,
     }
-    if terms.log_volume.shape[1]:
-        parts["_distance"] = terms.log_volume[:, 0]
+    if terms.knn_log_volume.shape[1]:
+        parts["_distance"] = terms.knn_log_volume[:, 0]
     return parts
 
 

@@ -37,17 +37,17 @@ def terms_of(
         drawn = np.asarray(jax.random.uniform(jax.random.fold_in(key_maps, i), shape))
         moved.append(_terms(key, run, affine(images[:], drawn)))
     nearest = np.empty((len(images), 0), int)
-    log_volume = np.empty((len(images), 0))
+    knn_log_volume = np.empty((len(images), 0))
     known = jax.tree.map(lambda t: np.empty(0), moved[0])
     if num_neighbours:
         known = _terms(key_training, run, training)
         there = _positions(key_training, run, training)
         here = _positions(key, run, images)
-        nearest, log_volume = _nearest(there, here, num_neighbours)
+        nearest, knn_log_volume = _nearest(there, here, num_neighbours)
     return Terms(
         jax.tree.map(lambda *t: np.stack(t), *moved),
         jax.tree.map(lambda t: t[nearest], known),
-        log_volume,
+        knn_log_volume,
     )
 
 

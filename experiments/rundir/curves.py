@@ -80,10 +80,10 @@ def section(lines: list[dict]) -> str:
                 {
                     "label": LABELS.get(name, ""),
                     "colour": colour,
-                    "points": [(step, float(f"{v:.5g}")) for step, v in found],
+                    "points": [(step, float(f"{v:.5g}")) for step, v in series],
                 }
                 for name, colour in zip(panel.names, _COLOURS, strict=False)
-                if (found := points(lines, name))
+                if (series := points(lines, name))
             ],
         }
         for panel in panels(lines)

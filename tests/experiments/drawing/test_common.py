@@ -7,7 +7,7 @@ from PIL import Image
 
 from experiments import pictures
 from experiments.drawing import common, hierarchical, long_run
-from experiments.drawing.common import layer_cuts, run_label, spaced, stamp_run
+from experiments.drawing.common import layer_cuts, spaced
 from tests.experiments.drawing.made_up import grey, shown
 
 
@@ -46,25 +46,6 @@ def test_show_grid_shows_the_grid_and_tells_its_width():
     expected = np.asarray(pictures.grid(images, columns=3))
     np.testing.assert_array_equal(shown(axes[0, 0]), expected)
     assert width == expected.shape[1]
-
-
-def test_run_on_real_data_has_no_label_and_its_pictures_no_stamp(run, tmp_path):
-    file = tmp_path / "grid.png"
-    pictures.save_grid(file, grey(4))
-    before = file.read_bytes()
-    assert run_label(run) == ""
-    stamp_run([file], run)
-    assert file.read_bytes() == before
-
-
-def test_run_on_made_up_data_has_a_label_and_its_pictures_a_stamp(make_run, tmp_path):
-    file = tmp_path / "grid.png"
-    pictures.save_grid(file, grey(4))
-    before = file.read_bytes()
-    fake = make_run(**{"data.name": "fake"})
-    assert run_label(fake) == "FAKE DATA in the shape of digits"
-    stamp_run([file], fake)
-    assert file.read_bytes() != before
 
 
 @pytest.mark.parametrize("module", [common, hierarchical, long_run])

@@ -234,7 +234,7 @@ def test_neighbours_of_images_of_training_are_these_themselves(encoding):
         np.testing.assert_allclose(nearest[:, 0], own[0], rtol=1e-5)
     numbers = score(terms, Weights(0.5, 1.0))
     np.testing.assert_allclose(numbers, 0, atol=1e-3)
-    assert np.isfinite(terms.log_volume).all()
+    assert np.isfinite(terms.knn_log_volume).all()
 
 
 def test_neighbours_are_those_nearest_in_eps(encoding):
@@ -254,7 +254,7 @@ def test_neighbours_are_those_nearest_in_eps(encoding):
     order = apart.argsort(axis=1)[:, :4]
     distance = np.sqrt(np.take_along_axis(apart, order, axis=1))
     volume = distance ** eps[0].shape[1]
-    np.testing.assert_allclose(np.exp(terms.log_volume), volume, rtol=1e-3)
+    np.testing.assert_allclose(np.exp(terms.knn_log_volume), volume, rtol=1e-3)
     all_terms = terms_of(key, encoding, training, posterior_start="mode")
     expected = all_terms.moved.log_prior[0][order]
     np.testing.assert_allclose(terms.nearest.log_prior, expected, rtol=1e-5)
