@@ -81,7 +81,7 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
 def detection(
     terms: Terms, anomalous: np.ndarray, weights: Weights
 ) -> dict[str, float]:
-    """Measures areas under the precision-recall and the ROC curve, of score and parts.
+    """Measures areas under two curves, precision-recall and ROC, of score and parts.
 
     Args:
       terms: of `anomaly_terms.terms_of`.

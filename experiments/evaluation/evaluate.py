@@ -67,7 +67,8 @@ def measure(evaluator: Evaluator, run: Run) -> list[Result]:
 
 def facts_of(run: Run, results: list[Result]) -> dict[str, Any]:
     """Returns what the numbers of the results were taken with."""
-    experiment, facts = run.experiment, {}
+    experiment = run.experiment
+    facts: dict[str, Any] = {}
     for result in results:
         facts |= result.facts
     return {
@@ -94,7 +95,7 @@ def write(
             print(f"warning: {warning}")
     for file in _drawn(run, results):
         print(f"wrote {file}")
-    numbers = {}
+    numbers: dict[str, Number] = {}
     for result in results:
         numbers |= _finite(result.numbers)
     file = file_of(evaluator, run)

@@ -131,7 +131,7 @@ class Inception(Evaluator):
         )
 
     def _reference(self, run, extractor):
-        if self.reference is not None:
+        if self.reference:
             return reference.read(pathlib.Path(self.reference), extractor)
         experiment = run.experiment
         return reference.obtain(

@@ -85,7 +85,8 @@ def mixing(
       which there are prior_draws, and posterior_draws of an image. Infinite or NaN
       where values do not vary.
     """
-    chains, numbers = active_chains(model), {}
+    chains = active_chains(model)
+    numbers: dict[str, float] = {}
     priors = {"prior": chains["prior"]} if "prior" in chains else {}
     if priors and num_temperatures:
         priors["tempered"] = tempered(model, num_temperatures)
