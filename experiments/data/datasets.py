@@ -43,6 +43,24 @@ def load(
       ConfigError: for an unknown name (the message lists the known ones), data that is
         not prepared, classes of which there is no image, or fields that do not fit.
     """
+    _check_fields(name, image_shape, on_corrupt, num_workers)
+    _check_augment(augment, fake_like if name == "fake" else name)
+    options = Options(data_dir, image_shape, fake_like, on_corrupt, "crop" in augment)
+    splits = dict(read(name, options))
+    if name == "fake":
+        print(f"{fake.LABEL}: the images are made up, in the shape of {fake_like!r}.")
+    if labels:
+        splits = _keep_classes(name, splits, labels)
+    if heldout_digit is not None:
+        splits = hold_out(splits, heldout_digit)
+    if binarize:
+        rng, test = np.random.default_rng(0), splits["test"]
+        images = draw_binary(rng, np.asarray(test.images))
+        splits["test"] = test._replace(images=images)
+    return splits
+
+
+def _check_fields(name, image_shape, on_corrupt, num_workers):
     if name not in LOADERS:
         raise ConfigError(unknown_name_message("data set", name, LOADERS))
     if image_shape is not None and name != "folder":
@@ -53,61 +71,62 @@ def load(
         )
     if num_workers < 0:
         raise ConfigError(f"data.num_workers must be at least 0, got {num_workers}")
+
+
+def _check_augment(augment, name):
+    """Checks that images of the data set `name` can be changed so."""
     for kind in augment:
         if kind not in AUGMENTATIONS:
             raise ConfigError(unknown_name_message("data.augment", kind, AUGMENTATIONS))
     if "affine" in augment:
         cpu_device()
-    cropped = "crop" in augment
-    if cropped and (fake_like if name == "fake" else name) not in CROPPED:
+    if "crop" in augment and name not in CROPPED:
         raise ConfigError(
             f"data.augment 'crop' is of images of many sizes, {CROPPED}; those of "
             f"{name!r} are all of one"
         )
-    options = Options(data_dir, image_shape, fake_like, on_corrupt, cropped)
-    splits = dict(read(name, options))
-    if name == "fake":
-        print(f"{fake.LABEL}: the images are made up, in the shape of {fake_like!r}.")
-    known = set(splits["train"].labels.tolist())
-    if missing := set(labels) - known:
+
+
+def _keep_classes(name, splits, labels):
+    """Keeps the images of these classes in both splits."""
+    if missing := set(labels) - _classes(splits):
         raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
-    if labels:
-        known = set(labels)
-        splits = {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
-    if heldout_digit is not None:
-        if heldout_digit not in known or len(known) == 1:
-            raise ConfigError(
-                f"data.heldout_digit must be one of several classes, {sorted(known)}, "
-                f"got {heldout_digit}"
-            )
-        splits = hold_out(splits, heldout_digit)
-    if binarize:
-        rng, test = np.random.default_rng(0), splits["test"]
-        images = draw_binary(rng, np.asarray(test.images))
-        splits["test"] = test._replace(images=images)
-    return splits
+    return {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
+
+
+def _classes(splits):
+    return set(splits["train"].labels.tolist())
 
 
 @functools.lru_cache(maxsize=1)  # training and its figures read the same images
 def read(name: str, options: Options) -> dict[str, Split]:
-    """All of the data set `name`, kept in memory until another is asked for."""
+    """Reads all of the data set `name`, and keeps it until another is read."""
     return LOADERS[name](options)
 
 
 def described(data) -> str:
-    """The data set's name for readers; of fake data, what is imitated as well."""
+    """Names the data set for readers; of fake data, what is imitated as well."""
     if data["name"] != "fake":
         return data["name"]
     return f"{fake.LABEL} in the shape of {data['fake_like']}"
 
 
 def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
-    """The split for anomaly detection: one class held out of training.
+    """Splits anew for anomaly detection: one class is held out of training.
 
     Of all images of both splits, 80% of those of the other classes are for training;
     the remaining 20% and all images of the class are for testing. The choice is fixed,
     and no image is in both.
+
+    Raises:
+      ConfigError: if training has no such class, or no other.
     """
+    known = _classes(splits)
+    if heldout not in known or len(known) == 1:
+        raise ConfigError(
+            f"data.heldout_digit must be one of several classes, {sorted(known)}, "
+            f"got {heldout}"
+        )
     pool = Split(*map(np.concatenate, zip(*splits.values(), strict=True)))
     order = np.random.RandomState(42).permutation(len(pool.labels))
     normal = order[pool.labels[order] != heldout]
