@@ -41,7 +41,11 @@ def affine(images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def cpu_device():
-    """The CPU, as a device of JAX's."""
+    """Returns the CPU, as a device of JAX's.
+
+    Raises:
+      ConfigError: where JAX has no such backend.
+    """
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:

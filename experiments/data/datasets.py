@@ -37,7 +37,10 @@ def load(data: Data) -> dict[str, Split]:
         print(
             f"{fake.LABEL}: the images are made up, in the shape of {data.fake_like!r}."
         )
-    splits = _of_classes(splits, data)
+    if data.labels:
+        splits = _keep_classes(data.name, splits, data.labels)
+    if data.heldout_class is not None:
+        splits = hold_out(splits, data.heldout_class)
     if data.binarize:
         rng, test = np.random.default_rng(0), splits["test"]
         images = draw_binary(rng, np.asarray(test.images))
@@ -65,32 +68,20 @@ def _check(data):
         )
 
 
-def _of_classes(splits, data):
-    """The splits with the classes of data.labels, and data.heldout_class held out."""
-    known = set(splits["train"].labels.tolist())
-    if missing := set(data.labels) - known:
-        raise ConfigError(
-            f"data.labels: {data.name!r} has no images of {sorted(missing)}"
-        )
-    if data.labels:
-        known = set(data.labels)
-        splits = {
-            k: _keep(s, np.isin(s.labels, data.labels)) for k, s in splits.items()
-        }
-    heldout = data.heldout_class
-    if heldout is None:
-        return splits
-    if heldout not in known or len(known) == 1:
-        raise ConfigError(
-            f"data.heldout_class must be one of several classes, {sorted(known)}, "
-            f"got {heldout}"
-        )
-    return hold_out(splits, heldout)
+def _keep_classes(name, splits, labels):
+    """Keeps the images of these classes in both splits."""
+    if missing := set(labels) - _classes(splits):
+        raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
+    return {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
+
+
+def _classes(splits):
+    return set(splits["train"].labels.tolist())
 
 
 @functools.lru_cache(maxsize=1)  # training and its figures read the same images
 def read(name: str, options: Options) -> dict[str, Split]:
-    """All of the data set `name`, kept in memory until another is asked for."""
+    """Reads all of the data set `name`, and keeps it until another is read."""
     return LOADERS[name](options)
 
 
@@ -106,12 +97,21 @@ def described(data: Data | Mapping[str, Any]) -> str:
 
 
 def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
-    """The split for anomaly detection: one class held out of training.
+    """Splits anew for anomaly detection: one class is held out of training.
 
     Of all images of both splits, 80% of those of the other classes are for training;
     the remaining 20% and all images of the class are for testing. The choice is fixed,
     and no image is in both.
+
+    Raises:
+      ConfigError: if training has no such class, or no other.
     """
+    known = _classes(splits)
+    if heldout not in known or len(known) == 1:
+        raise ConfigError(
+            f"data.heldout_class must be one of several classes, {sorted(known)}, "
+            f"got {heldout}"
+        )
     pool = Split(*map(np.concatenate, zip(*splits.values(), strict=True)))
     order = np.random.RandomState(42).permutation(len(pool.labels))
     normal = order[pool.labels[order] != heldout]

@@ -15,7 +15,7 @@ _CLASSES = 10
 def make(
     shape: tuple[int, int, int], labelled: bool, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 [N, *shape] and labels [N] of both splits, by `seed` alone.
+    """Makes images uint8 [N, *shape] and labels [N] of both splits, by `seed` alone.
 
     Each is half a smooth pattern of its class and half one of its own; where not
     `labelled` there is one class.

@@ -44,7 +44,7 @@ class Split(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a loader may need to know: fields of config.data."""
+    """Fields of config.data that a loader may need."""
 
     data_dir: str | None = None
     image_shape: tuple[int, int, int] | None = None
@@ -54,13 +54,13 @@ class Options(NamedTuple):
 
 
 def data_directory(data_dir: str | None) -> epath.Path:
-    """Where data lies: data_dir, TFDS_DATA_DIR, or the default of TFDS."""
-    found = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return epath.Path(found).expanduser()
+    """Returns where data lies: data_dir, TFDS_DATA_DIR, or the default of TFDS."""
+    path = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return epath.Path(path).expanduser()
 
 
 def unprepared(name: str, options: Options, where) -> ConfigError:
-    """The error that tells how to get data that is not there."""
+    """Returns the error that explains how to get data that is not there."""
     chosen = f" --data_dir={options.data_dir}" if options.data_dir else ""
     return ConfigError(
         f"data set {name!r} is not prepared: there is no {where}. Prepare it by "
@@ -71,10 +71,10 @@ def unprepared(name: str, options: Options, where) -> ConfigError:
 
 
 def prepared(name: str, data_dir: str | None) -> epath.Path | None:
-    """The newest version of a data set in the layout of TFDS, if there is one."""
-    versions = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"
-    found = sorted((data_directory(data_dir) / name).glob(versions))
-    return found[-1].parent if found else None
+    """Finds the newest version of a data set in the layout of TFDS, if there is one."""
+    pattern = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"
+    versions = sorted((data_directory(data_dir) / name).glob(pattern))
+    return versions[-1].parent if versions else None
 
 
 def require(name: str, options: Options) -> None:
@@ -91,7 +91,7 @@ def require(name: str, options: Options) -> None:
 
 
 def _tfds(name):
-    """A loader of the TFDS data set `name`."""
+    """Makes a loader of the TFDS data set `name`."""
 
     def load_splits(options):
         builder = tfds_builder(name, options)
@@ -109,7 +109,7 @@ def _tfds(name):
 
 
 def tfds_builder(name: str, options: Options):
-    """The TFDS builder that reads a data set.
+    """Returns the TFDS builder that reads a data set.
 
     Raises:
       ConfigError: where it is not prepared.
@@ -122,7 +122,7 @@ def tfds_builder(name: str, options: Options):
 
 
 def streamed(name: str, encoded, options: Options) -> sources.Streamed:
-    """Images of an encoded source as those of the data set `name` are cut."""
+    """Cuts the images of an encoded source as those of the data set `name` are."""
     shape = options.image_shape or SHAPES[name]
     fit = functools.partial(sources.fit, size=(shape[1], shape[0]))
     cut = _face if name == "celeb_a" else fit
@@ -130,7 +130,7 @@ def streamed(name: str, encoded, options: Options) -> sources.Streamed:
 
 
 def _settled(images, options, labels=None):
-    """A split: decoded once where it is small."""
+    """Makes a split of images, decoded once where it is small."""
     labels = np.zeros(len(images), int) if labels is None else labels
     if options.streamed or np.prod(images.shape, dtype=float) > _IN_MEMORY:
         return Split(images, labels)
@@ -141,7 +141,7 @@ def _settled(images, options, labels=None):
 
 
 def _digits(options):
-    """scikit-learn's 8x8 digits, 1,437 for training and 360 held out."""
+    """Loads scikit-learn's 8x8 digits, 1,437 for training and 360 held out."""
     del options  # they ship with scikit-learn
     from sklearn import datasets, model_selection
 
@@ -157,7 +157,7 @@ def _digits(options):
 
 
 def _face(image: Image.Image, place: float) -> Image.Image:
-    """148 x 148 pixels of CelebA's 178 x 218 around the face, scaled to 64 x 64.
+    """Cuts 148 x 148 of CelebA's 178 x 218 pixels around the face, scaled to 64 x 64.
 
     The crop of Larsen et al. (arXiv 1512.09300), taken over by NVAE and VAEBM.
     """
@@ -166,14 +166,14 @@ def _face(image: Image.Image, place: float) -> Image.Image:
 
 
 def _celeba_hq(options):
-    """CelebA-HQ is published in one split: the last 3,000 are held out, ours."""
+    """Loads CelebA-HQ; it is published in one split: we hold out the last 3,000."""
     name = "celeb_a_hq/256"
     encoded = sources.records(tfds_builder(name, options), "train")
     return _held_out(streamed(name, encoded, options), options, 3000 / 30000)
 
 
 def _church(options):
-    """LSUN's churches; its 300 validation images are the held-out ones."""
+    """Loads LSUN's churches; its 300 validation images are the held-out ones."""
     name, splits = "lsun/church_outdoor", {}
     for split, part in (("train", "train"), ("test", "val")):
         encoded = sources.Lmdb(_church_database(part, options))
@@ -190,7 +190,7 @@ def _church_database(part, options):
 
 
 def _folder(options):
-    """The images in and below a folder, by their names; a fixed tenth is held out."""
+    """Loads images in and below a folder, by their names; holds out a fixed tenth."""
     if options.data_dir is None or options.image_shape is None:
         raise ConfigError(
             "data.name 'folder' needs data.data_dir, the folder, and data.image_shape, "
@@ -217,7 +217,7 @@ def _folder(options):
 
 
 def _held_out(images, options, share):
-    """Two splits of one: the last images, this share of them, are held out."""
+    """Makes two splits of one: the last images, this share of them, are held out."""
     num_train = len(images) - max(1, round(share * len(images)))
     index = np.arange(len(images))
     return {
@@ -227,7 +227,7 @@ def _held_out(images, options, share):
 
 
 def _fake(options):
-    """Images made up in the shape of another data set, always the same."""
+    """Makes images up in the shape of another data set, always the same."""
     like = options.fake_like
     if like not in SHAPES:
         raise ConfigError(

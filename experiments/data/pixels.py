@@ -6,10 +6,10 @@ import numpy as np
 
 
 def draw_binary(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Images of pixels 0 and 255, each 255 with the probability that its grey tells."""
+    """Draws pixels of 0 and 255, each 255 with the probability that its grey says."""
     return np.where(rng.random(images.shape) < images / 255, 255, 0).astype(np.uint8)
 
 
 def to_unit(images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [0, 1], the one place where images are scaled."""
+    """Scales uint8 pixels to float32 in [0, 1]; nowhere else are images scaled."""
     return images.astype(jnp.float32) / 255

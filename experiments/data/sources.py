@@ -49,7 +49,7 @@ class Files:
         return self._paths[i].read_bytes()
 
     def name(self, i: int) -> str:
-        """The path of file i."""
+        """Returns the path of file i."""
         return str(self._paths[i])
 
 
@@ -76,12 +76,12 @@ class Lmdb:
             return transaction.get(self._keys[i])
 
     def name(self, i: int) -> str:
-        """Path and key."""
+        """Names path and key."""
         return f"{self._path}, key {self._keys[i].decode(errors='replace')}"
 
 
 def import_lmdb():
-    """The package `lmdb`, which is optional."""
+    """Imports the package `lmdb`, which is optional."""
     try:
         import lmdb
     except ImportError:
@@ -126,19 +126,19 @@ class Records:
         return self._examples[i]["image"]
 
     def name(self, i: int) -> str:
-        """Directory, split and number."""
+        """Names directory, split and number."""
         return f"{self._split}, example {i}"
 
 
 def records(builder, split: str) -> "Records | Encoded":
-    """The images of a split that TFDS has prepared; its TFRecords, in memory."""
+    """Returns the images of a split that TFDS has prepared; TFRecords, in memory."""
     if _format(builder) == "array_record":
         return Records(builder, split)
     return Encoded(e["image"] for e in _tf_examples(builder, split))
 
 
 def labelled_records(builder, split: str) -> tuple[Encoded, np.ndarray]:
-    """The images of a split that TFDS has prepared, in memory, and their labels."""
+    """Reads the images of a split that TFDS has prepared, and their labels."""
     if _format(builder) == "array_record":
         source = builder.as_data_source(split, decoders=_as_stored())
         examples = []
@@ -174,7 +174,7 @@ def _tf_examples(builder, split):
 
 
 def decode(data: bytes, channels: int) -> Image.Image:
-    """An image file as 8-bit grey or RGB, turned as its camera says.
+    """Decodes an image file to 8-bit grey or RGB, turned as its camera says.
 
     16 bits are scaled to 8, palettes and CMYK are converted, transparency is dropped.
 
@@ -195,7 +195,7 @@ def decode(data: bytes, channels: int) -> Image.Image:
 
 
 def as_mode(image: Image.Image, channels: int) -> Image.Image:
-    """An image as 8-bit grey or RGB."""
+    """Converts an image to 8-bit grey or RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -281,7 +281,7 @@ class Streamed:
         return np.asarray(self[:], dtype)
 
     def read(self, i: int, place: float = 0.5) -> np.ndarray:
-        """Image i, uint8 [H, W, C]; what is too long of it is cut at `place`."""
+        """Reads image i, uint8 [H, W, C]; what is too long is cut at `place`."""
         for j in (*range(i, len(self)), *range(i)):
             image = self._try(j, place)
             if image is not None:
@@ -289,7 +289,7 @@ class Streamed:
         raise ConfigError(f"none of {len(self)} images can be read")
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images that can be read, and their numbers."""
+        """Reads all images that can be read, and returns their numbers too."""
         images, kept = np.empty(self.shape, np.uint8), []
         for i in tqdm(range(len(self)), "decoding", unit="image", disable=_quick(self)):
             image = self._try(i, 0.5)
@@ -299,7 +299,7 @@ class Streamed:
         return images[: len(kept)], np.asarray(kept, int)
 
     def subset(self, index: np.ndarray) -> "Streamed":
-        """These images alone, in this order."""
+        """Returns these images alone, in this order."""
         return Streamed(
             self._encoded,
             self.shape[1:],

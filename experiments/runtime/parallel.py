@@ -7,7 +7,6 @@ the directory of a run: the others take part in the steps, from what it shares.
 """
 
 import contextlib
-import functools
 import io
 import os
 import pathlib
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.errors import USER_ERRORS, ConfigError, ProcessFailed
 from experiments.runtime import stop
@@ -50,7 +50,7 @@ def initialize(
             )
         if coordinator is None:
             return
-        given = {}
+        arguments = {}
     else:
         if num_processes is None or process_id is None:
             raise ConfigError(
@@ -63,31 +63,31 @@ def initialize(
             raise ConfigError(
                 f"--process_id must lie in [0, {num_processes}), got {process_id}"
             )
-        given = {
+        arguments = {
             "coordinator_address": coordinator,
             "num_processes": num_processes,
             "process_id": process_id,
         }
     try:
         jax.distributed.initialize(
-            **given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+            **arguments, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"--coordinator={coordinator}: {error}") from error
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks, reads the run and writes it."""
+    """Tells whether this process speaks, reads the run and writes it."""
     return jax.process_index() == 0
 
 
 def devices() -> list[jax.Device]:
-    """Those of all processes; those of one are together, in the order of processes."""
+    """Lists those of all processes; first those of the first process, and so on."""
     return sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
 
 
 def num_here(devices: Sequence[jax.Device]) -> int:
-    """How many of `devices` are those of this process."""
+    """Counts the `devices` of this process."""
     return len(_here(devices))
 
 
@@ -109,12 +109,12 @@ def pmap(
 
 
 def mean(tree: Any) -> Any:
-    """Mean over all devices; inside a pmapped step."""
+    """Takes the mean over all devices; inside a pmapped step."""
     return jax.lax.pmean(tree, AXIS)
 
 
 def example_index(local_batch: int) -> jax.Array:
-    """Indices in the global batch of this device's examples; inside a pmapped step."""
+    """Returns where this device's examples stand in the global batch; inside a step."""
     return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(
         local_batch, dtype=jnp.int32
     )
@@ -127,7 +127,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy, as NumPy arrays."""
+    """Returns the first device's copy, as NumPy arrays."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
@@ -153,14 +153,13 @@ def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def unshard(tree: Any) -> Any:
-    """The inverse of `shard`, as NumPy arrays; all processes call it together."""
-    if jax.process_count() > 1:
-        tree = unreplicate(_all_gather()(tree))
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+    """Undoes `shard`, to NumPy arrays; all processes call it together."""
+    parts = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
 def hardware() -> str:
-    """The devices of all processes in words, with the release of JAX."""
+    """Describes the devices of all processes in words, with the release of JAX."""
     device = jax.local_devices()[0]
     kind = device.device_kind
     if device.platform == "cpu":
@@ -188,24 +187,24 @@ def share(tree: Any) -> Any:
     """
     if jax.process_count() == 1:
         return tree
-
     arrays = jax.tree.map(np.asarray, tree)
+    # JAX broadcasts by a sum, which is exact of integers: that of floats turns -0.0
+    # and subnormal numbers to 0.0.
     bits = jax.tree.map(lambda x: x.view(f"u{x.itemsize}"), arrays)
-    if not is_first():
-        bits = jax.tree.map(np.zeros_like, bits)
-    return jax.tree.map(lambda sum, like: sum.view(like.dtype), _sum(bits), arrays)
+    shared = multihost_utils.broadcast_one_to_all(bits)
+    return jax.tree.map(lambda x, like: x.view(like.dtype), shared, arrays)
 
 
 def agree(*flags: bool) -> list[bool]:
-    """Of each flag, whether any process has raised it; all call it together."""
-    if jax.process_count() == 1:
-        return list(map(bool, flags))
-    return [bool(count) for count in _sum(np.array(list(map(bool, flags)), np.int32))]
+    """Tells of each flag whether any process has raised it; all call it together."""
+    raised = np.array([bool(flag) for flag in flags])
+    by_process = multihost_utils.process_allgather(raised)
+    return by_process.any(axis=0).tolist()
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Work that fails in every process if it fails in one; all enter it together.
+    """Makes work fail in every process if it fails in one; all enter it together.
 
     Raises:
       ProcessFailed: where it was another that failed.
@@ -216,12 +215,12 @@ def together() -> Iterator[None]:
         agree(True)
         raise
     if agree(False) == [True]:
-        raise ProcessFailed("another process has ended with an error, told there")
+        raise ProcessFailed("another process has ended with an error, printed there")
 
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Of several processes: one prints, none ends before all, and all fail with one."""
+    """Lets one of the processes print, none end before all, and all fail with one."""
     if not jax.distributed.is_initialized():
         yield
         return
@@ -235,8 +234,8 @@ def ending_together() -> Iterator[None]:
         if isinstance(error, USER_ERRORS):
             print(f"error: {error}", file=sys.stderr)
         elif isinstance(error, jax.errors.JaxRuntimeError):
-            said = str(error).splitlines()[0]
-            print(f"error: another process may have ended: {said}", file=sys.stderr)
+            reason = str(error).splitlines()[0]
+            print(f"error: another process may have ended: {reason}", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stderr.flush()
@@ -249,30 +248,8 @@ def ending_together() -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def _sum(tree):
-    """Over processes, of NumPy arrays; integers, whose sum is exact."""
-    few = jax.local_devices()
-
-    def first_row(x):
-        return np.concatenate([x[None], np.zeros((len(few) - 1, *x.shape), x.dtype)])
-
-    return unreplicate(_all_sum()(jax.tree.map(first_row, tree)))
-
-
-@functools.cache
-def _all_sum():
-    return jax.pmap(lambda tree: jax.lax.psum(tree, AXIS), AXIS, devices=devices())
-
-
-@functools.cache
-def _all_gather():
-    return jax.pmap(
-        lambda tree: jax.lax.all_gather(tree, AXIS), AXIS, devices=devices()
-    )
-
-
 def _here(devices):
-    """Where the devices of this process stand among `devices`."""
+    """Returns where the devices of this process stand among `devices`."""
     own = jax.process_index()
     return [i for i, device in enumerate(devices) if device.process_index == own]
 

@@ -45,7 +45,7 @@ class Requests:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Where the first request waits until it is asked for, or until the end.
+        """Makes the first request wait until it is asked for, or until the end.
 
         Raises:
           Stopped: at the end, if there was one.

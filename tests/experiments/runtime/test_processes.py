@@ -286,3 +286,52 @@ def test_single_process_shares_and_agrees_with_itself():
         pass
     with pytest.raises(ProcessFailed), parallel.together():
         raise ProcessFailed("here")
+
+
+SHARED = {
+    "float32": np.array([0x80000000, 1, 0x7FC12345, 0xFFC00001], np.uint32).view("f4"),
+    "float64": np.array([1 << 63, 1, 0x7FF8_0000_DEAD_BEEF], np.uint64).view("f8"),
+    "bfloat16": np.array([0x8000, 1, 0x7FC1], np.uint16).view(jnp.bfloat16),
+    "key": np.array([2**32 - 1, 7], np.uint32),
+    "step": np.int32(-5),
+    "flag": np.array([True, False]),
+    "nothing": np.zeros((0, 3), np.float32),
+}
+
+
+def write_shared(folder, place):
+    """Saves what the first process has shared, and what all have agreed on."""
+    parallel.initialize(*place)
+    own = SHARED if parallel.is_first() else jax.tree.map(np.ones_like, SHARED)
+    with parallel.ending_together():
+        shared = parallel.share(own)
+        index, devices = jax.process_index(), parallel.devices()
+        agreed = parallel.agree(index == 1, False, True)
+        rows = np.arange(8, dtype=np.float32).reshape(4, 2) - 1e-45
+        whole = parallel.unshard(parallel.shard(rows, devices))
+        bits = {k: np.frombuffer(v.tobytes(), np.uint8) for k, v in shared.items()}
+        file = folder / f"{index}.npz"
+        np.savez(file, agreed=agreed, whole=whole, rows=rows, **bits)
+        assert all(shared[k].dtype == v.dtype for k, v in SHARED.items())
+        assert all(shared[k].shape == v.shape for k, v in SHARED.items())
+
+
+def test_arrays_of_the_first_process_are_shared_bit_for_bit(tmp_path, free_port):
+    started = [
+        processes.start(
+            write_shared,
+            tmp_path,
+            (f"127.0.0.1:{free_port}", 2, index),
+            log=tmp_path / "log",
+            jax_num_cpu_devices=2,
+            jax_enable_x64=True,
+        )
+        for index in range(2)
+    ]
+    assert join(started) == [0, 0], (tmp_path / "log").read_text()
+    for index in range(2):
+        with np.load(tmp_path / f"{index}.npz") as held:
+            for name, expected in SHARED.items():
+                assert held[name].tobytes() == expected.tobytes(), (index, name)
+            assert held["agreed"].tolist() == [True, False, True]
+            np.testing.assert_array_equal(held["whole"], held["rows"])
