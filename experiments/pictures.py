@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
@@ -31,7 +32,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
     )
 
 
-def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def beside(left: ArrayLike, right: ArrayLike) -> np.ndarray:
     """Alternates two sets of images, for a grid of pairs: left, right, left, ..."""
     return np.stack([left, right], axis=1).reshape(-1, *np.shape(left)[1:])
 

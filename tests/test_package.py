@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import jebm
 
 ROOT = pathlib.Path(jebm.__file__).parents[1]
+PACKAGES = ("jebm", "experiments")  # whose types are checked
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,8 @@ def test_unpacked_wheel_starts_fast_and_samples_at_once(wheel, tmp_path):
     assert min(run["seconds"] for run in runs) < 2
 
 
-def test_types_of_the_library_are_sound(tmp_path):
-    """The library, and a user's program that uses it wrongly in two places."""
+def test_types_are_sound(tmp_path):
+    """Of both packages, and of a program that uses the library wrongly twice."""
     program = tmp_path / "program.py"
     program.write_text(
         "import jax\nimport jebm\n"
@@ -145,11 +147,13 @@ def test_types_of_the_library_are_sound(tmp_path):
         "samples.images\n"  # line 7
     )
     process = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path, "jebm", program],
+        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path, *PACKAGES, program],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["mypy"]["packages"] == [*PACKAGES]
     lines = [x for x in process.stdout.splitlines() if ": error:" in x]
     wrong = [re.search(r"program\.py:(\d+): error:.*\[([\w-]+)\]$", x) for x in lines]
     assert all(wrong), process.stdout

@@ -1,8 +1,12 @@
 """The values of pixels."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Pixels = TypeVar("Pixels", jax.Array, np.ndarray)
 
 
 def draw_binary(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
@@ -10,6 +14,6 @@ def draw_binary(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     return np.where(rng.random(images.shape) < images / 255, 255, 0).astype(np.uint8)
 
 
-def to_unit(images: jax.Array) -> jax.Array:
+def to_unit(images: Pixels) -> Pixels:
     """Scales uint8 pixels to float32 in [0, 1]; nowhere else are images scaled."""
     return images.astype(jnp.float32) / 255

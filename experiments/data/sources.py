@@ -290,7 +290,8 @@ class Streamed:
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
         """Reads all images that can be read, and returns their numbers too."""
-        images, kept = np.empty(self.shape, np.uint8), []
+        images = np.empty(self.shape, np.uint8)
+        kept: list[int] = []
         for i in tqdm(range(len(self)), "decoding", unit="image", disable=_quick(self)):
             image = self._try(i, 0.5)
             if image is not None:

@@ -163,7 +163,8 @@ def histograms(terms: Terms, anomalous: np.ndarray, weights: Weights) -> Figure:
         figure.suptitle("no score is finite")
     for i, (title, values) in enumerate(panels.items()):
         axis = figure.add_subplot(1, num, i + 1)
-        bins = np.linspace(*np.percentile(values, [0.2, 99.8]), 60)
+        low, high = np.percentile(values, [0.2, 99.8])
+        bins = np.linspace(low, high, 60).tolist()
         for kind, colour, name in (
             (~anomalous, "#0072B2", "classes of training"),
             (anomalous, "#E69F00", "held-out class"),

@@ -33,15 +33,21 @@ import jax
 import numpy as np
 from sklearn import metrics
 
-from jebm.objectives import PosteriorTerms
+
+class ImageTerms(NamedTuple):
+    """What is used of `jebm.objectives.PosteriorTerms`, on the host, in nats."""
+
+    log_likelihood: np.ndarray  # log p(x|z)
+    log_prior: np.ndarray  # log p_beta(z)
+    energy: np.ndarray  # E(z)
 
 
 class Terms(NamedTuple):
     """The terms of score(0) that an image's score is made of, in nats."""
 
     # [1 + num_augmentations, N], of A x; the images as they are come first.
-    moved: PosteriorTerms
-    nearest: PosteriorTerms  # [N, num_neighbours], of x_n
+    moved: ImageTerms
+    nearest: ImageTerms  # [N, num_neighbours], of x_n
     knn_log_volume: np.ndarray  # [N, num_neighbours], log |eps - eps_n|^D
 
 
@@ -53,7 +59,7 @@ class Weights(NamedTuple):
     volume: float = 0.0
 
 
-def log_density(terms: PosteriorTerms, likelihood: float) -> np.ndarray:
+def log_density(terms: ImageTerms, likelihood: float) -> np.ndarray:
     """Returns s of the module's docstring, nats, of the shape of the terms."""
     return likelihood * terms.log_likelihood + terms.log_prior - terms.energy
 
@@ -62,9 +68,9 @@ def score(terms: Terms, weights: Weights) -> np.ndarray:
     """Returns the score of the module's docstring, [N], nats: low is anomalous.
 
     Example:
-      >>> moved = PosteriorTerms(*np.log([[[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2)),
-      ...                            np.ones((2, 2)), np.ones((2, 2))]))
-      >>> nearest = PosteriorTerms(*np.log([[[2.0], [1.0]], *np.ones((3, 2, 1))]))
+      >>> likelihoods = [[1.0, 2.0], [3.0, 4.0]]
+      >>> moved = ImageTerms(*np.log([likelihoods, *np.ones((2, 2, 2))]))
+      >>> nearest = ImageTerms(*np.log([[[2.0], [1.0]], *np.ones((2, 2, 1))]))
       >>> terms = Terms(moved, nearest, np.zeros((2, 1)))
       >>> np.exp(score(terms, Weights(1.0, neighbours=1.0))).round(3)
       array([1., 3.])
@@ -98,9 +104,9 @@ def detection(
 
     Example:
       >>> nats = np.array([[0.0, 1.0, 2.0, 3.0]])
-      >>> moved = PosteriorTerms(nats, 0 * nats, 0 * nats, 0 * nats)
+      >>> moved = ImageTerms(nats, 0 * nats, 0 * nats)
       >>> none = np.empty((4, 0))
-      >>> terms = Terms(moved, PosteriorTerms(none, none, none, none), none)
+      >>> terms = Terms(moved, ImageTerms(none, none, none), none)
       >>> areas = detection(terms, np.array([True, True, False, False]), Weights(0.5))
       >>> areas["auprc"], areas["auroc"], areas["auroc_prior"], areas["prevalence"]
       (1.0, 1.0, 0.5, 0.5)
@@ -138,6 +144,6 @@ def areas(anomalous: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     return float(area), float(metrics.roc_auc_score(anomalous, values))
 
 
-def as_they_are(terms: Terms) -> PosteriorTerms:
+def as_they_are(terms: Terms) -> ImageTerms:
     """Returns the terms of the images as they are, [N]."""
     return jax.tree.map(lambda t: t[0], terms.moved)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import jebm
 from experiments.data.augment import affine
 from experiments.data.pixels import to_unit
-from experiments.evaluation.anomaly_score import Terms
+from experiments.evaluation.anomaly_score import ImageTerms, Terms
 from experiments.runs import Run
 from experiments.runtime.batching import map_batches
 from jebm.chains import end_eps, example_keys, run_chains
@@ -72,7 +72,8 @@ def _terms(key, run, images):
     num = run.experiment.eval.num_posterior_samples
 
     def one_batch(key, x):
-        return jebm.scores.score_terms(key, run.model, run.params, x, num_samples=num)
+        terms = jebm.scores.score_terms(key, run.model, run.params, x, num_samples=num)
+        return ImageTerms(terms.log_likelihood, terms.log_prior, terms.energy)
 
     return _of_images(key, one_batch, images, run.experiment.eval.batch_size)
 

@@ -117,7 +117,9 @@ def summarise(
     files: list[pathlib.Path], num: int, extractor: Extractor
 ) -> Summary | None:
     """Reads the batches of `activations.stream` once; None if one is not finite."""
-    moments, kept, seen, batches = None, [], 0, []
+    moments: metrics.Moments | None = None
+    kept: list[np.ndarray] = []
+    batches, seen = [], 0
     bounds = split_bounds(num, min(extractor.protocol.num_splits, num))
     splits: list[Any] = [None] * (len(bounds) - 1)
     for batch in activations.read(files, num):
@@ -134,7 +136,9 @@ def summarise(
                 sums = ScoreSums.of(part)
                 splits[i] = sums if splits[i] is None else splits[i].plus(sums)
         seen += len(batch.pool)
-        batches.append(batch._replace(pool=None, logits=None))
+        nothing = np.empty(0)  # of a batch only its times are used again
+        batches.append(batch._replace(pool=nothing, logits=nothing))
+    assert moments is not None  # there is a batch
     return Summary(
         *metrics.statistics_of(moments),
         np.concatenate(kept),

@@ -30,7 +30,6 @@ from experiments.evaluation.log_likelihood import (
 from experiments.options import Experiment, Pair, Positive
 from experiments.runs import Run
 from experiments.runtime.batching import map_batches
-from jebm import partition
 
 _HEAVY = 0.7  # k of `partition.pareto_k`
 _MANY_HEAVY_TAILS = 0.05  # share of images
@@ -120,29 +119,33 @@ class Likelihood(Evaluator):
         """
         key_noise, key_x, key_z = jax.random.split(key, 3)
         x = observed(key_noise, model, images[: self.num_images])
-        exact = partition.Estimate(0.0, 0.0, np.inf)  # log Z of a Gaussian prior
         if model.energy is None:
-            return self._of_prior(key_x, model, params, x, exact)
+            return self._of_prior(key_x, model, params, x)
         # Not one of the three above, in which the numbers of a key are.
         key_draws = jax.random.fold_in(key, 3)
         log_z, partition_numbers = tilted_log_z(key_z, key_draws, model, params)
         untilted = dataclasses.replace(model, energy=None), params._replace(energy={})
-        gaussian = self._of_prior(key_x, *untilted, x, exact)
+        gaussian = self._of_prior(key_x, *untilted, x)
         return {
             **partition_numbers,
-            **self._of_prior(key_x, model, params, x, log_z),
+            **self._of_prior(
+                key_x, model, params, x, log_z.value, log_z.standard_error
+            ),
             **{f"{name}_untilted": value for name, value in gaussian.items()},
         }
 
-    def _of_prior(self, key, model, params, x, log_z):
-        """The numbers of `measure` without log Z, of the model's own prior."""
+    def _of_prior(self, key, model, params, x, log_z=0.0, log_z_error=0.0):
+        """The numbers of `measure` without log Z, of the model's own prior.
+
+        By default log Z is that of a Gaussian prior, which is known.
+        """
         sizes = self.num_samples, self.num_temperatures
         draw = estimator_of(self.estimator, model, params, x, *sizes)
         each, k = map_batches(
             key, draw, np.arange(len(x)), min(self.batch_size, len(x))
         )
-        value = each.value - log_z.value
-        variance = np.mean(each.standard_error**2) / len(x) + log_z.standard_error**2
+        value = each.value - log_z
+        variance = np.mean(each.standard_error**2) / len(x) + log_z_error**2
         nats = float(value.mean())
         numbers = {
             "log_likelihood_nats": nats,

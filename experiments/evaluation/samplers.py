@@ -1,14 +1,18 @@
 """Other samplers of a model's prior, that its own chain is held against."""
 
 import dataclasses
+from typing import TypeVar
 
 import jebm
 from jebm import tempering
+from jebm.kernels import Chain
 
 LONG_CHAIN = 4  # times the length of the run's
 
+_Chain = TypeVar("_Chain", bound=Chain)
 
-def lengthened(chain: jebm.Langevin) -> jebm.Langevin:
+
+def lengthened(chain: _Chain) -> _Chain:
     """Returns the chain, 4 times as long."""
     return dataclasses.replace(chain, num_steps=LONG_CHAIN * chain.num_steps)
 

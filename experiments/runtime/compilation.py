@@ -33,7 +33,7 @@ def enable_compilation_cache() -> None:
     JAX_COMPILATION_CACHE_DIR=DIR keeps them elsewhere, and
     JAX_ENABLE_COMPILATION_CACHE=false nowhere.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         # JEBM_CACHE is not asked: programs have JAX's variable of their own.
         path = default_cache() / "programs"
         jax.config.update("jax_compilation_cache_dir", str(path))

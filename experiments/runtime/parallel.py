@@ -43,6 +43,7 @@ def initialize(
     Raises:
       ConfigError: if the arguments do not go together or nothing can be detected.
     """
+    arguments: dict[str, Any] = {}
     if coordinator in (None, "auto"):
         if (num_processes, process_id) != (None, None):
             raise ConfigError(
@@ -50,7 +51,6 @@ def initialize(
             )
         if coordinator is None:
             return
-        arguments = {}
     else:
         if num_processes is None or process_id is None:
             raise ConfigError(

@@ -192,7 +192,7 @@ def draw(results: dict[int, list[dict]], file: pathlib.Path) -> None:
     places, width = np.arange(len(results)), 0.8 / len(rows)
     for i, row in enumerate(rows):
         values = np.array(
-            [[r[f"auprc{_ROWS[row]}"] for r in results] for each in results.values()]
+            [[r[f"auprc{_ROWS[row]}"] for r in each] for each in results.values()]
         )
         axis.bar(
             places + (i - (len(rows) - 1) / 2) * width,
@@ -205,7 +205,7 @@ def draw(results: dict[int, list[dict]], file: pathlib.Path) -> None:
     chance = [each[0]["prevalence"] for each in results.values()]
     axis.hlines(chance, places - 0.4, places + 0.4, "black", "dotted", label="chance")
     axis.set(xlabel="digit held out", ylabel="AUPRC, mean ± deviation", ylim=(0, 1))
-    axis.set_xticks(places, list(results))
+    axis.set_xticks(places, [str(digit) for digit in results])
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -18,6 +18,7 @@ from grain.experimental import ZipIterDataset
 
 import jebm
 from experiments.data.batches import prefetched, training_batches
+from experiments.data.sources import Streamed
 from experiments.errors import ConfigError
 from experiments.options import Experiment
 from experiments.rundir.files import lock
@@ -46,7 +47,7 @@ TRACED = (
 class VmappedRun(NamedTuple):
     """One of the runs."""
 
-    images: np.ndarray  # uint8 [N, H, W, C]
+    images: np.ndarray | Streamed  # uint8 [N, H, W, C]
     seed: int
     setting: dict[str, float]  # fields among TRACED
     backbone: Any = None  # variables of one that is frozen: "two_stage"

@@ -16,12 +16,17 @@ from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import anomaly, anomaly_score, evaluate
 from experiments.evaluation.anomaly import Anomaly
-from experiments.evaluation.anomaly_score import Terms, Weights, detection, score
+from experiments.evaluation.anomaly_score import (
+    ImageTerms,
+    Terms,
+    Weights,
+    detection,
+    score,
+)
 from experiments.evaluation.registry import create
 from experiments.rundir import report
 from jebm.chains import to_eps
 from jebm.kernels import STARTS
-from jebm.objectives import PosteriorTerms
 from tests.experiments.evaluation.saved import experiment_of, of_run, run_of, save_run
 
 HELDOUT = 4
@@ -44,8 +49,7 @@ def terms(*three, nearest=None):
     """Of log p(x|z), log p_beta(z) and E(z), [N] or [maps, N], and of neighbours."""
 
     def positive(three):
-        three = np.asarray(three, float)
-        return PosteriorTerms(*three, np.zeros_like(three[0]))
+        return ImageTerms(*np.asarray(three, float))
 
     moved = np.asarray(three, float).reshape(3, -1, np.shape(three[0])[-1])
     if nearest is None:
@@ -111,7 +115,7 @@ def test_weights_choose_between_the_terms():
     areas = metrics.roc_auc_score(anomalous, nearest[0, :, 0])
     assert plain["auroc_distance"] == areas
     known = nearest.mean(2)
-    likelihood, prior, energy, _ = random.moved[:4]
+    likelihood, prior, energy = random.moved
     np.testing.assert_allclose(
         score(random, Weights(0.5, 0.25, 2.0)),
         (0.5 * likelihood + prior - energy)[0]
