@@ -3,24 +3,26 @@
 import contextlib
 import io
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import jebm
-from experiments import pictures
+from experiments import main, options, pictures
 from experiments.configs import lsun, nvae_lsun, test
 from experiments.data import datasets, fake
 from experiments.drawing import figures, samples
+from experiments.drawing.figures import FIGURES
 from experiments.evaluation import evaluate
 from experiments.models import model_spec
 from experiments.rundir.files import write_model
+from experiments.runs import open_run
 from experiments.training import train
 from tests.data_files import encoded, put, random_images
-from tests.experiments.runs import CONFIG, ROOT, metrics, run, run_main
+from tests.experiments.runs import CONFIG, ROOT, metrics, run_main
 
 LSUN = f"--config={ROOT / 'experiments' / 'configs' / 'lsun.py'}"
 
@@ -44,18 +46,14 @@ def crimson(file):
     return bool((top == (220, 20, 60)).all(axis=-1).any())
 
 
-def blank(name):
-    """Stands for what draws the figure `name`, which takes long to compile."""
+class Blank:
+    """A figure of nothing, for those that take long to compile."""
 
-    def draw(*arguments):
-        (folder,) = (a for a in arguments if isinstance(a, pathlib.Path))
-        pictures.save_grid(folder / f"{name}.png", np.zeros((1, 8, 8, 1)))
-        return folder / f"{name}.png"
+    def compute(self, key, run):
+        pass
 
-    return draw
-
-
-DRAWN = ("transition", "posterior_transition", "long_run", "latent_planes", "by_layer")
+    def draw(self, results):
+        return Figure(figsize=(2, 2))
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +65,17 @@ def made_up(tmp_path_factory):
     config.eval.protocol = "ood"
     config.eval.ood.outliers = ("noise", "svhn_cropped")  # which is not there
     config.eval.num_posterior_samples = 1
-    screen = io.StringIO()
+    experiment, screen = options.read(config), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
         patch.setenv("TFDS_DATA_DIR", str(path.parent))
-        for name in (*DRAWN, "hierarchical"):
-            patch.setattr(figures, name, blank(name))
-        patch.setattr(figures.probes, "write_probes", lambda *a: a[-2])
-        patch.setattr(evaluate.chains, "chains", lambda *arguments: {})
-        patch.setattr(evaluate.mixing, "mixing", lambda *arguments: {})
-        run(config, path)
-        figures.figures(config, path)
-        evaluate.evaluate(config, path)
-        samples.sample(config, path)
+        for name, entry in FIGURES.items():
+            if name != "training":
+                blank = entry._replace(module=Blank(), numbers=None)
+                patch.setitem(FIGURES, name, blank)
+        patch.setattr(figures, "write_probes", lambda run: run.path / "probes.json")
+        patch.setattr(evaluate, "WITH_EVERY", ())
+        main.run("train", experiment, path, main.HOOKS)
+        samples.sample(experiment, path)
     return path, screen.getvalue()
 
 
@@ -99,7 +96,7 @@ def test_every_picture_is_titled(made_up):
     files = sorted(path.rglob("*.png"))
     kinds = {file.stem.rsplit("_0", 1)[0] for file in files}
     assert {"ebm", "gaussian", "reconstruction", "training", "ood"} <= kinds
-    assert {*DRAWN, "hierarchical"} <= kinds
+    assert set(FIGURES) <= kinds
     assert [file.name for file in files if not crimson(file)] == []
 
 
@@ -107,9 +104,11 @@ def test_pictures_of_other_data_are_left_as_they_are(trained_run, tmp_path):
     files = sorted(trained_run.rglob("*.png"))
     assert len(files) > 5
     assert not any(crimson(file) for file in files)
-    config, before = test.get_config(), files[0].read_bytes()
-    pictures.mark(config, files[:1])
-    assert files[0].read_bytes() == before
+    run = open_run(options.read(test.get_config()), trained_run)
+    assert run.label == ""
+    (tmp_path / "one.png").write_bytes(files[0].read_bytes())
+    pictures.stamp_all([tmp_path / "one.png"], run.label)
+    assert (tmp_path / "one.png").read_bytes() == files[0].read_bytes()
     assert "FAKE" not in (trained_run / "report.html").read_text()
     assert json.loads((trained_run / "eval.json").read_text())["data"] == "digits"
 
@@ -138,7 +137,7 @@ def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monke
 def test_outliers_that_are_not_there_are_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     path = tmp_path / "run"
-    fields = {"protocol": "ood", "ood_outliers": "('svhn_cropped',)"}
+    fields = {"protocol": "ood", "ood.outliers": "('svhn_cropped',)"}
     arguments = [f"--config.eval.{field}={value}" for field, value in fields.items()]
     with pytest.raises(SystemExit) as stopped:
         run_main(CONFIG, f"--workdir={path}", *arguments)
@@ -170,14 +169,13 @@ def backbone(tmp_path, monkeypatch):
     first.backbone.image_halvings = 3
     first.backbone.preprocess_cells = first.backbone.postprocess_cells = 1
     first.backbone.encoder_cells = first.backbone.decoder_cells = 1
-    spec = model_spec(first, (64, 64, 3))
+    spec = model_spec(options.read(first), (64, 64, 3))
     params = jebm.init(jax.random.key(0), jebm.build(spec))
     write_model(tmp_path / "backbone", spec, params)
     return tmp_path / "backbone"
 
 
-def test_church_runs_on_made_up_images(backbone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "write_samples", lambda *arguments: [])
+def test_church_runs_on_made_up_images(backbone, tmp_path, capsys):
     path = tmp_path / "run"
     overrides = {
         "data.name": "fake",
@@ -203,4 +201,7 @@ def test_church_runs_on_made_up_images(backbone, tmp_path, monkeypatch, capsys):
     assert found["image_shape"] == [64, 64, 3]
     assert "FAKE DATA in the shape of lsun/church" in (path / "report.html").read_text()
     assert lsun.get_config().data.augment == ("flip", "crop")
-    assert datasets.described(lsun.get_config().data) == "lsun/church_outdoor"
+    assert (
+        datasets.described(options.read(lsun.get_config()).data)
+        == "lsun/church_outdoor"
+    )
