@@ -38,6 +38,14 @@ def forget_programs():
     jax.clear_caches()
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """Says how to run the tests that were left out."""
+    if config.option.markexpr == "not slow":
+        terminalreporter.write_line(
+            "These are the fast tests. The slow ones: python -m pytest -m slow"
+        )
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""

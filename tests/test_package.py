@@ -112,6 +112,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_unpacked_wheel_starts_fast_and_samples_at_once(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
 

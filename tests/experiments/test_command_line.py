@@ -240,6 +240,7 @@ def test_process_ends_in_one_line_on_stderr(absent):
     assert all("WARNING:absl:Grain" in line for line in others)
 
 
+@pytest.mark.slow
 def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
     path = tmp_path / "run"
     run_main(CONFIG, f"--workdir={path}", "--config.learning.num_steps=2")

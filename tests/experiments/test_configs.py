@@ -93,6 +93,7 @@ def shrunken(name):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_a_shrunken_config_takes_two_steps(name, tmp_path):
     config = shrunken(name)

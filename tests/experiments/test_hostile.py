@@ -116,6 +116,7 @@ def copied_run(trained_run, tmp_path):
 FILES = ("config.json", "metrics.jsonl", "model.json")
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=60)
 @given(st.sampled_from(FILES), st.data())
 def test_damaged_files_of_a_run_are_told_by_name(

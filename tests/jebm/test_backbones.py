@@ -55,6 +55,7 @@ def apply(model, params, function):
     return nn.apply(function, model.backbone)(params.backbone)
 
 
+@pytest.mark.slow
 def test_shapes_of_priors_and_of_the_output(model, params):
     z = random_latents(model, 3, dtype=jnp.float64)
 
@@ -72,6 +73,7 @@ def test_shapes_of_priors_and_of_the_output(model, params):
     np.testing.assert_array_equal(priors[-1].scale, 1)
 
 
+@pytest.mark.slow
 def test_transport_is_undone_and_changes_the_density_by_its_jacobian(model, params):
     eps = random_latents(model, 1, dtype=jnp.float64)
     flat, unravel = ravel_pytree(eps)
@@ -111,6 +113,7 @@ def test_log_q_is_normalised_and_of_the_latents_that_are_drawn(model):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(num // 2) < 0.5
 
 
+@pytest.mark.slow
 def test_examples_do_not_mix(model, params):
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 4, 4, 1)))
     keys = jax.random.split(jax.random.key(0), 4)
@@ -130,6 +133,7 @@ def test_examples_do_not_mix(model, params):
         np.testing.assert_allclose(a[2:3], b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_learning_reaches_every_parameter_and_the_encoder_alone_where_held(
     model, params
 ):
@@ -153,6 +157,7 @@ def test_learning_reaches_every_parameter_and_the_encoder_alone_where_held(
         assert set(moved) == {name in model.backbone.encoder_modules}
 
 
+@pytest.mark.slow
 def test_generator_does_not_depend_on_the_encoder(model, params):
     named = model.backbone.encoder_modules
     variables = params.backbone["params"]
@@ -168,6 +173,7 @@ def test_generator_does_not_depend_on_the_encoder(model, params):
     np.testing.assert_array_equal(decoded(others), decoded(variables))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shapes", [((2,), (2,)), ((4, 4, 1), (2,), (2,))])
 def test_top_layer_of_a_ladder_reaches_the_image_past_those_below(shapes, x64):
     """Zeroing what the lower layers write leaves a path from the top one."""

@@ -111,6 +111,7 @@ def slowly(x):
     return x + 0 * busy[0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_no_call_waits_for_the_device(name, model, params):
     """It returns before the parameters that it was given have been computed."""
@@ -153,6 +154,7 @@ def test_images_out_of_range_are_refused_inside_the_callers_jit(model, params):
             jax.jit(call)()
 
 
+@pytest.mark.slow
 def test_chains_hand_back_where_they_end(model, params):
     keys = jax.random.split(KEY, 4)
     for chain in (SHORT, jebm.MALA(3, 0.2), jebm.Langevin(3, 0.1, "z", "prior")):

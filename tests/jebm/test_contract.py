@@ -41,6 +41,7 @@ def check(backbone):
     jebm.check_backbone(jebm.Model((4, 4, 1), backbone, energy=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -63,6 +64,7 @@ def test_backbones_of_the_package_keep_the_contract(spec):
     jebm.check_backbone(jebm.build({"image_shape": (4, 4, 1), "backbone": spec}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Sound", "Infers"])
 def test_a_sound_backbone_of_a_user_passes(name):
     check(globals()[name]())
@@ -237,6 +239,7 @@ class NoMerge(nn.Module):
     start, prior, decode = Sound.start, Sound.prior, Sound.decode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "words"),
     [

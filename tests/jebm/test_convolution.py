@@ -68,6 +68,7 @@ def test_every_form_has_the_gradients_of_lax(form, size, stride, x64):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [2, 4])
 def test_karatsuba_form_is_the_equation_with_first_and_second_gradients(stride, x64):
     x, kernel = inputs(2 * stride, jnp.float64, batch=2, height=4, width=2)
@@ -220,6 +221,7 @@ def test_depthwise_form_is_a_convolution_of_each_channel(form, x64):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", DEPTHWISE)
 def test_depthwise_form_has_first_and_second_gradients(form, x64):
     rng = np.random.default_rng(0)

@@ -195,6 +195,7 @@ NVAE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_give_the_same_gradients_and_keep_less():
     model = jebm.build(NVAE)
     params = random_params(model, scale=0.1)

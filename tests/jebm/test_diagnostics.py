@@ -140,6 +140,7 @@ def test_prior_without_energy_is_as_stiff_as_the_standard_normal(dtype):
     np.testing.assert_allclose(health.stiffness, np.full(5, 0.04), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("space", ["eps", "z"])
 def test_stiffness_is_that_of_the_hessian_where_the_chain_is(space, given, x64):
@@ -236,6 +237,7 @@ def test_acceptance_on_the_standard_normal_is_that_of_mala_by_quadrature(step_si
     assert abs(acceptance.mean() - expected) < 4 * error
 
 
+@pytest.mark.slow
 def test_acceptance_is_near_1_for_tiny_steps_and_low_beyond_stability(dtype):
     model = small_model((8, 8))
     params = random_params(model, scale=0.3, dtype=dtype)

@@ -76,6 +76,7 @@ def test_gaussian_refuses_a_scale_that_is_not_positive():
         Gaussian(scale=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "bits"), [(1, 8), (1, 3), (2, 3), (3, 2)])
 def test_logistic_mixture_is_a_law_of_all_colours(channels, bits, x64):
     likelihood = LogisticMixture(num_mixtures=3, bits=bits)
@@ -118,6 +119,7 @@ def test_logistic_mixture_carries_red_over_to_green_and_both_to_blue(x64):
     np.testing.assert_allclose(mean, [0.5, green, -0.3 + 0.4 * 0.5 + 0.6 * green])
 
 
+@pytest.mark.slow
 def test_logistic_mixture_has_finite_gradients_however_sharp_or_wide(x64):
     likelihood = LogisticMixture(num_mixtures=2)
     x = jnp.asarray(RNG.integers(0, 256, (4, 2, 2, 3)) / 255)

@@ -112,6 +112,7 @@ def test_variational_terms_are_those_of_the_latents_that_are_drawn(conditioning,
     np.testing.assert_allclose(got.loss(), expected.loss() + log_q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("energy", [None, {"widths": (6,), "activation": "tanh"}])
 def test_expected_loss_is_minus_the_elbo_by_quadrature(conditioning, energy, x64):
     model = encoder_model((1, 1), conditioning, energy=energy)
@@ -137,6 +138,7 @@ def test_expected_loss_is_minus_the_elbo_by_quadrature(conditioning, energy, x64
         assert -expected < log_evidence
 
 
+@pytest.mark.slow
 def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning, x64):
     model = encoder_model((2, 1), conditioning, image_shape=(2, 1, 1))
     params = random_params(model, dtype=jnp.float64)
@@ -214,6 +216,7 @@ def check_energy_grad_scale(model):
             )
 
 
+@pytest.mark.slow
 def test_holding_all_but_the_encoder_leaves_it_the_gradient_of_the_loss(conditioning):
     model = encoder_model((2, 1), conditioning)
     params = random_params(model)
@@ -247,6 +250,7 @@ def test_holding_all_but_the_encoder_leaves_it_the_gradient_of_the_loss(conditio
                 assert (got == 0).all()
 
 
+@pytest.mark.slow
 def test_posterior_chain_starts_at_the_encoder(conditioning):
     model = encoder_model((3, 2), conditioning, image_shape=(2, 2, 1))
     params = random_params(model)
@@ -289,6 +293,7 @@ def test_positions_and_latents_are_inverse(space):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["eps", "z"])
 def test_mode_is_the_location_of_every_layer_given_those_above(space, conditioning):
     model = encoder_model((3, 2, 4), conditioning)
@@ -351,6 +356,7 @@ def test_weights_of_one_leave_the_loss_and_layers_sum_to_the_divergence(x64):
     np.testing.assert_allclose(heavier, 2 * terms.kl_per_layer[:, 1], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_balance_weighs_a_layer_by_what_it_tells_and_by_the_pixels_of_its_map(x64):
     backbone = {
         "name": "ladder", "latent_shapes": ((4, 4, 1), (4, 4, 1), (2, 2, 1)), "width": 2

@@ -39,6 +39,7 @@ def interaction(energy, z, i, j):
     return np.abs(grad(z)[i] - grad(tuple(moved))[i]).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Conv, JointConv])
 def test_energy_is_zero_at_first_and_reads_every_layer(kind):
     energy, z = kind(channels=4, widths=(5,)), latents((*MAPS, (3,)))
@@ -110,6 +111,7 @@ BACKBONES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_an_energy_of_the_state_is_that_of_what_the_decoder_reads(name, x64):
     spec = {"image_shape": (8, 8, 1), "energy": {"name": "state", "channels": 4}}

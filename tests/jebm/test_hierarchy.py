@@ -35,6 +35,7 @@ def prior_by_hand(params, i, context):
     return loc, np.exp(0.7 * np.tanh(raw / 0.7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["next", "above"])
 def test_log_prior_is_scipys_product_of_conditionals(conditioning, x64):
     model = small_model(dims=(3, 2, 4), conditioning=conditioning)
@@ -52,6 +53,7 @@ def test_log_prior_is_scipys_product_of_conditionals(conditioning, x64):
     np.testing.assert_allclose(log_prior(latents, priors), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [(3,), (3, 2), (2, 3, 1)])
 @pytest.mark.parametrize("conditioning", ["next", "above"])
 def test_inverse_transport_undoes_transport(dims, conditioning, x64):
@@ -63,6 +65,7 @@ def test_inverse_transport_undoes_transport(dims, conditioning, x64):
         np.testing.assert_allclose(back, e, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["next", "above"])
 def test_transport_changes_the_density_by_its_jacobian(conditioning, x64):
     model = small_model(dims=(2, 1, 2), conditioning=conditioning)
@@ -81,6 +84,7 @@ def test_transport_changes_the_density_by_its_jacobian(conditioning, x64):
     )
 
 
+@pytest.mark.slow
 def test_the_bottom_layer_reads_only_the_next_or_all_layers_above():
     for conditioning, depends in [("next", False), ("above", True)]:
         model = small_model(dims=(1, 1, 1), conditioning=conditioning)

@@ -139,6 +139,7 @@ def rewrite(file, change):
 KERNEL = "params/Mixed_6e/branch1x1/conv/kernel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -28,6 +28,7 @@ def model():
     return small_model((3, 2), image_shape=(2, 2, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_step_size_is_data_and_the_rest_is_static(name, model):
     chain, params = ALL[name], random_params(model)
@@ -89,6 +90,7 @@ def test_posterior_is_the_encoders_draw_where_there_is_an_encoder():
     assert with_it.backbone.output_shape == (2, 2, 1)  # as image and likelihood ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "likelihood", [jebm.likelihoods.Gaussian(), jebm.likelihoods.LogisticMixture(2)]
 )
@@ -104,6 +106,7 @@ def test_backbones_are_fitted_to_image_and_likelihood(likelihood):
         jebm.backbones.Ladder().init(KEY, 1, method="start")
 
 
+@pytest.mark.slow
 def test_exact_score_is_that_of_quadrature_where_uncorrected_steps_are_biased(x64):
     """score(1) = E[log p(x|z) + log p_beta(z) - E(z)], z_1 of the tilted conditional.
 

@@ -96,6 +96,7 @@ def test_uncorrected_chain_comes_near_the_double_well_at_a_small_step():
     assert abs((z**2).mean() - m2) < 0.02 + 4 * np.sqrt((m4 - m2**2) / num)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA])
 def test_run_equals_the_loop_of_steps_and_trajectory_stores_it(kernel):
     key = jax.random.key(3)

@@ -121,6 +121,7 @@ def assert_close(a, b, tolerance):
         np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_updates_move_what_learns_alone_and_info_is_finite_scalars(make, made):
     model, learner, state, x = made
     after, infos = run(learner, state, x)
@@ -150,6 +151,7 @@ def test_averages_follow_the_parameters_as_stated(made):
     assert_close(after.ema, expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_under_the_callers_jit_and_vmap_it_is_the_same(make, made):
     model, learner, state, x = made
     alone = run(learner, state, x, 2)
@@ -184,6 +186,7 @@ def test_second_call_is_not_traced_and_init_is_a_function_of_its_key(make, monke
     assert len(traces) == 3
 
 
+@pytest.mark.slow
 def test_one_device_and_two_take_the_same_step(make, x64):
     """Same noise by global index; sums over the batch differ by rounding alone."""
     assert len(jax.devices()) == 2
@@ -277,6 +280,7 @@ def test_update_descends_the_likelihood_by_quadrature(x64, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_second_stage_descends_the_contrast_by_quadrature(x64, monkeypatch):
     """E_q E(z) + log Z, whose gradient is that of the cross entropy of q and p."""
     model = small_model((1, 1), encoder_widths=(4,))
@@ -304,6 +308,7 @@ def test_second_stage_descends_the_contrast_by_quadrature(x64, monkeypatch):
     assert all(np.all(g == 0) for g in jax.tree.leaves(got.backbone))
 
 
+@pytest.mark.slow
 def test_penalties_are_those_of_the_options(x64):
     model = small_model((2, 1))
     params = random_params(model, dtype=jnp.float64)

@@ -14,6 +14,7 @@ from tests.models import random_latents, random_params, small_model
 KEY = jax.random.key(1)
 
 
+@pytest.mark.slow
 def test_value_and_maps_are_those_of_a_batch_of_one(x64):
     model = small_model((3, 2), image_shape=(2, 2, 1))
     params = random_params(model, dtype=jnp.float64)
@@ -94,6 +95,7 @@ def check_moments(positions, model, params, independent):
     assert np.all(error < 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["nuts", "mala"])
 def test_blackjax_takes_it_in_one_line(algorithm, x64):
     """Both sample the tilted prior: against quadrature, five standard errors."""
@@ -123,6 +125,7 @@ def test_blackjax_takes_it_in_one_line(algorithm, x64):
     check_moments(positions, model, params, 200)
 
 
+@pytest.mark.slow
 def test_numpyro_takes_its_potential(x64):
     """NUTS of numpyro, its own warm-up: against quadrature, five standard errors."""
     pytest.importorskip("numpyro", reason="numpyro: pip install numpyro")

@@ -11,6 +11,7 @@ def leaky_relu(x):
     return np.where(x > 0, x, 0.2 * x)
 
 
+@pytest.mark.slow
 def test_deconv_is_its_layers_one_after_the_other():
     network = Deconv(widths=(4, 3, 2), output_shape=(8, 12, 5))
     x = jax.random.normal(jax.random.key(1), (6, 7))
@@ -48,6 +49,7 @@ def deconv_model(**backbone):
     return jebm.build({"image_shape": (6, 6, 3), "backbone": backbone})
 
 
+@pytest.mark.slow
 def test_a_model_with_a_deconv_decoder_samples_and_infers():
     model = deconv_model()
     params = jebm.init(jax.random.key(0), model)

@@ -110,6 +110,7 @@ def test_transport_is_undone_and_changes_the_density_by_its_jacobian(small, x64)
     )
 
 
+@pytest.mark.slow
 def test_flow_keeps_volumes_and_each_shift_looks_back_alone(x64):
     flow = nvae.Flow(channels=2, num_shifts=2)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 3, 2)))
@@ -129,6 +130,7 @@ def test_flow_keeps_volumes_and_each_shift_looks_back_alone(x64):
     assert np.abs(np.triu(both, 2)).max() > 1e-3  # the other order of pixels
 
 
+@pytest.mark.slow
 def test_log_q_is_the_density_of_what_is_drawn(small, x64):
     """By the noise: z is a map of it, and log q its density over the Jacobian."""
     model, params = small
@@ -158,6 +160,7 @@ def test_log_q_is_the_density_of_what_is_drawn(small, x64):
     np.testing.assert_allclose(log_q[top][0], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_statistics_are_of_the_batch_in_training_and_running_averages_elsewhere(
     small, x64
 ):
@@ -191,6 +194,7 @@ def test_statistics_are_of_the_batch_in_training_and_running_averages_elsewhere(
 _PAD = ((0, 0), (1, 1), (1, 1), (0, 0))
 
 
+@pytest.mark.slow
 def test_learning_reaches_every_parameter_and_tells_every_kernel(small, x64):
     model, params = small
     x = jnp.asarray(np.random.default_rng(2).uniform(size=(3, 6, 6, 1)))
@@ -211,6 +215,7 @@ def test_learning_reaches_every_parameter_and_tells_every_kernel(small, x64):
     assert len(jax.tree.leaves(kernels)) == len(convolutions)
 
 
+@pytest.mark.slow
 def test_doubling_puts_corners_on_corners_and_is_linear_between(x64):
     x = jnp.arange(3.0)[None, None, :, None] * jnp.ones((1, 3, 3, 1))
     double = nvae.BilinearUp(1)

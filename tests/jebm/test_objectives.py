@@ -28,6 +28,7 @@ def surrogate(model, params, x, positive, negative, weights):
     return jnp.sum(weights[0] * plus) + jnp.sum(weights[1] * minus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["next", "above"])
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_learning_gradient_is_that_of_the_likelihood_by_quadrature(
@@ -38,6 +39,7 @@ def test_learning_gradient_is_that_of_the_likelihood_by_quadrature(
     check_gradient_by_quadrature(model, ("decoder", "priors_0", "f1", "f2"))
 
 
+@pytest.mark.slow
 def test_learning_gradient_of_an_energy_of_the_state(x64):
     """The state is the backbone's: E moves with it, in both phases."""
     check_gradient_by_quadrature(state_model(), ("writers_0", "top", "priors_0", "f"))
@@ -116,6 +118,7 @@ def test_the_share_of_log_z_in_the_gradient_of_the_hierarchy_is_not_negligible(x
     )
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_samples():
     model = small_model((2, 1))
     params = random_params(model)
@@ -132,6 +135,7 @@ def test_no_gradient_reaches_the_samples():
         np.testing.assert_array_equal(grad, 0)
 
 
+@pytest.mark.slow
 def test_terms_are_per_example():
     model = small_model((2, 1))
     params = random_params(model)
@@ -146,6 +150,7 @@ def test_terms_are_per_example():
         np.testing.assert_allclose(a[2], b[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_energy_gradient_penalty_is_the_squared_slope_in_eps_space(x64):
     model = small_model((2, 3))
     params = random_params(model, dtype=jnp.float64)
@@ -166,6 +171,7 @@ def test_energy_gradient_penalty_is_the_squared_slope_in_eps_space(x64):
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_energy_gradient_penalty_teaches_the_energy_alone():
     model = small_model((2, 3))
     params = random_params(model)

@@ -65,6 +65,7 @@ def case(request, x64):
     return model, params, eps, integral(model, params, eps, weight)
 
 
+@pytest.mark.slow
 def test_log_z_is_that_of_quadrature(case):
     model, params, _, exact = case
     assert abs(exact) > 0.1
@@ -76,6 +77,7 @@ def test_log_z_is_that_of_quadrature(case):
     assert found.effective_samples > 400
 
 
+@pytest.mark.slow
 def test_log_z_backwards_from_exact_samples_is_that_of_quadrature(case):
     model, params, eps, exact = case
     log_p = logdensity(model, params, eps, space="eps")
@@ -123,6 +125,7 @@ def evidence(tilt):
     return log_z, -0.5 * (X**2 / variance + np.log(2 * np.pi * variance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_energy", [False, True])
 def test_log_likelihood_is_exact_within_its_error(with_energy, x64):
     tilt = TILT if with_energy else np.zeros(2)

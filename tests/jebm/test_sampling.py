@@ -33,6 +33,7 @@ def params(model):
     return random_params(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [(3,), (3, 2), (2, 1, 3)])
 @pytest.mark.parametrize("conditioning", ["next", "above"])
 @pytest.mark.parametrize("energy", [{}, None])
@@ -178,6 +179,7 @@ def test_starts_of_a_z_space_chain(model, params):
     assert np.all(normal[0] != prior[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["eps", "z"])
 @pytest.mark.parametrize("prior", ["ebm", "gaussian"])
 def test_layers_above_are_kept_and_those_below_follow_the_conditional(
@@ -243,6 +245,7 @@ def statistics(z):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["eps", "z"])
 @pytest.mark.parametrize("with_image", [False, True])
 def test_mala_has_the_moments_of_quadrature_in_both_spaces(space, with_image, x64):

@@ -173,6 +173,7 @@ Q = Linear(top=1.1, top_scale=0.5, low=0.9, pull=0.3, low_scale=0.4)
 NUM = 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tilted", [False, True])
 @pytest.mark.parametrize("k", [0, 1])
 def test_every_term_of_a_score_is_that_of_a_linear_gaussian_hierarchy(k, tilted, x64):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jebm import spectral
 
@@ -11,6 +12,7 @@ def kernels():
     return {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
 
 
+@pytest.mark.slow
 def test_norms_are_the_largest_singular_values(x64):
     given = kernels()
     vectors = spectral.start(jax.random.key(0), given)
@@ -52,6 +54,7 @@ def test_kernel_of_zeros_does_not_end_the_search(x64):
     np.testing.assert_allclose(norm, np.linalg.svd(matrix)[1][0], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_bound_holds_for_every_kernel_and_leaves_the_others(x64):
     params = {"bias": jnp.full(5, 100.0), "small": jnp.eye(3), **kernels()}
     vectors = spectral.start(jax.random.key(0), spectral.kernels_of(params))

@@ -37,6 +37,7 @@ def ends(kernel, num, num_steps=400, start=WELL):
     return np.asarray(state.position[0][:, 0]), info
 
 
+@pytest.mark.slow
 def test_replicas_cross_a_barrier_that_one_chain_does_not():
     num = 2000
     alone, _ = ends(mala.MALA, num)
@@ -56,6 +57,7 @@ def test_replicas_cross_a_barrier_that_one_chain_does_not():
     assert 0.5 < info.acceptance_rate.mean() < 1
 
 
+@pytest.mark.slow
 def test_moves_are_those_of_langevin_where_they_are_not_adjusted():
     """On N(0, 1) an uncorrected step of size s widens the law by a known factor."""
     step_size, num = 1.0, 8000
@@ -85,6 +87,7 @@ def test_moves_are_those_of_langevin_where_they_are_not_adjusted():
         assert abs(drawn.var() / expected - 1) < 4 * np.sqrt(2 / num)
 
 
+@pytest.mark.slow
 def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
     num, trials = 5, 4000
     b = tempering.temperature_schedule(num)
@@ -116,6 +119,7 @@ def test_exchange_keeps_every_replica_and_is_as_probable_as_stated():
     assert np.all(abs(moved.mean(axis=0) - expected / 2) <= 4 * error)
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_of_quadrature(x64):
     model = small_model((1, 1))
     params = random_params(model, dtype=jnp.float64, scale=0.7)
@@ -153,6 +157,7 @@ def params(model):
     return random_params(model)
 
 
+@pytest.mark.slow
 def test_sampler_is_another_and_its_draws_depend_on_their_own_key(model, params):
     tempered = Tempered(5, 0.3)
     many = jebm.sample(KEY, model, params, 5, kernel=tempered)
@@ -184,6 +189,7 @@ def test_another_schedule_of_the_same_length_compiles_nothing(model, params):
     assert sampling._sample._cache_size() == before
 
 
+@pytest.mark.slow
 def test_what_is_traced_ends_where_the_run_ends(model, params):
     keys = example_keys(KEY, jnp.arange(3))
     chain = Tempered(6, 0.3, inverse_temperatures=tempering.temperature_schedule(3))

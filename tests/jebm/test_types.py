@@ -67,6 +67,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_keep_what_their_annotations_promise(name, model, params):
     function = jebm

@@ -59,7 +59,7 @@ def test(folder: pathlib.Path, pins: list[str], arguments: list[str]) -> dict:
         check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     tests = subprocess.Popen(
-        [python, "-m", "pytest", *arguments],
+        [python, "-m", "pytest", "-m", "", *arguments],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

@@ -79,6 +79,7 @@ def made_up(tmp_path_factory):
     return path, screen.getvalue()
 
 
+@pytest.mark.slow
 def test_screen_report_and_numbers_say_that_the_images_are_made_up(made_up):
     path, screen = made_up
     label = "FAKE DATA in the shape of digits"
@@ -175,6 +176,7 @@ def backbone(tmp_path, monkeypatch):
     return tmp_path / "backbone"
 
 
+@pytest.mark.slow
 def test_church_runs_on_made_up_images(backbone, tmp_path, capsys):
     path = tmp_path / "run"
     overrides = {

@@ -270,6 +270,7 @@ def test_more_neighbours_than_images_are_refused(encoding):
         terms_of(key, encoding, images[:5], images[:3], num_neighbours=4)
 
 
+@pytest.mark.slow
 def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):
     path = detecting
     numbers = json.loads((path / "eval.json").read_text())

@@ -91,6 +91,7 @@ def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(measured_ru
     assert values["posterior_stiffness"] > chains["posterior"]["step_size"] ** 2 / 4
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_others(
     copied_run, measured_run, capsys
 ):
@@ -139,6 +140,7 @@ def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_to_be(
     assert "<td>tempered chain</td>" in page
 
 
+@pytest.mark.slow
 def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys):
     divergent = of_run(copied_run, **{"chains.prior.step_size": 1000.0})
     evaluate.evaluate(divergent, copied_run)
@@ -196,6 +198,7 @@ def test_what_cannot_be_evaluated_is_said_at_the_end_of_training(
     assert contents(copied_run) == before
 
 
+@pytest.mark.slow
 def test_gaussian_twin_is_evaluated_without_what_is_of_the_energy(tmp_path):
     path = save_run(tmp_path / "run", prior="gaussian")
     evaluate.evaluate(of_run(path), path)

@@ -118,6 +118,7 @@ def by_hand(images, protocol):
 _apply = jax.jit(lambda network, *rest: network.apply(*rest), static_argnums=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
     path, values = evaluation(evaluated, protocol)

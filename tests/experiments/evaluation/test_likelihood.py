@@ -47,6 +47,7 @@ def loosened(tilt):
     return type(q)(q.top, 1.3 * q.top_scale, q.low, q.pull, 1.2 * q.low_scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_energy", [False, True])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
@@ -95,6 +96,7 @@ def test_log_likelihood_of_a_linear_hierarchy_is_exact_within_its_error(
             assert numbers[f"{name}_untilted"] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mode_that_annealing_misses_is_told(monkeypatch, x64):
     """By a chain that has been there, with the most tellingly small of errors."""
     samples = well_samples(498, 2)
@@ -109,6 +111,7 @@ def test_a_mode_that_annealing_misses_is_told(monkeypatch, x64):
     assert f"{numbers['log_z_reverse_nats']:.4g} nats backwards" in text
 
 
+@pytest.mark.slow
 def test_weights_with_heavy_tails_are_told():
     """Of an encoder whose q is half as wide as the posterior: k is 3/4 in each."""
     q = exact_posterior(TILT)
@@ -161,6 +164,7 @@ def variational_run(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_another_protocol_has_a_file_of_its_own(variational_run, tmp_path):
     path = shutil.copytree(variational_run, tmp_path / "run")
     own = (path / "eval.json").read_bytes()
@@ -240,6 +244,7 @@ def test_density_of_grey_images_by_bernoulli_is_refused():
     create(dataclasses.replace(bernoulli, data=binarized))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [likelihood, log_likelihood])
 def test_examples_of_the_docstrings(module):
     assert doctest.testmod(module).failed == 0

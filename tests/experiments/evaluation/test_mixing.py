@@ -37,6 +37,7 @@ def heldout():
 ENERGY = {"name": "layerwise", "widths": (4,), "activation": "tanh"}
 
 
+@pytest.mark.slow
 def test_chains_that_mix_are_told_from_those_that_do_not(heldout):
     quick, slow = (
         mixing.mixing(
@@ -88,6 +89,7 @@ def test_values_are_those_of_arviz_on_the_energies(monkeypatch, heldout):
     assert mixing.mixing(KEY, model, params, heldout, None)["prior_rhat"] > 1.5
 
 
+@pytest.mark.slow
 def test_an_energy_that_does_not_vary_has_no_statistic(heldout):
     model, params = model_with(ENERGY, prior={"num_steps": 4})
     flat = params._replace(energy=jax.tree.map(jnp.zeros_like, params.energy))
@@ -96,12 +98,14 @@ def test_an_energy_that_does_not_vary_has_no_statistic(heldout):
     assert np.isnan(numbers["prior_ess"])
 
 
+@pytest.mark.slow
 def test_the_gaussian_prior_has_no_chain(heldout):
     model, params = model_with(None, posterior={"num_steps": 4})
     numbers = mixing.mixing(KEY, model, params, heldout, None)
     assert {name.split("_")[0] for name in numbers} == {"posterior"}
 
 
+@pytest.mark.slow
 def test_tempered_sampler_mixes_where_the_chain_does_not(heldout):
     model, params = model_with(
         ENERGY,

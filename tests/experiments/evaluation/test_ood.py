@@ -113,6 +113,7 @@ def test_false_positives_are_counted_where_four_of_five_are_found():
     assert ood.areas(inside, outside)["fpr80"] == 0.3  # 7, 8, 9 lie above 6.5
 
 
+@pytest.mark.slow
 def test_eval_json_tells_every_score_of_every_set(against):
     values = json.loads((against / "eval.json").read_text())
     assert values["statistics"] == ["-score(0)", "-score(1)", "LLR>1"]

@@ -71,6 +71,7 @@ def titles(monkeypatch):
     return kept
 
 
+@pytest.mark.slow
 def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
     copied_run, folder, titles, capsys
 ):
@@ -104,6 +105,7 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
     assert "Images of mine.png" in (path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_sheet_of_many_images_spans_the_order(tmp_path, titles):
     values = np.arange(250.0)
     files = [tmp_path / f"{i}.png" for i in range(250)]

@@ -42,6 +42,7 @@ def error_of(*arguments):
     return stopped.value.code
 
 
+@pytest.mark.slow
 def test_full_disk_ends_in_one_sentence_and_the_run_goes_on_when_there_is_room(
     trained_run, tmp_path, test_config
 ):
@@ -70,6 +71,7 @@ def test_directory_that_cannot_be_written_is_refused(tmp_path, trained_run):
         assert contents(mine) == before
 
 
+@pytest.mark.slow
 def test_second_run_in_a_directory_is_refused_while_the_first_goes_on(
     tmp_path, test_config, trained_run
 ):

@@ -38,6 +38,7 @@ def step_on(devices, config, params, batch, steps=1):
     return learner.collect(state), parallel.unreplicate(metrics)
 
 
+@pytest.mark.slow
 def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, batch):
     test_config.learning.gradient_penalty = 0.1
     model = build_model(test_config)
@@ -66,6 +67,7 @@ def test_gradients_and_metrics_agree_on_one_and_two_devices(x64, test_config, ba
         np.testing.assert_allclose(metrics_two[name], value, rtol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 def test_every_chain_of_every_step_has_its_own_key_whatever_the_devices(
     test_config, batch, monkeypatch
 ):

@@ -137,6 +137,7 @@ def images():
     return datasets.load(options.read(test.get_config()).data)["train"].images
 
 
+@pytest.mark.slow
 def test_gradients_pool_and_metrics_are_those_of_any_devices_and_processes(tmp_path):
     started = []
     counts = {1: (1, 2, 4, 8), 2: (2,), 4: (4,)}  # devices, by number of processes
@@ -178,6 +179,7 @@ def test_gradients_pool_and_metrics_are_those_of_any_devices_and_processes(tmp_p
         assert len(set(shares)) == 1
 
 
+@pytest.mark.slow
 def test_run_of_two_processes_is_written_once_and_is_that_of_one(pair, tmp_path):
     assert checkpoints.steps(pair) == [4, 8, 12, 16]
     assert [line["step"] for line in metrics(pair)] == list(range(2, STEPS + 1, 2))
@@ -205,6 +207,7 @@ def poisoned(*arguments):
     processes.command(*arguments)
 
 
+@pytest.mark.slow
 def test_nan_in_one_process_takes_all_of_them_back(pair, tmp_path, free_port):
     path = tmp_path / "run"
     started = start_run(path, 2, free_port, function=poisoned)
@@ -229,6 +232,7 @@ def wait_for_step(path, step, started):
 LONG = "--config.learning.num_steps=100000"
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all_of_them(tmp_path, free_port):
     path = tmp_path / "run"
     started = start_run(path, 2, free_port, LONG)
@@ -240,6 +244,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_of_them(tmp_path, free_port):
     assert step == read_metrics(path)[-1]["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_process_that_dies_ends_the_other_with_an_error(tmp_path, free_port, victim):
     path = tmp_path / "run"

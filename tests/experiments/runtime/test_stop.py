@@ -93,6 +93,7 @@ def whole(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_that_is_asked_to_stop_saves_and_ends_with_the_bits_of_one_that_is_not(
     whole, tmp_path, test_config, number

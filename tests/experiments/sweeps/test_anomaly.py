@@ -41,6 +41,7 @@ def small():
     return config
 
 
+@pytest.mark.slow
 def test_every_seed_of_a_digit_has_its_areas(found):
     path, results = found
     for digit, rows in results.items():
@@ -74,6 +75,7 @@ def test_areas_are_those_of_the_averaged_parameters(found):
         assert results[4][1][name] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_gaussian_row_is_the_score_without_the_energy():
     config = small()  # a posterior chain would feel the energy, an encoder does not
     config.backbone.encoder_widths = (8,)
@@ -105,6 +107,7 @@ def test_a_second_call_trains_no_further(found, monkeypatch):
     assert [r["auprc"] for r in again] == [r["auprc"] for r in results[4]]
 
 
+@pytest.mark.slow
 def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch):
     states = {}
 

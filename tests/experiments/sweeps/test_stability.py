@@ -55,6 +55,7 @@ def results(lanes):
     return json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
 
 
+@pytest.mark.slow
 def test_results_are_of_every_seed_of_every_setting(results):
     assert [(r["setting"], r["seed"]) for r in results] == [
         (setting, seed) for setting in SETTINGS for seed in (0, 1)
@@ -130,6 +131,7 @@ def test_table_has_a_row_per_setting(results, capsys):
     assert "Frechet 1x" in head
 
 
+@pytest.mark.slow
 def test_lanes_cut_off_go_on_from_their_checkpoint_as_if_nothing_had_happened(
     lanes, tmp_path, monkeypatch
 ):
@@ -174,6 +176,7 @@ def test_directory_of_other_lanes_is_refused_and_left_as_it_is(
     assert contents(path) == contents(lanes)
 
 
+@pytest.mark.slow
 def test_gaussian_twin_has_lanes_without_an_energy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "distances", lambda *arguments: {"frechet": 1.0})
     config = tiny()

@@ -48,6 +48,7 @@ def lose_digests(path, step, item):
     shutil.rmtree(path / "checkpoints" / str(step) / "digests")
 
 
+@pytest.mark.slow
 def test_killed_run_continues_as_if_nothing_had_happened(tmp_path, test_config):
     options = [
         "--config.learning.num_steps=100",
@@ -97,6 +98,7 @@ def test_damaged_checkpoint_is_passed_over_aloud(copied_run, test_config, damage
     assert step == 4
 
 
+@pytest.mark.slow
 def test_run_with_a_damaged_newest_checkpoint_goes_back_and_ends_with_the_same_bits(
     copied_run, trained_run, test_config, capsys
 ):
@@ -161,6 +163,7 @@ def nan_loss(*arguments, loss=losses.maximum_likelihood_loss):
     return jax.tree.map(lambda x: x * np.float32("nan"), loss(*arguments))
 
 
+@pytest.mark.slow
 def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
     copied_run, trained_run, test_config
 ):
@@ -177,6 +180,7 @@ def test_nan_ends_a_run_by_name_and_keeps_its_good_checkpoint(
         assert contents(copied_run / left / step) == sound
 
 
+@pytest.mark.slow
 def test_diverging_command_ends_in_one_line_and_without_a_checkpoint(tmp_path, capsys):
     path = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:

@@ -70,6 +70,7 @@ def config_with(**fields):
     return config
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bits(again, trained_run, test_config):
     path, _ = again
     for step in (4, 8):
@@ -125,6 +126,7 @@ def test_end_of_a_run_is_told_once(again):
     calls["end"].assert_called_once_with(options.read(config_with()), path)
 
 
+@pytest.mark.slow
 def test_gaussian_twin_runs_no_prior_chain(gaussian):
     _, run_chains = gaussian
     assert run_chains.call_count >= 1
@@ -180,6 +182,7 @@ def variational_config(prior):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prior", "refinement"), [("ebm", 0), ("gaussian", 0), ("ebm", 2)]
 )
@@ -214,6 +217,7 @@ def test_variational_learning_lowers_its_loss_and_moves_every_parameter(
     assert names == {"gaussian", "reconstruction", prior}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "same"), [(0.0, True), (0.5, False)])
 def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reaches_it(
     share, same
@@ -319,6 +323,7 @@ def test_persistent_chains_go_on_where_their_slot_stood():
         np.testing.assert_array_equal(before[:, 1], after[:, 1])
 
 
+@pytest.mark.slow
 def test_chains_that_always_restart_are_fresh_chains():
     config = config_with()
     config.learning.reinit_probability = 1.0
@@ -341,6 +346,7 @@ def test_about_the_stated_fraction_restarts():
     assert abs(went_on.mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 1000)
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
     config = config_with()
     config.learning.num_steps = 200
@@ -421,6 +427,7 @@ class NormalisedBackbone(Vector):
         return super().decode(self.norm(state, use_running_average=not training))
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
     tmp_path, monkeypatch
 ):
@@ -459,6 +466,7 @@ def test_batch_statistics_are_those_of_the_batches_and_their_average_on_devices(
     assert (scale != after.learner.params.backbone["params"]["norm"]["scale"]).any()
 
 
+@pytest.mark.slow
 def test_run_with_batch_statistics_resumes_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setitem(spec.BACKBONES, "vector", NormalisedBackbone)
     config = variational_config("gaussian")

@@ -65,6 +65,7 @@ def both(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_first_stage_is_trained_and_stays_to_the_bit(both):
     _, first = jebm.load(both / "backbone")
     model, second = jebm.load(both)
@@ -81,6 +82,7 @@ def test_first_stage_is_trained_and_stays_to_the_bit(both):
     assert {"energy_gap_nats", "prior_eps_square", "loss_nats"} <= names
 
 
+@pytest.mark.slow
 def test_second_stage_goes_on_from_a_checkpoint_to_the_same_bits(
     both, second_config, tmp_path
 ):
@@ -94,6 +96,7 @@ def test_second_stage_goes_on_from_a_checkpoint_to_the_same_bits(
     assert state_digests(second_config, path, 8) == whole
 
 
+@pytest.mark.slow
 def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch):
     second_config.backbone.checkpoint = str(both / "backbone")
     model = build_model(second_config)
@@ -112,6 +115,7 @@ def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch
         jebm.model._init(jax.random.key(1), model, jnp.float32)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_step_is_the_contrast_of_energies(both):
     model, params = jebm.load(both)
     keys = jax.random.split(jax.random.key(0), 6)
@@ -136,6 +140,7 @@ def test_gradient_of_a_step_is_the_contrast_of_energies(both):
     )
 
 
+@pytest.mark.slow
 def test_first_steps_tell_posterior_from_prior_samples_without_chains(
     both, second_config, tmp_path
 ):

@@ -40,6 +40,7 @@ def three(tmp_path_factory):
     return path, before, after
 
 
+@pytest.mark.slow
 def test_old_averages_fade_and_encoder_and_parameters_stay(three):
     _, before, after = three
     for b, a in zip(before, after, strict=True):
@@ -62,6 +63,7 @@ def test_old_averages_fade_and_encoder_and_parameters_stay(three):
     assert 0 < moved < len(flat)
 
 
+@pytest.mark.slow
 def test_averages_become_those_of_the_images_it_draws(three):
     path, _, after = three
     told = json.loads((path / "1.0-new/batch_stats.json").read_text())

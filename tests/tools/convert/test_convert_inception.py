@@ -31,6 +31,7 @@ def test_names_and_shapes_are_those_of_the_published_network():
     assert sum(np.prod(shape) for shape in shapes.values()) == 23_885_392
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -33,6 +33,7 @@ def small():
     return model, State(verify_nvae.random_state(model, 0, "float64"))
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_official_modules(small, x64):
     model, state = small
     params = convert_nvae.convert(model, state)
@@ -46,6 +47,7 @@ def test_numbers_are_those_of_the_official_modules(small, x64):
             assert error < 1e-9, name
 
 
+@pytest.mark.slow
 def test_comparison_sees_a_tensor_that_differs(small, x64):
     model, state = small
     inputs = verify_nvae.given(model, 0, "float64")

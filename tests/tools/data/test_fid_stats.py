@@ -27,6 +27,7 @@ def cache(tmp_path, monkeypatch):
     datasets.read.cache_clear()
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_images_and_are_made_once(cache, tmp_path, capsys):
     other = tmp_path / "other.npz"
     np.savez(other, mu=np.zeros(128), sigma=np.eye(128))
@@ -66,6 +67,7 @@ def test_statistics_are_those_of_the_images_and_are_made_once(cache, tmp_path, c
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

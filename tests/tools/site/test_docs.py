@@ -32,6 +32,7 @@ def text_of(page):
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
 
 
+@pytest.mark.slow
 def test_every_config_has_its_page_with_command_and_settings(site):
     configs = {p.stem for p in (ROOT / "experiments" / "configs").glob("*.py")}
     configs -= {"__init__", "default"}

@@ -52,6 +52,7 @@ def test_speedup_is_the_ratio_of_medians():
     assert entry["quartiles"] == [1.5, 5.5]
 
 
+@pytest.mark.slow
 def test_table_picture_and_file_tell_what_was_measured(
     small, tmp_path, capsys, monkeypatch
 ):
@@ -145,6 +146,7 @@ def test_chains_are_held_against_the_peer_at_every_batch(small, name):
     np.testing.assert_allclose(one["peer_steps_per_second"], 2 / one["peer_seconds"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("blackjax") is None, reason="the peer is BlackJAX"
 )

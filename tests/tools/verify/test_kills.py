@@ -1,6 +1,9 @@
+import pytest
+
 from tools.verify import kills
 
 
+@pytest.mark.slow
 def test_killed_run_is_always_readable_and_ends_with_the_bits_of_the_undisturbed(
     tmp_path,
 ):
