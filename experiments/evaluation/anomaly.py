@@ -22,8 +22,9 @@ from experiments.evaluation.anomaly_score import (
 )
 from experiments.evaluation.anomaly_terms import terms_of, with_start
 from experiments.evaluation.contract import Drawing, Evaluator, Result, Table
-from experiments.options import Count, Experiment, NonNegative
+from experiments.options import Experiment
 from experiments.runs import Run
+from experiments.section import Count, NonNegative
 from jebm.kernels import ENCODED
 
 

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from matplotlib.figure import Figure
 
-from experiments.options import Experiment, Section
+from experiments.options import Experiment
 from experiments.runs import Run
+from experiments.section import Section
 
 Number = float | bool | list[float]
 

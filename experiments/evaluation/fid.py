@@ -38,8 +38,9 @@ from experiments.evaluation.reference import Reference
 from experiments.evaluation.sample_stages import given, sampler
 from experiments.evaluation.samplers import lengthened
 from experiments.models import active_chains
-from experiments.options import Experiment, NonNegative, Pair
+from experiments.options import Experiment
 from experiments.runs import Run
+from experiments.section import NonNegative, Pair
 from jebm import checkpoints, metrics
 from jebm.chains import prior_chain
 from jebm.kernels import ANCESTRAL

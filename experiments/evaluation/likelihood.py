@@ -27,9 +27,10 @@ from experiments.evaluation.log_likelihood import (
     observed,
     tilted_log_z,
 )
-from experiments.options import Experiment, Pair, Positive
+from experiments.options import Experiment
 from experiments.runs import Run
 from experiments.runtime.batching import map_batches
+from experiments.section import Pair, Positive
 
 _HEAVY = 0.7  # k of `partition.pareto_k`
 _MANY_HEAVY_TAILS = 0.05  # share of images

@@ -11,13 +11,14 @@ import experiments
 ROOT = pathlib.Path(experiments.__file__).parents[1]
 
 # Each room may import the rooms that stand before it and that it names.
-BOTTOM = {"errors", "options", "streams", "pictures"}
+BOTTOM = {"errors", "section", "options", "streams", "pictures"}
 ROOMS = {
     "errors": set(),
     "streams": set(),
     "pictures": set(),
     "configs": set(),
-    "options": {"errors"},
+    "section": {"errors"},
+    "options": {"errors", "section"},
     "command_line": {"errors", "configs", "options"},
     "runtime": {"errors"},
     "data": {"errors", "options"},

@@ -16,9 +16,9 @@ from experiments.errors import ConfigError
 from experiments.evaluation import classifier, evaluate, registry
 from experiments.evaluation.contract import Drawing, Evaluator, Result, Table
 from experiments.evaluation.registry import EVALUATORS, create
-from experiments.options import Positive
 from experiments.rundir import report
 from experiments.runtime import parallel
+from experiments.section import Positive
 from experiments.streams import Role
 from tests.experiments.evaluation.saved import experiment_of, of_run, save_run
 from tests.experiments.evaluation.test_classifier import NAMES
