@@ -3,7 +3,7 @@
 python -m experiments.main --config=experiments/configs/cifar10.py
 
 For an accelerator. The published FID is 66.32; we have not run this to the end. Each
-value is marked as published or ours. `guard`, `eval` and `log` are ours.
+value is marked as published or ours. `monitor`, `eval` and `log` are ours.
 """
 
 from experiments.configs import default

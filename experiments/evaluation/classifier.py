@@ -75,7 +75,7 @@ def load(
     """Loads the features of a data set.
 
     Args:
-      data_name: a key of `datasets.LOADERS` that a classifier has been trained on.
+      data_name: a key of `loaders.LOADERS` that a classifier has been trained on.
       directory: where the classifiers are.
 
     Returns:

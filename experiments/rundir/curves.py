@@ -1,7 +1,7 @@
 """Training curves: what is drawn of metrics.jsonl, and the part of a page that zooms.
 
-`figures.training_curves` draws the same panels as a picture. The page must stand alone,
-so its part is one inline script, without a library.
+`experiments.drawing.training` draws the same panels as a picture. The page must stand
+alone, so its part is one inline script, without a library.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python -m tools.speed.pipeline [--only=CONFIG ...] [--steps=0] [--json=FILE]
 
-For every configuration (or those named): images a second that `datasets.Batches`
+For every configuration (or those named): images a second that `batches.Batches`
 delivers, of the data set where it is prepared, otherwise of files made here of the same
 format and size, which is said. With --steps, images a second of so many train steps as
 well, which the large configurations need an accelerator for.

@@ -1,5 +1,8 @@
+import dataclasses
 import doctest
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +11,17 @@ import pytest
 from PIL import Image
 
 import jebm
+from experiments import models, options
 from experiments.configs import test
 from experiments.data import datasets
-from experiments.data.batches import Batches
 from experiments.errors import ConfigError
-from experiments.evaluation import anomaly as areas_of
+from experiments.evaluation.anomaly_score import Weights, detection
 from experiments.models import build_model
+from experiments.runs import Run
 from experiments.streams import Role
 from experiments.sweeps import anomaly, vmapped
-from experiments.training import two_stage
+from experiments.sweeps.vmapped import VmappedRun, of_run, train_vmapped
+from tests.experiments.runs import ROOT
 from tests.experiments.training.test_train import variational_config
 from tests.experiments.training.test_two_stage import two_stage_config
 
@@ -25,7 +30,7 @@ from tests.experiments.training.test_two_stage import two_stage_config
 def found(tmp_path_factory):
     """Two digits, two seeds each, and where they are."""
     path = tmp_path_factory.mktemp("anomaly")
-    results = {d: anomaly.run(small(), path / str(d), d, seeds=2) for d in (4, 7)}
+    results = {d: anomaly.run(heldout(d), path / str(d), seeds=2) for d in (4, 7)}
     return path, results
 
 
@@ -41,13 +46,18 @@ def small():
     return config
 
 
+def heldout(digit, config=None):
+    """The experiment of a config, by default the small one, without a digit."""
+    return anomaly.heldout((config or small()).to_dict(), digit)
+
+
 @pytest.mark.slow
 def test_every_seed_of_a_digit_has_its_areas(found):
     path, results = found
     for digit, rows in results.items():
         assert json.loads((path / str(digit) / "anomaly.json").read_text()) == rows
         assert [(r["digit"], r["seed"]) for r in rows] == [(digit, 0), (digit, 1)]
-        split = datasets.load("digits", heldout_class=digit)["test"]
+        split = datasets.load(heldout(digit).data)["test"]
         for row in rows:
             assert row["prevalence"] == (split.labels == digit).mean()
             assert row["diverged"] is None
@@ -57,39 +67,37 @@ def test_every_seed_of_a_digit_has_its_areas(found):
 
 def test_areas_are_those_of_the_averaged_parameters(found):
     path, results = found
-    config = small()
-    model = build_model(config, (8, 8, 1))
-    split = datasets.load("digits", heldout_class=4)["test"]
-    images = datasets.load("digits", heldout_class=4)["train"].images
-    config.data.heldout_class, config.eval.protocol = 4, "anomaly"
-    state, _ = vmapped.train_lanes(
-        config, path / "4", model, [vmapped.Lane(images, s, {}) for s in (0, 1)], [0, 1]
-    )
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), state.learner.ema)
-    key = jax.random.fold_in(jax.random.key(1), Role.EVALUATION)
-    terms = areas_of.terms_of(key, model, params, split.images, images, config.eval)
-    weights = areas_of.weights_of(config.eval)
-    assert weights == areas_of.Weights(0.3, 0.5, 0.1)
-    expected = areas_of.detection(terms, split.labels == 4, weights)
+    experiment = heldout(4)
+    model = build_model(experiment, (8, 8, 1))
+    splits = datasets.load(experiment.data)
+    runs = [VmappedRun(splits["train"].images, seed, {}) for seed in (0, 1)]
+    state, _ = train_vmapped(experiment, path / "4", model, runs, [0, 1])
+    params, own = of_run(state.learner.ema, 1), dataclasses.replace(experiment, seed=1)
+    run = Run(path / "4", own, model, params, 8, splits)
+    evaluator = anomaly.evaluator_of(experiment)
+    terms = evaluator.terms(run.key(Role.EVALUATION), run)
+    assert evaluator.weights == Weights(0.3, 0.5, 0.1)
+    anomalous = splits["test"].labels == 4
+    expected = detection(terms, anomalous, evaluator.weights)
     for name, value in expected.items():
         assert results[4][1][name] == pytest.approx(value, abs=1e-6)
 
 
 @pytest.mark.slow
-def test_gaussian_row_is_the_score_without_the_energy():
+def test_gaussian_row_is_the_score_without_the_energy(tmp_path):
     config = small()  # a posterior chain would feel the energy, an encoder does not
     config.backbone.encoder_widths = (8,)
     config.learning.method = "variational"
     config.chains.posterior.start, config.chains.posterior.num_steps = "encoder", 0
-    model = build_model(config, (8, 8, 1))
+    experiment = heldout(4, config)
+    model = build_model(experiment, (8, 8, 1))
     plain = jebm.init(jax.random.key(0), model)  # energies start at 0
     tilted = plain._replace(
         energy=jax.tree.map(lambda e: jnp.full_like(e, 3), plain.energy)
     )
-    splits = datasets.load("digits", heldout_class=4)
-    key = jax.random.key(1)
+    splits = datasets.load(experiment.data)
     with_energy, without = (
-        anomaly.areas(key, config, model, params, splits, 4)
+        anomaly.areas(Run(tmp_path, experiment, model, params, 8, splits))
         for params in (tilted, plain)
     )
     for measure in ("auprc", "auroc"):
@@ -100,28 +108,31 @@ def test_gaussian_row_is_the_score_without_the_energy():
 
 def test_a_second_call_trains_no_further(found, monkeypatch):
     path, results = found
-    monkeypatch.setattr(
-        Batches, "__call__", lambda self, step: pytest.fail("trains again")
-    )
-    again = anomaly.run(small(), path / "4", 4, seeds=2)
+
+    def step_of(*arguments):
+        pytest.fail("trains again")
+
+    monkeypatch.setattr(vmapped.learner, "make_train_step", step_of)
+    again = anomaly.run(heldout(4), path / "4", seeds=2)
     assert [r["auprc"] for r in again] == [r["auprc"] for r in results[4]]
 
 
 @pytest.mark.slow
-def test_every_lane_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch):
+def test_every_seed_of_two_stages_keeps_its_own_generator(tmp_path, monkeypatch):
     states = {}
 
-    def noted(config, path, *rest):
-        states[path.name], history = vmapped.train_lanes(config, path, *rest)
+    def noted(experiment, path, *rest):
+        states[path.name], history = train_vmapped(experiment, path, *rest)
         return states[path.name], history
 
-    monkeypatch.setattr(anomaly, "train_lanes", noted)
-    first = variational_config("gaussian")
-    monkeypatch.setattr(two_stage, "stage_one", lambda config: first)
+    monkeypatch.setattr(anomaly, "train_vmapped", noted)
+    first = options.read(variational_config("gaussian"))
+    for module in (models, anomaly):
+        monkeypatch.setattr(module, "stage_one", lambda experiment: first)
     config = two_stage_config()
     config.learning.energy_lr = 0.1
     config.eval.num_posterior_samples = 1
-    results = anomaly.run(config, tmp_path / "4", 4, seeds=2)
+    results = anomaly.run(heldout(4, config), tmp_path / "4", seeds=2)
     assert results[0]["auprc"] != results[0]["auprc_gaussian"]
     generators, tilted = (
         states["backbone"].learner.ema.backbone,
@@ -136,13 +147,13 @@ def test_a_checkpoint_for_every_seed_is_refused(tmp_path):
     config = two_stage_config()
     config.backbone.checkpoint = str(tmp_path)
     with pytest.raises(ConfigError, match=r"backbone\.checkpoint must be None"):
-        anomaly.run(config, tmp_path / "4", 4, seeds=1)
+        anomaly.check(heldout(4, config))
 
 
 def test_other_seeds_are_refused_where_there_are_some(found):
     path, _ = found
-    with pytest.raises(ConfigError, match="holds other lanes"):
-        anomaly.run(small(), path / "4", 4, seeds=3)
+    with pytest.raises(ConfigError, match="holds other runs"):
+        anomaly.run(heldout(4), path / "4", seeds=3)
 
 
 def test_table_tells_mean_and_deviation_over_seeds():
@@ -191,15 +202,31 @@ def test_examples_of_the_docstrings():
     assert doctest.testmod(anomaly).failed == 0
 
 
-def test_too_many_neighbours_are_refused_before_training(tmp_path):
+def test_too_many_neighbours_are_refused():
     config = small()
     config.eval.anomaly.num_neighbours = 100_000
     with pytest.raises(ConfigError, match=r"num_neighbours of 100000 is more than"):
-        anomaly.run(config, tmp_path / "4", 4, seeds=1)
-    assert list(tmp_path.iterdir()) == []
+        anomaly.check(heldout(4, config))
 
 
-def test_a_class_that_is_not_there_is_refused(tmp_path):
+def test_a_class_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match=r"data\.heldout_class must be one of"):
-        anomaly.run(small(), tmp_path / "10", 10, seeds=1)
+        anomaly.check(heldout(10))
+
+
+def test_the_program_refuses_a_digit_before_it_trains_another(tmp_path):
+    flags = (
+        "--config=experiments/configs/test.py",
+        f"--workdir={tmp_path / 'runs'}",
+        "--digits=4,10",
+    )
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.sweeps.anomaly", *flags],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: data.heldout_class must be one of several classes")
     assert list(tmp_path.iterdir()) == []
