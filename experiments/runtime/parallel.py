@@ -43,7 +43,6 @@ def initialize(
     Raises:
       ConfigError: if the arguments do not go together or nothing can be detected.
     """
-    arguments: dict[str, Any] = {}
     if coordinator in (None, "auto"):
         if (num_processes, process_id) != (None, None):
             raise ConfigError(
@@ -51,29 +50,35 @@ def initialize(
             )
         if coordinator is None:
             return
+        arguments = {}
     else:
-        if num_processes is None or process_id is None:
-            raise ConfigError(
-                f"--coordinator={coordinator} needs --num_processes and --process_id"
-            )
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
-        if not 0 <= process_id < num_processes:
-            raise ConfigError(
-                f"--process_id must lie in [0, {num_processes}), got {process_id}"
-            )
-        arguments = {
-            "coordinator_address": coordinator,
-            "num_processes": num_processes,
-            "process_id": process_id,
-        }
+        arguments = _arguments(coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
             **arguments, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"--coordinator={coordinator}: {error}") from error
+
+
+def _arguments(coordinator, num_processes, process_id) -> dict[str, Any]:
+    """Checks what goes with an address, and returns it as jax names it."""
+    if num_processes is None or process_id is None:
+        raise ConfigError(
+            f"--coordinator={coordinator} needs --num_processes and --process_id"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    if not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"--process_id must lie in [0, {num_processes}), got {process_id}"
+        )
+    return {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
 
 
 def is_first() -> bool:
