@@ -6,18 +6,26 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from experiments.configs import default
 from experiments.data import batches, datasets, sources
 from experiments.data.augment import BENT, MOVED, affine
 from experiments.data.batches import Batches
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
+from experiments.options import Data
 from tests.data_files import encoded, random_images
+
+
+def load(name="digits", **fields):
+    """The splits of a data set, the other fields of config.data as by default."""
+    data = default.get_config().data.to_dict() | {"name": name}
+    return datasets.load(Data.of(data | fields))
 
 
 def test_digits_splits_are_the_whole_set_without_an_image_in_both():
     from sklearn.datasets import load_digits
 
-    splits = datasets.load("digits")
+    splits = load()
     train, test = splits["train"].images, splits["test"].images
     assert train.shape == (1437, 8, 8, 1)
     assert test.shape == (360, 8, 8, 1)
@@ -39,12 +47,12 @@ def test_digits_labels_belong_to_their_images():
         np.round(image * (255 / 16)).astype(np.uint8).tobytes(): label
         for image, label in zip(data.images, data.target, strict=True)
     }
-    for images, labels in datasets.load("digits").values():
+    for images, labels in load().values():
         assert [by_image[image.tobytes()] for image in images] == labels.tolist()
 
 
 def test_labels_keep_all_images_of_these_classes_and_no_others():
-    whole, kept = datasets.load("digits"), datasets.load("digits", labels=(0, 7))
+    whole, kept = load(), load(labels=(0, 7))
     for split in ("train", "test"):
         wanted = np.isin(whole[split].labels, (0, 7))
         np.testing.assert_array_equal(kept[split].images, whole[split].images[wanted])
@@ -54,7 +62,7 @@ def test_labels_keep_all_images_of_these_classes_and_no_others():
 
 def test_label_without_images_is_named():
     with pytest.raises(ConfigError, match=r"data\.labels.*\[77\]"):
-        datasets.load("digits", labels=(0, 77))
+        load(labels=(0, 77))
 
 
 def test_to_unit_divides_by_255_in_float32():
@@ -73,12 +81,12 @@ def test_to_unit_divides_by_255_in_float32():
         ("digits", {"augment": ("turn",)}, "unknown data.augment 'turn'.*'flip'"),
         ("digits", {"augment": ("crop",)}, "'crop' is of images of many sizes"),
         ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' is of images"),
-        ("fake", {}, "data.fake_like must be one of"),
+        ("fake", {"fake_like": "folder"}, "data.fake_like must be one of"),
     ],
 )
 def test_fields_that_do_not_fit_are_named(name, fields, words):
     with pytest.raises(ConfigError, match=words):
-        datasets.load(name, **fields)
+        load(name, **fields)
 
 
 # Twelve "images" that are told apart by their only pixel; 3 batches are an epoch.
@@ -126,7 +134,7 @@ def as_set(split):
 
 
 def test_a_held_out_class_is_tested_with_a_fifth_of_the_others():
-    whole, split = datasets.load("digits"), datasets.load("digits", heldout_class=4)
+    whole, split = load(), load(heldout_class=4)
     labels = np.concatenate([whole[name].labels for name in ("train", "test")])
     normals = int((labels != 4).sum())
     assert len(split["train"].labels) == int(0.8 * normals)
@@ -147,10 +155,10 @@ def test_a_held_out_class_is_tested_with_a_fifth_of_the_others():
 
 
 def test_the_held_out_split_is_always_the_same():
-    first = datasets.load("digits", heldout_class=4)
+    first = load(heldout_class=4)
     datasets.read.cache_clear()
-    again = datasets.load("digits", heldout_class=4)
-    other = datasets.load("digits", heldout_class=5)
+    again = load(heldout_class=4)
+    other = load(heldout_class=5)
     np.testing.assert_array_equal(first["test"].images, again["test"].images)
     assert 4 in other["train"].labels
 
@@ -158,7 +166,7 @@ def test_the_held_out_split_is_always_the_same():
 @pytest.mark.parametrize(("labels", "heldout"), [((), 10), ((0, 7), 4), ((7,), 7)])
 def test_a_class_that_cannot_be_held_out_is_refused(labels, heldout):
     with pytest.raises(ConfigError, match=rf"one of several classes, .* got {heldout}"):
-        datasets.load("digits", labels=labels, heldout_class=heldout)
+        load(labels=labels, heldout_class=heldout)
 
 
 def test_binary_images_are_drawn_as_their_grey_tells():
@@ -174,14 +182,12 @@ def test_binary_images_are_drawn_as_their_grey_tells():
 
 
 def test_binary_test_split_is_always_the_same_and_training_stays_grey():
-    grey = datasets.load("digits")
-    once, again = (datasets.load("digits", binarize=True) for _ in range(2))
+    grey = load()
+    once, again = (load(binarize=True) for _ in range(2))
     assert set(np.unique(once["test"].images)) == {0, 255}
     np.testing.assert_array_equal(once["test"].images, again["test"].images)
     np.testing.assert_array_equal(once["train"].images, grey["train"].images)
-    np.testing.assert_array_equal(
-        datasets.load("digits")["test"].images, grey["test"].images
-    )
+    np.testing.assert_array_equal(load()["test"].images, grey["test"].images)
 
 
 def test_batch_larger_than_all_images_is_refused():
@@ -285,7 +291,7 @@ def test_affine_without_a_cpu_backend_is_refused(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", missing)
     with pytest.raises(ConfigError, match=r"'affine'.*JAX_PLATFORMS.*Unknown backend"):
-        datasets.load("digits", augment=("affine",))
+        load(augment=("affine",))
 
 
 def test_affine_is_a_map_of_the_coordinates():
@@ -327,7 +333,7 @@ def test_label_filter_and_binary_pixels_of_streamed_images(monkeypatch, streamed
     split = datasets.Split(streamed, np.arange(20) % 2)
     loader = lambda options: {"train": split, "test": split}  # noqa: E731
     monkeypatch.setitem(datasets.LOADERS, "photos", loader)
-    splits = datasets.load("photos", labels=(1,), binarize=True)
+    splits = load("photos", labels=(1,), binarize=True)
     assert len(splits["train"].images) == 10
     np.testing.assert_array_equal(
         np.asarray(splits["train"].images), np.asarray(streamed)[1::2]

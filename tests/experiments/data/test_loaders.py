@@ -26,6 +26,7 @@ from tests.data_files import (
 )
 from tests.tools.serving import serve
 from tools.data import prepare
+from tools.data.named import named
 
 FOLDER_SHAPE = (12, 16, 3)
 
@@ -132,7 +133,7 @@ def load_or_skip(name):
     data_dir = os.environ.get("TFDS_DATA_DIR")
     if not data_dir or not (pathlib.Path(data_dir) / name).is_dir():
         pytest.skip(f"TFDS_DATA_DIR is unset or holds no {name}")
-    return datasets.load(name)
+    return datasets.load(named(name))
 
 
 def test_mnist_has_its_published_sizes_and_mean():

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import models, options
+from experiments.configs import test
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluate
 from experiments.rundir.metrics import read_metrics
 from experiments.sweeps import stability
-from experiments.training import train, two_stage
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
-from tests.experiments.runs import contents, metrics
+from tests.experiments.runs import build_model, contents, create_state, metrics
 from tests.experiments.training.test_train import variational_config
 from tests.experiments.training.test_two_stage import two_stage_config
 
@@ -22,36 +22,38 @@ SETTINGS = [{}, RUNAWAY, {"energy_lr": 1e9}]
 
 
 def tiny():
-    from experiments.configs import test
-
     return test.get_config()
 
 
+def run(path, settings=SETTINGS, seeds=2, config=None, length=1.0):
+    experiment = stability.lengthened((config or tiny()).to_dict(), length)
+    stability.run(experiment, path, settings, seeds)
+
+
 def state_of(path, step):
-    """A checkpoint of the lanes, or of a run, as read back."""
-    model = train.build_model(tiny(), (8, 8, 1))
-    template = checkpoint_items(train.create_state(tiny(), model))
+    """A checkpoint of many runs, or of one, as read back."""
+    template = checkpoint_items(create_state(tiny(), build_model(tiny())))
     stored = path / "checkpoints" / str(step)
     assert stored.is_dir()
-    lanes = json.loads((path / "model.json").read_text()).get("lanes")
-    if lanes is not None:
+    names = json.loads((path / "model.json").read_text()).get("vmapped")
+    if names is not None:
         template = jax.tree.map(
-            lambda leaf: np.zeros((len(lanes), *leaf.shape), leaf.dtype), template
+            lambda leaf: np.zeros((len(names), *leaf.shape), leaf.dtype), template
         )
     return checkpoints.restore(path, template, step)[1]
 
 
 @pytest.fixture(scope="module")
-def lanes(tmp_path_factory):
+def many(tmp_path_factory):
     """Two seeds of each setting: as configured, runaway, and not even finite."""
-    path = tmp_path_factory.mktemp("stability") / "lanes"
-    stability.run(tiny(), path, SETTINGS, seeds=2, length=1.0)
+    path = tmp_path_factory.mktemp("stability") / "runs"
+    run(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def results(lanes):
-    text = (lanes / "stability.json").read_text()
+def results(many):
+    text = (many / "stability.json").read_text()
     return json.loads(text, parse_constant=pytest.fail)  # JSON has no NaN
 
 
@@ -62,27 +64,26 @@ def test_results_are_of_every_seed_of_every_setting(results):
     ]
 
 
-def test_lane_as_configured_is_the_ordinary_training_of_its_seed(lanes, trained_run):
+def test_run_as_configured_is_the_ordinary_training_of_its_seed(many, trained_run):
     """Not to the bit: the rates are float32, the batch is on one device."""
-    model = train.build_model(tiny(), (8, 8, 1))
-    state = checkpoint_items(train.create_state(tiny(), model))
-    start, ordinary, lane = (
+    state = checkpoint_items(create_state(tiny(), build_model(tiny())))
+    start, ordinary, vmapped = (
         jax.tree.leaves((items["ema"], items["train_state"]["params"]))
-        for items in (state, state_of(trained_run, 8), state_of(lanes, 8))
+        for items in (state, state_of(trained_run, 8), state_of(many, 8))
     )
-    for first, trained, of_lanes in zip(start, ordinary, lane, strict=True):
+    for first, trained, of_many in zip(start, ordinary, vmapped, strict=True):
         moved = np.abs(trained - first).max()
         assert moved > 0
-        np.testing.assert_allclose(of_lanes[0], trained, rtol=0, atol=1e-3 * moved)
-        assert np.abs(of_lanes[1] - trained).max() > 0.1 * moved  # another seed
+        np.testing.assert_allclose(of_many[0], trained, rtol=0, atol=1e-3 * moved)
+        assert np.abs(of_many[1] - trained).max() > 0.1 * moved  # another seed
 
 
-def test_metrics_of_a_lane_are_those_of_the_ordinary_training(lanes, trained_run):
-    ours, theirs = read_metrics(lanes), metrics(trained_run)
+def test_metrics_of_a_run_are_those_of_the_ordinary_training(many, trained_run):
+    ours, theirs = read_metrics(many), metrics(trained_run)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for line, ordinary in zip(ours, theirs, strict=True):
-        assert line["wrong"][:2] == [None, None]
-        assert ordinary.pop("rescues") == 0
+        assert line["violations"][:2] == [None, None]
+        assert ordinary.pop("rollbacks") == 0
         for name in ordinary.keys() - {"step"}:
             # Examined are the first 16 images, of two devices 8 each there.
             if not name.endswith(("acceptance", "stiffness")):
@@ -91,7 +92,7 @@ def test_metrics_of_a_lane_are_those_of_the_ordinary_training(lanes, trained_run
                 )
 
 
-def test_distances_of_a_lane_are_those_of_the_ordinary_training(results, trained_run):
+def test_distances_of_a_run_are_those_of_the_ordinary_training(results, trained_run):
     found = json.loads((trained_run / "eval.json").read_text())
     names = [name for name in found if name.startswith("frechet")]
     assert len(names) == 5
@@ -100,14 +101,15 @@ def test_distances_of_a_lane_are_those_of_the_ordinary_training(results, trained
     assert results[0]["frechet"] != results[1]["frechet"]
 
 
-def test_lanes_beyond_the_limits_are_told_and_leave_the_others_alone(lanes, results):
+def test_runs_beyond_the_limits_are_told_and_leave_the_others_alone(many, results):
     assert [bool(r["diverged"]) for r in results] == [False] * 2 + [True] * 4
-    lines = read_metrics(lanes)
+    lines = read_metrics(many)
     for i in (2, 3):
         assert "beyond" in results[i]["diverged"]
         assert abs(results[i]["largest_energy_gap_nats"]) > 50
-        first = next(line for line in lines if line["wrong"][i])
-        assert results[i]["diverged"] == f"step {first['step']}: {first['wrong'][i]}"
+        first = next(line for line in lines if line["violations"][i])
+        message = f"step {first['step']}: {first['violations'][i]}"
+        assert results[i]["diverged"] == message
     for i in (4, 5):
         assert results[i]["diverged"].endswith("not finite")
         assert lines[-1]["loss_nats"][i] is None
@@ -132,8 +134,8 @@ def test_table_has_a_row_per_setting(results, capsys):
 
 
 @pytest.mark.slow
-def test_lanes_cut_off_go_on_from_their_checkpoint_as_if_nothing_had_happened(
-    lanes, tmp_path, monkeypatch
+def test_runs_cut_off_go_on_from_their_checkpoint_as_if_nothing_had_happened(
+    many, tmp_path, monkeypatch
 ):
     path, save = tmp_path / "cut", checkpoints.save
 
@@ -144,45 +146,45 @@ def test_lanes_cut_off_go_on_from_their_checkpoint_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            stability.run(tiny(), path, SETTINGS, seeds=2, length=1.0)
+            run(path)
     assert checkpoints.steps(path) == [4]
     assert not (path / "stability.json").exists()
     # A line of after the checkpoint, as a kill at a later step would leave.
     text = (path / "metrics.jsonl").read_text()
-    (path / "metrics.jsonl").write_text(text + '{"step": 6, "wrong": []}\n')
-    stability.run(tiny(), path, SETTINGS, seeds=2, length=1.0)
+    (path / "metrics.jsonl").write_text(text + '{"step": 6, "violations": []}\n')
+    run(path)
     assert checkpoints.digests(state_of(path, 8)) == checkpoints.digests(
-        state_of(lanes, 8)
+        state_of(many, 8)
     )
     for name in ("metrics.jsonl", "stability.json"):
-        assert (path / name).read_text() == (lanes / name).read_text()
+        assert (path / name).read_text() == (many / name).read_text()
 
 
 @pytest.mark.parametrize(
     ("settings", "seeds", "batch_size", "words"),
     [
-        (SETTINGS, 3, 20, "other lanes"),
-        ([{}, RUNAWAY, {"energy_lr": 1e8}], 2, 20, "other lanes"),
+        (SETTINGS, 3, 20, "other runs"),
+        ([{}, RUNAWAY, {"energy_lr": 1e8}], 2, 20, "other runs"),
         (SETTINGS, 2, 40, "learning.batch_size is 20 there, 40 here"),
     ],
 )
-def test_directory_of_other_lanes_is_refused_and_left_as_it_is(
-    lanes, tmp_path, settings, seeds, batch_size, words
+def test_directory_of_other_runs_is_refused_and_left_as_it_is(
+    many, tmp_path, settings, seeds, batch_size, words
 ):
-    path, config = shutil.copytree(lanes, tmp_path / "lanes"), tiny()
+    path, config = shutil.copytree(many, tmp_path / "runs"), tiny()
     config.learning.batch_size = batch_size
     with pytest.raises(ConfigError, match=words):
-        stability.run(config, path, settings, seeds, length=1.0)
-    assert contents(path) == contents(lanes)
+        run(path, settings, seeds, config)
+    assert contents(path) == contents(many)
 
 
 @pytest.mark.slow
-def test_gaussian_twin_has_lanes_without_an_energy(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "distances", lambda *arguments: {"frechet": 1.0})
+def test_gaussian_twin_has_runs_without_an_energy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stability, "distances", lambda *arguments: {"frechet": 1.0})
     config = tiny()
     config.prior = "gaussian"
-    stability.run(config, tmp_path / "lanes", [{}], seeds=2, length=0.25)
-    found = json.loads((tmp_path / "lanes" / "stability.json").read_text())
+    run(tmp_path / "runs", [{}], config=config, length=0.25)
+    found = json.loads((tmp_path / "runs" / "stability.json").read_text())
     assert [r["diverged"] for r in found] == [None, None]
     assert all(r["frechet"] == 1 for r in found)
     assert not any("prior" in name for name in found[0])
@@ -204,11 +206,11 @@ def test_setting_that_cannot_be_is_refused(text, words):
 
 
 def test_energies_of_two_stages_are_refused_without_a_backbone(tmp_path, monkeypatch):
-    first = variational_config("gaussian")
-    monkeypatch.setattr(two_stage, "stage_one", lambda config: first)
-    with pytest.raises(ConfigError, match="needs a trained backbone for every lane"):
-        stability.run(two_stage_config(), tmp_path / "lanes", [{}], 2, 1.0)
-    assert not (tmp_path / "lanes").exists()
+    first = options.read(variational_config("gaussian"))
+    monkeypatch.setattr(models, "stage_one", lambda experiment: first)
+    with pytest.raises(ConfigError, match="needs a trained backbone for every run"):
+        run(tmp_path / "runs", [{}], config=two_stage_config())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_settings_are_fields_and_numbers():

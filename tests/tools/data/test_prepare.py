@@ -24,6 +24,7 @@ from tests.data_files import (
 )
 from tests.tools.serving import serve
 from tools.data import prepare
+from tools.data.named import named
 
 
 class WithoutTensorFlow:
@@ -95,7 +96,7 @@ def test_what_was_published_is_what_is_loaded(
     prepare.prepare(name, str(tmp_path))
     said = capsys.readouterr().out
     assert f"{name} is ready in {tmp_path / name}" in said
-    splits = datasets.load(name, str(tmp_path))
+    splits = datasets.load(named(name, str(tmp_path)))
     for split in num:
         images, labels = splits[split]
         assert images.shape == (num[split], *loaders.SHAPES[name])
@@ -211,7 +212,7 @@ def test_celeba_says_what_to_fetch_and_takes_it(site, counts, tmp_path):
     put(manual, files)
     prepare.prepare("celeb_a", str(tmp_path))
     assert not site.requests
-    splits = datasets.load("celeb_a", str(tmp_path))
+    splits = datasets.load(named("celeb_a", str(tmp_path)))
     for split, values in (("train", [0, 20, 40, 60, 80]), ("test", [140, 160, 180])):
         images = splits[split].images
         assert images.shape == (len(values), 64, 64, 3)
@@ -231,7 +232,7 @@ def test_celeba_hq_is_prepared_from_its_tar(counts, tmp_path):
         prepare.prepare("celeb_a_hq/256", str(tmp_path))
     put(tmp_path / "downloads" / "manual", {"data256x256.tar": celeba_hq_tar()})
     prepare.prepare("celeb_a_hq/256", str(tmp_path))
-    splits = datasets.load("celeb_a_hq/256", str(tmp_path))
+    splits = datasets.load(named("celeb_a_hq/256", str(tmp_path)))
     assert splits["train"].images.shape == (18, 256, 256, 3)
     assert splits["test"].images.shape == (2, 256, 256, 3)  # a tenth
     both = {i.tobytes() for split in splits.values() for i in split.images}
@@ -247,7 +248,8 @@ def test_damaged_image_in_the_tar_is_an_error_or_left_out(counts, tmp_path, caps
     assert loaders.prepared("celeb_a_hq/256", str(tmp_path)) is None
     prepare.prepare("celeb_a_hq/256", str(tmp_path), on_corrupt="skip")
     assert "Left out: 1" in capsys.readouterr().err
-    assert len(datasets.load("celeb_a_hq/256", str(tmp_path))["train"].images) == 89
+    splits = datasets.load(named("celeb_a_hq/256", str(tmp_path)))
+    assert len(splits["train"].images) == 89
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
@@ -273,7 +275,7 @@ def test_church_is_unpacked_and_read_as_it_is_published(site, counts, tmp_path, 
     site.cut_after = [1000]
     data_dir = tmp_path / "data"
     prepare.prepare(name, str(data_dir))
-    splits = datasets.load(name, str(data_dir))
+    splits = datasets.load(named(name, str(data_dir)))
     assert splits["train"].images.shape == (12, 64, 64, 3)
     assert splits["test"].images.shape == (4, 64, 64, 3)
     requests = len(site.requests)
