@@ -63,10 +63,26 @@ def test_config() -> config_dict.ConfigDict:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
-    """The directory of a finished run of the tiny configuration; not to be changed."""
+    """The directory of a run of the tiny configuration; not to be changed.
+
+    It is trained, with samples on the way, but neither drawn nor evaluated.
+    """
     from experiments import main, options
     from experiments.configs import test
 
     path = tmp_path_factory.mktemp("runs") / "test"
-    main.run("train", options.read(test.get_config()), path, main.HOOKS)
+    hooks = main.HOOKS._replace(end=lambda experiment, path: None)
+    main.run("train", options.read(test.get_config()), path, hooks)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(trained_run, tmp_path_factory):
+    """A copy of that run with its figures and its evaluation; not to be changed."""
+    from experiments import main, options
+    from experiments.configs import test
+
+    path = tmp_path_factory.mktemp("finished") / "test"
+    shutil.copytree(trained_run, path)
+    main.finish(options.read(test.get_config()), path)
     return path

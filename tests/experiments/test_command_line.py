@@ -111,6 +111,7 @@ def test_help_with_a_config_lists_its_fields(capsys):
     assert re.search(r"--config\.learning\.batch_size +20\n", text)
 
 
+@pytest.mark.slow
 def test_help_of_a_tool_is_its_own():
     process = subprocess.run(
         [sys.executable, "-m", "experiments.sweeps.anomaly", "--help"],
@@ -230,6 +231,7 @@ def test_workdir_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_process_ends_in_one_line_on_stderr(absent):
     process = start_main(f"--workdir={absent}", "--config.backbone.nope=1")
     _, stderr = process.communicate(timeout=120)

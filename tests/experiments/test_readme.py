@@ -19,11 +19,11 @@ NEEDS = {"samplers.md": ("blackjax", "numpyro")}
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if pages.blocks(p)], ids=lambda page: page.name
 )
-def test_code_of_a_page_runs(page, trained_run, tmp_path, monkeypatch):
+def test_code_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
     for library in NEEDS.get(page.name, ()):
         pytest.importorskip(library, reason=f"{page.name} is about {library}")
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "digits").symlink_to(trained_run)
+    (tmp_path / "runs" / "digits").symlink_to(finished_run)
     monkeypatch.chdir(tmp_path)
     names = pages.run(page)
     if page.name != "README.md":  # the others assert what they say

@@ -94,6 +94,7 @@ def test_transport_is_undone_and_changes_the_density_by_its_jacobian(model, para
     )
 
 
+@pytest.mark.slow
 def test_log_q_is_normalised_and_of_the_latents_that_are_drawn(model):
     """The mean of g(z) / q(z | x) over draws of q is 1 for any density g."""
     num = 8000

@@ -51,6 +51,7 @@ def test_every_form_is_the_equation(form, size, stride, x64):
     np.testing.assert_allclose(form(x, kernel, stride), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "stride"), KERNELS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_gradients_of_lax(form, size, stride, x64):

@@ -31,6 +31,7 @@ def case(request, x64):
     return model, params, eps, x
 
 
+@pytest.mark.slow
 def test_joint_logdensity_is_the_sum_of_its_three_terms(case):
     model, params, z, x = case
     mean = decode(model, params, z)
@@ -86,6 +87,7 @@ def test_layers_interact_in_the_joint_energy_alone(name, x64):
     assert interaction == 0 if name == "layerwise" else interaction > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_image", [False, True])
 def test_eps_and_z_densities_are_equal_up_to_the_jacobian(case, with_image):
     model, params, eps, x = case
@@ -108,6 +110,7 @@ def test_eps_and_z_densities_are_equal_up_to_the_jacobian(case, with_image):
     np.testing.assert_allclose(no_jacobian, in_z, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["eps", "z", "eps_no_jacobian"])
 @pytest.mark.parametrize("with_image", [False, True])
 def test_gradients_match_finite_differences(case, space, with_image):

@@ -96,6 +96,7 @@ def quartic(z):
     return -jnp.sum(a**4) - 3 * jnp.sum(b**2 * a[0]) + jnp.sum(jnp.sin(a)) * b[0, 0]
 
 
+@pytest.mark.slow
 def test_largest_curvature_of_a_pytree_is_that_of_its_hessian(x64):
     position = {"a": jnp.array([0.3, -1.2, 0.7]), "b": (jnp.array([[0.5], [-2.0]]),)}
     flat, unravel = ravel_pytree(position)
@@ -130,6 +131,7 @@ def diagnose(model, params, chain, num, x=None):
 _diagnose = jax.jit(chain_diagnostics, static_argnums=3)
 
 
+@pytest.mark.slow
 def test_prior_without_energy_is_as_stiff_as_the_standard_normal(dtype):
     model = small_model((3, 2))
     params = jax.tree.map(
@@ -202,6 +204,7 @@ class Unbounded:
         return Normal(output, jnp.full_like(output, self.scale)).log_prob(x)
 
 
+@pytest.mark.slow
 def test_posterior_of_a_linear_decoder_has_the_stiffness_of_the_closed_form(dtype):
     model = jebm.Model((2, 2, 1), Linear(), None, Unbounded(0.2))
     params = jax.tree.map(

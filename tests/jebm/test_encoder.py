@@ -65,6 +65,7 @@ def log_q_by_hand(params, x, latents, conditioning):
     return sum(stats.norm.logpdf(z, *normal).sum(1) for z, normal in by_layer)
 
 
+@pytest.mark.slow
 def test_log_q_is_the_density_of_the_latents_that_are_drawn(conditioning, x64):
     model = encoder_model((3, 2, 4), conditioning, image_shape=(2, 2, 1))
     params = random_params(model, dtype=jnp.float64)
@@ -163,12 +164,14 @@ def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning,
         np.testing.assert_allclose((up - down) / (2 * h), slope, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_energy_grad_scale_mixes_the_losses_of_the_tilted_and_untilted_prior(
     conditioning, x64
 ):
     check_energy_grad_scale(encoder_model((2, 1), conditioning, image_shape=(2, 1, 1)))
 
 
+@pytest.mark.slow
 def test_energy_grad_scale_of_an_energy_that_reads_the_state(x64):
     backbone = {
         "name": "ladder",

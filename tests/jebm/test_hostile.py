@@ -153,6 +153,7 @@ def damages(draw, data):
     return data[:where] + bytes([flipped]) + data[where + 1 :]
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=150)
 @given(st.data())
 def test_damaged_checkpoint_is_read_to_the_bit_or_passed_over(

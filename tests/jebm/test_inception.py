@@ -15,6 +15,7 @@ def state():
     return verify_inception.random_state(SMALL, 0, "float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", verify_inception.SIDES)
 def test_activations_are_those_of_pytorch_fid(state, side, x64):
     images = verify_inception.images_of(side, 2, 0)
@@ -25,6 +26,7 @@ def test_activations_are_those_of_pytorch_fid(state, side, x64):
             assert error < 1e-9, name
 
 
+@pytest.mark.slow
 def test_comparison_sees_a_tensor_that_differs(state, x64):
     images = verify_inception.images_of(32, 2, 0)
     with np.load(FIXTURE) as arrays:

@@ -141,6 +141,7 @@ def test_updates_move_what_learns_alone_and_info_is_finite_scalars(make, made):
         assert abs(infos[-1]["energy_gap_nats"]) > 0
 
 
+@pytest.mark.slow
 def test_averages_follow_the_parameters_as_stated(made):
     _, learner, state, x = made
     after, _ = run(learner, state, x, num=1)
@@ -169,6 +170,7 @@ def test_under_the_callers_jit_and_vmap_it_is_the_same(make, made):
         assert_close(jax.tree.map(lambda a, i=i: a[i], infos), info, 2e-4)
 
 
+@pytest.mark.slow
 def test_second_call_is_not_traced_and_init_is_a_function_of_its_key(make, monkeypatch):
     traces = []
 
@@ -260,6 +262,7 @@ def gradient_of_update(learner, state, x):
     return jax.tree.map(lambda a, b: a - b, state.params, after.params)
 
 
+@pytest.mark.slow
 def test_update_descends_the_likelihood_by_quadrature(x64, monkeypatch):
     """-log p(x) and its gradient for decoder, hierarchy and energies by quadrature."""
     model = small_model((1, 1))
@@ -353,6 +356,7 @@ def drawn(model, params, x):
     return found
 
 
+@pytest.mark.slow
 def test_initial_parameters_follow_x64_and_a_dtype():
     model = model_of(encoder=True)
     plain = jebm.init(KEY, model)

@@ -61,6 +61,7 @@ def apply(model, params, function):
     return quick(nn.apply(function, model.backbone))(params.backbone)
 
 
+@pytest.mark.slow
 def test_shapes_top_prior_and_the_modules_of_inference(small, x64):
     model, params = small
     assert model.backbone.latent_shapes == ((4, 4, 1), (4, 4, 1), (2, 2, 1))

@@ -92,6 +92,7 @@ def check_gradient_by_quadrature(model, parts):
         assert largest > 1e-3 * scale, part
 
 
+@pytest.mark.slow
 def test_the_share_of_log_z_in_the_gradient_of_the_hierarchy_is_not_negligible(x64):
     model = small_model((1, 1))
     params = random_params(model, dtype=jnp.float64)

@@ -98,6 +98,7 @@ def test_log_z_backwards_from_exact_samples_is_that_of_quadrature(case):
     assert abs(found.value - exact) < 0.05
 
 
+@pytest.mark.slow
 def test_log_z_of_the_lower_layer_is_that_of_quadrature(x64):
     model, params = tilted((1, 1))
     line, weight = grid((1,), 7, 201)
@@ -142,6 +143,7 @@ def test_log_likelihood_is_exact_within_its_error(with_energy, x64):
     assert abs(z.value - log_z) < 4 * z.standard_error + 1e-9
 
 
+@pytest.mark.slow
 def test_annealing_from_the_exact_posterior_has_nothing_to_do(x64):
     model, params = linear_model(exact_posterior(TILT), tilted=True)
     log_z, expected = evidence(TILT)
@@ -153,6 +155,7 @@ def test_annealing_from_the_exact_posterior_has_nothing_to_do(x64):
     np.testing.assert_allclose(found.effective_samples, 4, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_annealing_from_an_encoder_corrects_it(x64):
     q = exact_posterior(TILT)
     wrong = type(q)(0.8 * q.top, 1.3 * q.top_scale, q.low, q.pull, 1.2 * q.low_scale)
@@ -180,6 +183,7 @@ def test_annealing_from_an_encoder_corrects_it(x64):
     assert stats.ks_2samp(weights, others).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_gaussian_prior_has_a_log_z_of_zero():
     model = small_model(energy=None)
     params = random_params(model)
@@ -188,6 +192,7 @@ def test_a_gaussian_prior_has_a_log_z_of_zero():
     assert found.standard_error == 0
 
 
+@pytest.mark.slow
 def test_few_temperatures_lie_below_in_the_mean_and_far_off_in_error(x64):
     model, params = tilted((2, 2))
     eps, weight = grid((2, 2), 5, 25)
@@ -215,6 +220,7 @@ def test_the_schedule_rises_from_0_to_1_with_positive_steps():
     assert np.all((step_sizes > 0) & (step_sizes <= 1))
 
 
+@pytest.mark.slow
 def test_steps_shrink_where_the_likelihood_is_sharp():
     model, params = tilted((2, 2), jnp.float32)
     x = jebm.sample(KEY, model, params, 4).x
@@ -227,6 +233,7 @@ def test_steps_shrink_where_the_likelihood_is_sharp():
     assert narrow.step_sizes[-1] < 0.5 * wide.step_sizes[-1]
 
 
+@pytest.mark.slow
 def test_weights_of_a_particle_depend_on_its_key_alone():
     model, params = tilted((2, 2), jnp.float32)
     schedule = partition.tune(KEY, model, params, num_temperatures=5)
@@ -310,6 +317,7 @@ def test_quadrature_finds_the_well_of_the_test(x64):
     assert abs(found - LOG_Z) < 0.01  # all but what lies outside the square, 1 / 222
 
 
+@pytest.mark.slow
 def test_a_check_from_exact_samples_finds_a_well_that_annealing_misses(x64):
     inside = round(2000 * MASS / (1 + MASS))
     found = check_well(well_samples(inside, 2000 - inside))
@@ -352,6 +360,7 @@ def tilted_samples(num):
     return jnp.asarray(z[:, :1]), jnp.asarray(z[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", [None, CHAINS.prior, ANCESTRAL])
 def test_a_check_agrees_where_annealing_finds_all_of_a_smooth_prior(chain, x64):
     """Also from samples of p_beta: the first steps backwards move them to the prior."""
@@ -374,6 +383,7 @@ def test_a_check_agrees_where_annealing_finds_all_of_a_smooth_prior(chain, x64):
     assert tuple(alone) == tuple(found.forward)
 
 
+@pytest.mark.slow
 def test_a_check_seldom_doubts_what_is_right(x64):
     """The gap's own error tells how far it is from 0, so that 4 of them are rare."""
     model, params = linear_model(exact_posterior(TILT), tilted=True)
@@ -398,6 +408,7 @@ def test_a_check_seldom_doubts_what_is_right(x64):
     assert np.abs(errors).max() < 4
 
 
+@pytest.mark.slow
 def test_a_check_is_compiled_and_mapped_as_one_function(x64):
     model, params = linear_model(exact_posterior(TILT), tilted=True)
     schedule = partition.tune(KEY, model, params, num_temperatures=10)
@@ -451,6 +462,7 @@ def test_k_is_that_of_generalised_pareto_samples(k, x64):
     assert abs(np.mean(found) - expected) < 4 * error + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [25, 26, 100, 226, 1000])
 def test_k_is_that_of_arviz(num, x64):
     log_w = np.concatenate(

@@ -67,6 +67,7 @@ def test_a_draw_depends_on_its_own_key_alone(model, params):
     assert np.all(few.latents[0] != other.latents[0])
 
 
+@pytest.mark.slow
 def test_works_inside_the_callers_jit_vmap_and_grad(model, params):
     expected = jebm.sample(KEY, model, params, 3)
     jitted = jax.jit(lambda key, params: jebm.sample(key, model, params, 3))
@@ -88,6 +89,7 @@ def test_works_inside_the_callers_jit_vmap_and_grad(model, params):
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads.energy))
 
 
+@pytest.mark.slow
 def test_gradient_through_sample_matches_finite_differences(x64):
     model = with_chains(small_model((2, 1)), Langevin(4, 0.3))
     params = random_params(model, dtype=jnp.float64)
@@ -98,6 +100,7 @@ def test_gradient_through_sample_matches_finite_differences(x64):
     check_grads(brightness, (params,), order=1, modes=["rev"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_set_of_static_arguments_is_traced_once(params, model):
     before = sampling._sample._cache_size()
     for seed, step_size, temperature in [(0, 0.1, 1.0), (1, 0.2, 0.7), (2, 0.3, 0.5)]:
@@ -110,6 +113,7 @@ def test_each_set_of_static_arguments_is_traced_once(params, model):
     assert sampling._sample._cache_size() == before + 2
 
 
+@pytest.mark.slow
 def test_temporary_memory_is_the_same_for_10_and_1000_steps(model, params):
     def temporary_bytes(num_steps, x):
         def sample(key, params, x):
@@ -153,6 +157,7 @@ def test_step_size_and_num_steps_default_to_the_models_own(model, params):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["eps", "z"])
 def test_trace_chains_begins_at_the_start_and_ends_where_run_chains_ends(
     space, model, params

@@ -267,6 +267,7 @@ def encoder_model(energy):
     )
 
 
+@pytest.mark.slow
 def test_elbo_of_one_sample_is_minus_the_variational_loss(x64):
     model = encoder_model({"widths": (6,), "activation": "tanh"})
     params = random_params(model, dtype=jnp.float64)

@@ -92,6 +92,7 @@ def test_screen_report_and_numbers_say_that_the_images_are_made_up(made_up):
     assert json.loads((path / "config.json").read_text())["data"]["name"] == "fake"
 
 
+@pytest.mark.slow
 def test_every_picture_is_titled(made_up):
     path, _ = made_up
     files = sorted(path.rglob("*.png"))
@@ -101,17 +102,18 @@ def test_every_picture_is_titled(made_up):
     assert [file.name for file in files if not crimson(file)] == []
 
 
-def test_pictures_of_other_data_are_left_as_they_are(trained_run, tmp_path):
-    files = sorted(trained_run.rglob("*.png"))
+@pytest.mark.slow
+def test_pictures_of_other_data_are_left_as_they_are(finished_run, tmp_path):
+    files = sorted(finished_run.rglob("*.png"))
     assert len(files) > 5
     assert not any(crimson(file) for file in files)
-    run = open_run(options.read(test.get_config()), trained_run)
+    run = open_run(options.read(test.get_config()), finished_run)
     assert run.label == ""
     (tmp_path / "one.png").write_bytes(files[0].read_bytes())
     pictures.stamp_all([tmp_path / "one.png"], run.label)
     assert (tmp_path / "one.png").read_bytes() == files[0].read_bytes()
-    assert "FAKE" not in (trained_run / "report.html").read_text()
-    assert json.loads((trained_run / "eval.json").read_text())["data"] == "digits"
+    assert "FAKE" not in (finished_run / "report.html").read_text()
+    assert json.loads((finished_run / "eval.json").read_text())["data"] == "digits"
 
 
 def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import doctest
 import json
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -51,6 +52,7 @@ def test_curves_are_left_out_before_the_first_metrics(fresh_run):
     assert due(fresh_run) == [name for name in FIGURES if name != "training"]
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn_and_all_probes_written(drawn_run):
     run, files = drawn_run
     folder = run.path / "figures"

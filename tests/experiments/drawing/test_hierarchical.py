@@ -24,6 +24,7 @@ def made_up(layers, cuts, agreement=AGREEMENT):
     return Hierarchical(layers, tuple(panels))
 
 
+@pytest.mark.slow
 def test_hierarchical_json_has_agreement_of_both_priors(drawn_run):
     run, _ = drawn_run
     values = json.loads((run.path / "figures" / "hierarchical.json").read_text())

@@ -39,6 +39,7 @@ def made_up_plane(contours):
     )
 
 
+@pytest.mark.slow
 def test_latent_planes_json_has_four_distances_per_layer(drawn_run):
     run, _ = drawn_run
     layers = json.loads((run.path / "figures" / "latent_planes.json").read_text())

@@ -11,6 +11,7 @@ from tests.experiments.drawing.made_up import grey
 NAMES = ("before_nats", "last_nats", "standard_error_nats", "difference_in_sd")
 
 
+@pytest.mark.slow
 def test_long_run_json_compares_the_last_steps_with_those_before(drawn_run):
     run, _ = drawn_run
     values = json.loads((run.path / "figures" / "long_run.json").read_text())

@@ -84,6 +84,7 @@ def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
     assert "auprc_distance" not in numbers  # there are no neighbours
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_has_no_areas(encoding, tmp_path):
     model, params, images = encoding
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
@@ -292,6 +293,7 @@ def test_eval_json_tells_how_well_the_held_out_class_is_found(detecting):
     assert "prior_stiffness" in numbers
 
 
+@pytest.mark.slow
 def test_report_shows_the_areas_and_the_histogram(detecting):
     path = detecting
     numbers = json.loads((path / "eval.json").read_text())

@@ -56,6 +56,7 @@ def numbers(file):
     return values
 
 
+@pytest.mark.slow
 def test_eval_json_holds_finite_numbers_by_name_and_what_they_are_of(measured_run):
     values = numbers(measured_run / "eval.json")
     facts = classifier.load("digits")[1]
@@ -119,6 +120,7 @@ def test_evaluating_again_gives_the_same_numbers_and_other_seeds_and_chains_othe
     assert other["frechet_real"] == first["frechet_real"]  # no noise of the run
 
 
+@pytest.mark.slow
 def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_to_be(
     copied_run, measured_run
 ):

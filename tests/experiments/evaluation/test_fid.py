@@ -148,6 +148,7 @@ def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
         assert values[f"recall{suffix}"] == shares.recall
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol):
     path, values = evaluation(evaluated, protocol)
@@ -197,6 +198,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
     copied_run, evaluated, monkeypatch
 ):
@@ -228,6 +230,7 @@ def test_killed_evaluation_goes_on_with_the_batch_it_was_at_to_the_same_bits(
     assert values == expected
 
 
+@pytest.mark.slow
 def test_batches_of_other_settings_are_not_taken_for_these(copied_run, monkeypatch):
     monkeypatch.setattr(Inception, "written", lambda self, run: None)
     sets = {"eval.fid.sets": ("chain",)}
@@ -246,6 +249,7 @@ def test_batches_of_other_settings_are_not_taken_for_these(copied_run, monkeypat
     assert len(list(folder.glob("*.npz"))) == 3
 
 
+@pytest.mark.slow
 def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluated):
     sets = {"eval.fid.sets": ("posterior", "long_chain")}
     values = evaluate(copied_run, "paper", **sets)
@@ -255,6 +259,7 @@ def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluate
     assert len({values["fid_posterior"], values["fid_long_chain"], other["fid"]}) == 3
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
     changes = {"eval.protocol": "paper", "chains.prior.step_size": 1e18}
     evaluate_lib.evaluate(of_run(copied_run, **OPTIONS | changes), copied_run)

@@ -177,6 +177,7 @@ def test_another_protocol_has_a_file_of_its_own(variational_run, tmp_path):
     assert "Log-likelihood of 30" in page
 
 
+@pytest.mark.slow
 def test_eval_json_and_the_report_tell_nats_bits_and_errors(variational_run, tmp_path):
     path = shutil.copytree(variational_run, tmp_path / "run")
     numbers = json.loads((path / "eval.json").read_text())

@@ -93,6 +93,7 @@ def test_a_quarter_turn_needs_squares():
         made_of("rotated", np.zeros((2, 4, 6, 1), np.uint8))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_every_k(images):
     model = jebm.build({"image_shape": SHAPE})
     params = jebm.init(jax.random.key(0), model)
@@ -135,6 +136,7 @@ def test_eval_json_tells_every_score_of_every_set(against):
         assert values[f"{measure}_inverted"][0] == pytest.approx(expected[measure])
 
 
+@pytest.mark.slow
 def test_the_score_is_chosen_on_images_that_are_not_in_the_table(against):
     values = json.loads((against / "eval.json").read_text())
     chosen = int(np.argmax(values["auroc_exchanged"]))

@@ -10,6 +10,8 @@ from PIL import Image
 
 from experiments.rundir import report
 
+pytestmark = pytest.mark.slow  # a whole run is drawn and evaluated
+
 
 class Page(html.parser.HTMLParser):
     """Collects tags with their attributes, and the text outside of <style>."""
@@ -35,12 +37,12 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def page(trained_run):
-    return Page((trained_run / "report.html").read_text())
+def page(finished_run):
+    return Page((finished_run / "report.html").read_text())
 
 
-def test_report_refers_to_nothing_outside_itself(trained_run, page):
-    text = (trained_run / "report.html").read_text()
+def test_report_refers_to_nothing_outside_itself(finished_run, page):
+    text = (finished_run / "report.html").read_text()
     text = text.replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
     assert not re.search(r"https?://|file:|@import|url\((?!#)|fetch|import\(", text)
     for tag, attributes in page.tags:
@@ -51,7 +53,7 @@ def test_report_refers_to_nothing_outside_itself(trained_run, page):
         assert attributes.get("src", "data:").startswith("data:")
 
 
-def test_report_embeds_samples_and_figures(trained_run, page):
+def test_report_embeds_samples_and_figures(finished_run, page):
     embedded = []
     for image in page.images():
         head, data = image["src"].split(",", 1)
@@ -59,9 +61,9 @@ def test_report_embeds_samples_and_figures(trained_run, page):
         embedded.append(base64.b64decode(data))
         Image.open(io.BytesIO(embedded[-1])).verify()
     expected = [
-        *(trained_run / "samples").glob("*_0000008.png"),
-        *(trained_run / "samples").glob("ebm_*.png"),
-        *(trained_run / "figures").glob("*.png"),
+        *(finished_run / "samples").glob("*_0000008.png"),
+        *(finished_run / "samples").glob("ebm_*.png"),
+        *(finished_run / "figures").glob("*.png"),
     ]
     assert len(expected) == 3 + 2 + 7
     assert sorted(embedded) == sorted(file.read_bytes() for file in expected)
@@ -76,15 +78,15 @@ def test_report_tells_the_settings_and_how_far_the_run_is(page):
     assert ("likelihood.scale", "0.1") in cells
 
 
-def test_report_shows_the_last_metrics(trained_run, page):
-    last = json.loads((trained_run / "metrics.jsonl").read_text().splitlines()[-1])
+def test_report_shows_the_last_metrics(finished_run, page):
+    last = json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[-1])
     cells = list(zip(page.text, page.text[1:], strict=False))
     assert ("step", "8") in cells
     assert ("loss_nats", f"{last['loss_nats']:.4g}") in cells
 
 
-def test_report_shows_the_distances_of_every_layer(trained_run, page):
-    file = trained_run / "figures" / "latent_planes.json"
+def test_report_shows_the_distances_of_every_layer(finished_run, page):
+    file = finished_run / "figures" / "latent_planes.json"
     for layer, values in json.loads(file.read_text()).items():
         start = page.text.index(layer)
         numbers = [f"{value:.3f}" for value in values.values()]
@@ -92,9 +94,9 @@ def test_report_shows_the_distances_of_every_layer(trained_run, page):
 
 
 def test_report_shows_the_distances_between_images_and_the_state_of_the_chains(
-    trained_run, page
+    finished_run, page
 ):
-    values = json.loads((trained_run / "eval.json").read_text())
+    values = json.loads((finished_run / "eval.json").read_text())
     cells = list(zip(page.text, page.text[1:], page.text[2:], strict=False))
     for text, name in (
         ("samples", "frechet"),
@@ -110,8 +112,8 @@ def test_report_shows_the_distances_between_images_and_the_state_of_the_chains(
     assert any(text.startswith(head) for text in page.text)
 
 
-def test_report_begins_with_what_training_has_gone_back_from(trained_run, tmp_path):
-    path = shutil.copytree(trained_run, tmp_path / "run")
+def test_report_begins_with_what_training_has_gone_back_from(finished_run, tmp_path):
+    path = shutil.copytree(finished_run, tmp_path / "run")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rollbacks": 1, "rollback": "a gap of <9> nats"}\n')
         file.write('{"step": 4, "rescues": 2, "rescue": "as older versions say"}\n')
@@ -124,9 +126,9 @@ def test_report_begins_with_what_training_has_gone_back_from(trained_run, tmp_pa
 
 
 def test_report_of_a_run_of_an_older_version_shows_its_settings_by_their_names_of_today(
-    trained_run, tmp_path
+    finished_run, tmp_path
 ):
-    path = shutil.copytree(trained_run, tmp_path / "run")
+    path = shutil.copytree(finished_run, tmp_path / "run")
     settings = json.loads((path / "config.json").read_text())
     settings["guard"] = {"max_rescues": settings.pop("monitor")["max_rollbacks"]}
     (path / "config.json").write_text(json.dumps(settings))
@@ -136,8 +138,8 @@ def test_report_of_a_run_of_an_older_version_shows_its_settings_by_their_names_o
     assert "guard.max_rescues" not in page.text
 
 
-def test_report_before_evaluation_has_no_distances(trained_run, tmp_path):
-    path = shutil.copytree(trained_run, tmp_path / "run")
+def test_report_before_evaluation_has_no_distances(finished_run, tmp_path):
+    path = shutil.copytree(finished_run, tmp_path / "run")
     (path / "eval.json").unlink()
     report.write(path)
     page = Page((path / "report.html").read_text())
@@ -145,9 +147,9 @@ def test_report_before_evaluation_has_no_distances(trained_run, tmp_path):
 
 
 def test_report_shows_evaluations_with_other_chains_under_their_names(
-    trained_run, tmp_path
+    finished_run, tmp_path
 ):
-    path = shutil.copytree(trained_run, tmp_path / "run")
+    path = shutil.copytree(finished_run, tmp_path / "run")
     shutil.copy(path / "eval.json", path / "eval_seed=7.json")
     report.write(path)
     page = Page((path / "report.html").read_text())
@@ -156,8 +158,8 @@ def test_report_shows_evaluations_with_other_chains_under_their_names(
     assert sum(text.startswith("With seed=7. ") for text in shown) == 1
 
 
-def test_report_of_a_run_without_figures_says_so(trained_run, tmp_path):
-    path = shutil.copytree(trained_run, tmp_path / "run")
+def test_report_of_a_run_without_figures_says_so(finished_run, tmp_path):
+    path = shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(path / "figures")
     report.write(path)
     page = Page((path / "report.html").read_text())
@@ -165,8 +167,8 @@ def test_report_of_a_run_without_figures_says_so(trained_run, tmp_path):
     assert len(page.images()) == 3 + 2
 
 
-def test_report_escapes_what_it_is_told(trained_run, tmp_path):
-    path = shutil.copytree(trained_run, tmp_path / "<b>run & co")
+def test_report_escapes_what_it_is_told(finished_run, tmp_path):
+    path = shutil.copytree(finished_run, tmp_path / "<b>run & co")
     report.write(path)
     page = Page((path / "report.html").read_text())
     assert page.text.count("<b>run & co") == 2  # the title and the heading

@@ -13,6 +13,8 @@ from selenium.webdriver.common.by import By
 from experiments.rundir import curves
 from experiments.rundir.metrics import read_metrics
 
+pytestmark = pytest.mark.slow  # a whole run is drawn and evaluated
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -36,8 +38,8 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, trained_run):
-    browser.get((trained_run / "report.html").as_uri())
+def page(browser, finished_run):
+    browser.get((finished_run / "report.html").as_uri())
     yield browser
     assert [m for m in browser.get_log("browser") if m["level"] != "INFO"] == []
 
@@ -66,8 +68,8 @@ def test_page_fits_its_window(page):
     assert width <= page.execute_script("return window.innerWidth")
 
 
-def test_curves_show_every_metric_and_where_it_stands(page, trained_run):
-    lines = read_metrics(trained_run)
+def test_curves_show_every_metric_and_where_it_stands(page, finished_run):
+    lines = read_metrics(finished_run)
     expected = curves.panels(lines)
     assert len(expected) == 6
     for panel, about in zip(panels(page), expected, strict=True):

@@ -259,6 +259,7 @@ def test_process_that_dies_ends_the_other_with_an_error(tmp_path, free_port, vic
     print(codes, time.monotonic() - died, logs(path, 2)[1 - victim][-2000:])
 
 
+@pytest.mark.slow
 def test_error_of_the_first_process_ends_the_other(pair, tmp_path, free_port):
     path = shutil.copytree(pair, tmp_path / "run")
     started = start_run(path, 2, free_port, "--config.backbone.latent_dims=(4,3)")

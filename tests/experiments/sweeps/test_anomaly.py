@@ -65,6 +65,7 @@ def test_every_seed_of_a_digit_has_its_areas(found):
         assert rows[0]["auroc"] != rows[1]["auroc"]
 
 
+@pytest.mark.slow
 def test_areas_are_those_of_the_averaged_parameters(found):
     path, results = found
     experiment = heldout(4)

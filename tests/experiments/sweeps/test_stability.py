@@ -92,8 +92,9 @@ def test_metrics_of_a_run_are_those_of_the_ordinary_training(many, trained_run):
                 )
 
 
-def test_distances_of_a_run_are_those_of_the_ordinary_training(results, trained_run):
-    found = json.loads((trained_run / "eval.json").read_text())
+@pytest.mark.slow
+def test_distances_of_a_run_are_those_of_the_ordinary_training(results, finished_run):
+    found = json.loads((finished_run / "eval.json").read_text())
     names = [name for name in found if name.startswith("frechet")]
     assert len(names) == 5
     for name in names:

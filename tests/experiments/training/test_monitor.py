@@ -104,6 +104,7 @@ def test_examples_of_the_docstrings():
     assert doctest.testmod(monitor).failed == 0
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # which optax needs
 @pytest.mark.parametrize("rollbacks", [1, 3])
 def test_each_rollback_halves_the_steps_of_the_energies_alone(test_config, rollbacks):
@@ -178,6 +179,7 @@ def rollback_lines(out):
     return "\n".join(re.findall(r"^Rollback .*$", out, re.M))
 
 
+@pytest.mark.slow
 def test_runaway_is_rolled_back_until_the_energies_learn_slowly_enough(
     tmp_path, test_config, capsys
 ):
@@ -269,6 +271,7 @@ def still():
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "found", "words"),
     [
@@ -359,6 +362,7 @@ Metrics.rewind, checkpoints.save = rewind, save
 """
 
 
+@pytest.mark.slow
 def test_run_killed_in_a_rollback_continues_as_if_nothing_had_happened(
     tmp_path, test_config
 ):

@@ -65,6 +65,7 @@ def test_its_metrics_are_those_of_today(older_run, trained_run):
     assert read_metrics(older_run) == read_metrics(trained_run)
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bits_of_a_run_that_is_not_interrupted(
     older_run, tmp_path, test_config, trained_run
 ):

@@ -81,6 +81,7 @@ def test_same_seed_gives_the_same_bits(again, trained_run, test_config):
     assert contents(path / "samples") == contents(trained_run / "samples")
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_bits(trained_run, test_config, tmp_path):
     run(config_with(seed=1), tmp_path / "run")
     ours, theirs = (
@@ -133,6 +134,7 @@ def test_gaussian_twin_runs_no_prior_chain(gaussian):
     assert all(call.kwargs["x"] is not None for call in run_chains.mock_calls)
 
 
+@pytest.mark.slow
 def test_gaussian_twin_has_no_energy(gaussian):
     model, params = jebm.load(gaussian[0])
     assert model.energy is None
@@ -336,6 +338,7 @@ def test_chains_that_always_restart_are_fresh_chains():
     assert one == two
 
 
+@pytest.mark.slow
 def test_about_the_stated_fraction_restarts():
     config = config_with()
     config.learning.update(reinit_probability=0.3, batch_size=1000)

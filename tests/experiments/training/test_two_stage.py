@@ -242,6 +242,7 @@ def test_settings_that_cannot_work_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_first_stage_in_the_way_is_refused(both, second_config, tmp_path):
     """WORKDIR/backbone holds a run of other settings."""
     shutil.copytree(both / "backbone", tmp_path / "backbone")

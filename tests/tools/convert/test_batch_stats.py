@@ -82,6 +82,7 @@ def test_averages_become_those_of_the_images_it_draws(three):
     assert error < 0.1 * ((few - batch)[drawn] ** 2).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
