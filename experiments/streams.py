@@ -3,7 +3,7 @@
 import enum
 
 
-class Role(enum.IntEnum):
+class Stream(enum.IntEnum):
     """What noise is for: folded into the seed's key, so that no two roles share it.
 
     Other numbers are those of `jebm.learning.state.Role`.

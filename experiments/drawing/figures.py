@@ -30,7 +30,7 @@ from experiments.rundir import report
 from experiments.rundir.metrics import read_metrics
 from experiments.runs import Run, open_run
 from experiments.runtime.files import write_json
-from experiments.streams import Role
+from experiments.streams import Stream
 
 
 class FigureModule(Protocol):
@@ -117,7 +117,7 @@ def draw_figure(name: str, run: Run) -> pathlib.Path:
     entry = FIGURES[name]
     folder = run.folder("figures") if entry.varies else run.path / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    results = entry.module.compute(run.key(Role.FIGURES), run)
+    results = entry.module.compute(run.key(Stream.FIGURES), run)
     if entry.numbers is not None and (values := entry.numbers(results)):
         write_json(folder / f"{name}.json", values)
     file = save(entry.module.draw(results), folder / f"{name}.png")
@@ -129,5 +129,5 @@ def write_probes(run: Run) -> pathlib.Path:
     """Writes how well a small classifier tells labels from each layer alone."""
     file = run.folder("figures") / "probes.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, probes.probe_layers(run.key(Role.FIGURES), run))
+    write_json(file, probes.probe_layers(run.key(Stream.FIGURES), run))
     return file

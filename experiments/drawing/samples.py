@@ -14,7 +14,7 @@ from experiments.drawing.figures import draw_figure
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.runs import Run, open_run
-from experiments.streams import Role
+from experiments.streams import Stream
 
 
 class Samples(NamedTuple):
@@ -54,7 +54,7 @@ def write_samples(run: Run, folder: pathlib.Path | None = None) -> list[pathlib.
     folder = run.folder("samples") if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, picture in draw(compute(run.key(Role.PICTURES), run)).items():
+    for name, picture in draw(compute(run.key(Stream.PICTURES), run)).items():
         files.append(folder / f"{name}_{run.step:07d}.png")
         picture.save(files[-1])
     pictures.stamp_all(files, run.label)

@@ -28,7 +28,7 @@ from experiments.rundir.settings import read_settings
 from experiments.runs import Run, open_run
 from experiments.runtime import parallel
 from experiments.runtime.files import write_json
-from experiments.streams import Role
+from experiments.streams import Stream
 
 WITH_EVERY = (chains.evaluate, mixing.evaluate)
 
@@ -61,7 +61,7 @@ def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
 
 def measure(evaluator: Evaluator, run: Run) -> list[Result]:
     """Returns the results of the evaluator, and of what goes with every one."""
-    key = run.key(Role.EVALUATION)
+    key = run.key(Stream.EVALUATION)
     return [measured(key, run) for measured in (evaluator.evaluate, *WITH_EVERY)]
 
 

@@ -15,7 +15,7 @@ from experiments.evaluation.registry import create
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.runs import open_run
-from experiments.streams import Role
+from experiments.streams import Stream
 
 _COLUMNS, _ROWS = 10, 10
 
@@ -31,7 +31,7 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     run = open_run(experiment, path)
     files, images = read_folder(folder, run.model.image_shape)
     print(f"Scoring {len(files)} images with {path} at step {run.step}.")
-    scores = scores_of(run.key(Role.EVALUATION), run, images)
+    scores = scores_of(run.key(Stream.EVALUATION), run, images)
     out, name = run.folder("scores"), folder.resolve().name
     out.mkdir(parents=True, exist_ok=True)
     table, sheet = out / f"{name}.csv", out / f"{name}.png"

@@ -36,7 +36,7 @@ from experiments.models import build_model, stage_one, stages
 from experiments.options import Experiment
 from experiments.runs import Run
 from experiments.runtime.files import write_json, write_text
-from experiments.streams import Role
+from experiments.streams import Stream
 from experiments.sweeps.vmapped import VmappedRun, of_run, train_vmapped
 
 matplotlib.use("Agg")
@@ -144,7 +144,7 @@ def areas(run: Run) -> dict[str, float]:
     """
     evaluator, experiment = evaluator_of(run.experiment), run.experiment
     anomalous = run.splits["test"].labels == experiment.data.heldout_class
-    terms = evaluator.terms(run.key(Role.EVALUATION), run)
+    terms = evaluator.terms(run.key(Stream.EVALUATION), run)
     untilted = terms._replace(
         moved=terms.moved._replace(energy=np.zeros_like(terms.moved.energy)),
         nearest=terms.nearest._replace(energy=np.zeros_like(terms.nearest.energy)),

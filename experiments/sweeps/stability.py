@@ -32,7 +32,7 @@ from experiments.models import build_model
 from experiments.options import Experiment
 from experiments.runs import Run
 from experiments.runtime.files import write_json
-from experiments.streams import Role
+from experiments.streams import Stream
 from experiments.sweeps.vmapped import TRACED, VmappedRun, of_run, train_vmapped
 
 
@@ -71,7 +71,7 @@ def run(
     for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
         own = dataclasses.replace(experiment, seed=seed)
         trained = Run(path, own, model, of_run(state.learner.ema, i), step, splits)
-        numbers = distances(trained.key(Role.EVALUATION), trained, features)
+        numbers = distances(trained.key(Stream.EVALUATION), trained, features)
         numbers = {k: v for k, v in numbers.items() if math.isfinite(v)}
         results.append({"setting": setting, "seed": seed} | history.of_run(i) | numbers)
     write_json(path / "stability.json", results)

@@ -17,7 +17,7 @@ from experiments.errors import ConfigError
 from experiments.models import active_chains
 from experiments.options import Learning
 from experiments.runtime import parallel
-from experiments.streams import Role
+from experiments.streams import Stream
 from experiments.training.monitor import MonitorState
 from jebm.chains import example_keys
 from jebm.diagnostics import chain_diagnostics
@@ -159,7 +159,7 @@ def make_diagnose(model: jebm.Model):
 
     def diagnose(key, state, images):
         x = _images(state, images)
-        key = jax.random.fold_in(key, Role.DIAGNOSTICS)
+        key = jax.random.fold_in(key, Stream.DIAGNOSTICS)
         key = jax.random.fold_in(key, state.learner.step)
         keys = example_keys(key, parallel.example_index(x.shape[0]))
         metrics = {}

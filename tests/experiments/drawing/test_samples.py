@@ -9,7 +9,7 @@ import jebm
 from experiments import pictures
 from experiments.drawing import samples
 from experiments.drawing.samples import Samples
-from experiments.streams import Role
+from experiments.streams import Stream
 from tests.experiments.drawing.made_up import grey
 
 NAMES = ("gaussian", "ebm", "reconstruction")
@@ -99,7 +99,7 @@ def test_samples_of_made_up_data_are_titled(name, made_up_run):
 
 def test_samples_of_real_data_are_the_grids_alone(fresh_run):
     files = samples.write_samples(fresh_run)
-    drawn = samples.draw(samples.compute(fresh_run.key(Role.PICTURES), fresh_run))
+    drawn = samples.draw(samples.compute(fresh_run.key(Stream.PICTURES), fresh_run))
     for file, grid in zip(files, drawn.values(), strict=True):
         with Image.open(file) as picture:
             np.testing.assert_array_equal(np.asarray(picture), np.asarray(grid))

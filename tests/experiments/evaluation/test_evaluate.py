@@ -19,7 +19,7 @@ from experiments.evaluation.registry import EVALUATORS, create
 from experiments.rundir import report
 from experiments.runtime import parallel
 from experiments.section import Positive
-from experiments.streams import Role
+from experiments.streams import Stream
 from tests.experiments.evaluation.saved import experiment_of, of_run, save_run
 from tests.experiments.evaluation.test_classifier import NAMES
 from tests.experiments.runs import contents
@@ -263,7 +263,7 @@ def test_an_evaluator_that_is_a_line_of_the_table_is_in_the_file(brightness):
     path, _ = brightness
     values = numbers(path / "eval_brightness.json")
     model, params = jebm.load(path)
-    key = jax.random.fold_in(jax.random.key(0), Role.EVALUATION)
+    key = jax.random.fold_in(jax.random.key(0), Stream.EVALUATION)
     expected = float(jebm.sample(key, model, params, 10).x.mean())
     assert values["brightness"] == expected
     assert (values["bright_samples"], values["protocol"]) == (10, "brightness")

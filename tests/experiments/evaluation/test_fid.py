@@ -27,7 +27,7 @@ from experiments.evaluation.inception_features import (
     Extractor,
     summarise,
 )
-from experiments.streams import Role
+from experiments.streams import Stream
 from experiments.training.hooks import Hooks
 from jebm import metrics
 from jebm.metrics import inception
@@ -123,7 +123,7 @@ _apply = jax.jit(lambda network, *rest: network.apply(*rest), static_argnums=0)
 def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
     path, values = evaluation(evaluated, protocol)
     model, params = jebm.load(path)
-    key = jax.random.fold_in(jax.random.key(0), Role.EVALUATION)
+    key = jax.random.fold_in(jax.random.key(0), Stream.EVALUATION)
     key_prior = jax.random.split(key)[1]
     real = datasets.load(experiment_of().data)["train"].images
     order = np.random.default_rng(0).permutation(len(real))

@@ -17,7 +17,7 @@ from experiments.evaluation.registry import create
 from experiments.models import build_model
 from experiments.rundir import report
 from experiments.runs import open_run
-from experiments.streams import Role
+from experiments.streams import Stream
 from tests.experiments.evaluation.saved import experiment_of, of_run, run_of, save_run
 
 SHAPE = (8, 8, 1)
@@ -126,7 +126,7 @@ def test_eval_json_tells_every_score_of_every_set(against):
     assert values["num_inside"] == values["num_outside"] == 30  # as many as colours has
     # The same again, each set with a key of its own.
     run = open_run(of_run(against), against)
-    images, key = run.heldout[:30], run.key(Role.EVALUATION)
+    images, key = run.heldout[:30], run.key(Stream.EVALUATION)
     inside, outside = (
         -scores_of(jax.random.fold_in(key, i), run, x)[0]
         for i, x in ((0, images), (4, made_of("inverted", images)))

@@ -18,7 +18,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.anomaly_score import Weights, detection
 from experiments.models import build_model
 from experiments.runs import Run
-from experiments.streams import Role
+from experiments.streams import Stream
 from experiments.sweeps import anomaly, vmapped
 from experiments.sweeps.vmapped import VmappedRun, of_run, train_vmapped
 from tests.experiments.runs import ROOT
@@ -76,7 +76,7 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     params, own = of_run(state.learner.ema, 1), dataclasses.replace(experiment, seed=1)
     run = Run(path / "4", own, model, params, 8, splits)
     evaluator = anomaly.evaluator_of(experiment)
-    terms = evaluator.terms(run.key(Role.EVALUATION), run)
+    terms = evaluator.terms(run.key(Stream.EVALUATION), run)
     assert evaluator.weights == Weights(0.3, 0.5, 0.1)
     anomalous = splits["test"].labels == 4
     expected = detection(terms, anomalous, evaluator.weights)
