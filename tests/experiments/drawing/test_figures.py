@@ -79,7 +79,7 @@ def test_figure_is_a_line_of_the_table(fresh_run, monkeypatch):
     written = {file.name for file in (fresh_run.path / "figures").iterdir()}
     assert written == {"step.png", "step.json", "none.png"}
     assert json.loads((fresh_run.path / "figures/step.json").read_text()) == {"step": 8}
-    assert blank.keys == [fresh_run.key(figures.Role.FIGURES)] * 2
+    assert blank.keys == [fresh_run.key(figures.Stream.FIGURES)] * 2
 
 
 def test_figures_of_another_seed_lie_apart_but_those_that_do_not_vary(
