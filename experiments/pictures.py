@@ -5,9 +5,11 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+CAPTION = "Description"  # the field of a PNG file that holds its caption
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
 
 
@@ -44,16 +46,36 @@ def stamp_all(files: Sequence[pathlib.Path], text: str) -> None:
             stamp(file, text)
 
 
+def save(picture: Image.Image, file: pathlib.Path, caption: str = "") -> None:
+    """Writes a picture to a PNG file that holds its caption, see `caption_of`."""
+    information = PngImagePlugin.PngInfo()
+    if caption:
+        information.add_text(CAPTION, caption)
+    picture.save(file, pnginfo=information)
+
+
+def save_figure(figure: Figure, file: pathlib.Path, caption: str) -> None:
+    """Writes a figure of matplotlib likewise, and makes its directory."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150, metadata={CAPTION: caption})
+
+
+def caption_of(file: pathlib.Path) -> str:
+    """Returns the caption that a PNG file holds; its name where there is none."""
+    with Image.open(file) as opened:
+        return opened.info.get(CAPTION) or file.stem
+
+
 def stamp(file: pathlib.Path, text: str) -> None:
     """Adds a line of text at the top of a PNG file."""
     with Image.open(file) as opened:
-        picture = opened.convert("RGB")
+        picture, caption = opened.convert("RGB"), opened.info.get(CAPTION, "")
     size = max(12, min(picture.width // 25, 40))
     font = ImageFont.load_default(size)
     canvas = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
     canvas.paste(picture, (0, 2 * size))
     ImageDraw.Draw(canvas).text((size // 2, size // 2), text, "crimson", font)
-    canvas.save(file)
+    save(canvas, file, caption)
 
 
 def save_grid(

@@ -1,6 +1,5 @@
 """What several figures use: axes, colours, times and layers that are shown, files."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -32,13 +31,6 @@ def show_grid(axis: Axes, images: np.ndarray, columns: int | None = None) -> int
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
     axis.set(xticks=[], yticks=[])
     return picture.shape[1]
-
-
-def save(figure: Figure, file: pathlib.Path) -> pathlib.Path:
-    """Writes a figure; returns the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    return file
 
 
 def spaced(num_steps: int, count: int) -> list[int]:

@@ -22,7 +22,6 @@ from experiments.drawing import (
     training,
     transition,
 )
-from experiments.drawing.common import save
 from experiments.evaluation import probes
 from experiments.models import active_chains
 from experiments.options import Experiment
@@ -48,12 +47,14 @@ class Entry(NamedTuple):
 
     Attributes:
       module: computes and draws.
+      caption: what the page says below the picture.
       condition: whether the figure is drawn of a run.
       numbers: what of the results is written beside the picture, as NAME.json.
       varies: whether other chains or another seed change it; it then lies apart.
     """
 
     module: FigureModule
+    caption: str
     condition: Callable[[Run], bool]
     numbers: Callable[[Any], Mapping[str, Any]] | None = None
     varies: bool = True
@@ -85,16 +86,30 @@ def has_layers_and_prior_chain(run: Run) -> bool:
 
 
 FIGURES: dict[str, Entry] = {
-    "training": Entry(training, has_metrics, varies=False),
-    "posterior_transition": Entry(posterior_transition, has_posterior_chain),
-    "by_layer": Entry(by_layer, has_several_layers),
-    "transition": Entry(transition, has_prior_chain),
-    "long_run": Entry(long_run, has_prior_chain, long_run.numbers),
-    "hierarchical": Entry(
-        hierarchical, has_layers_and_prior_chain, hierarchical.numbers
+    "training": Entry(training, "Training curves", has_metrics, varies=False),
+    "posterior_transition": Entry(
+        posterior_transition, "Langevin transition of the posterior",
+        has_posterior_chain,
     ),
-    "latent_planes": Entry(latent_planes, has_prior_chain, latent_planes.numbers),
-}
+    "by_layer": Entry(
+        by_layer, "Held-out images, decoded from ever fewer layers of their posterior",
+        has_several_layers,
+    ),
+    "transition": Entry(
+        transition, "Langevin transition of the tilted prior", has_prior_chain
+    ),
+    "long_run": Entry(
+        long_run, "The tilted prior's chain far beyond the length of training",
+        has_prior_chain, long_run.numbers,
+    ),
+    "hierarchical": Entry(
+        hierarchical, "Rows of images that share the layers above; those below differ",
+        has_layers_and_prior_chain, hierarchical.numbers,
+    ),
+    "latent_planes": Entry(
+        latent_planes, "Latent planes", has_prior_chain, latent_planes.numbers
+    ),
+}  # fmt: skip
 
 
 def figures(experiment: Experiment, path: pathlib.Path) -> None:
@@ -120,7 +135,9 @@ def draw_figure(name: str, run: Run) -> pathlib.Path:
     results = entry.module.compute(run.key(Stream.FIGURES), run)
     if entry.numbers is not None and (values := entry.numbers(results)):
         write_json(folder / f"{name}.json", values)
-    file = save(entry.module.draw(results), folder / f"{name}.png")
+    figure = entry.module.draw(results)
+    file = folder / f"{name}.png"
+    pictures.save_figure(figure, file, entry.caption)
     pictures.stamp_all([file], run.label)
     return file
 

@@ -16,6 +16,12 @@ from experiments.rundir import report
 from experiments.runs import Run, open_run
 from experiments.streams import Stream
 
+_CAPTIONS = {
+    "ebm": "Samples of the tilted prior",
+    "gaussian": "Samples of the Gaussian prior of the same generator",
+    "reconstruction": "Held-out images, each followed by its reconstruction",
+}
+
 
 class Samples(NamedTuple):
     """Images in [0, 1], each [num, H, W, C].
@@ -56,7 +62,7 @@ def write_samples(run: Run, folder: pathlib.Path | None = None) -> list[pathlib.
     files = []
     for name, picture in draw(compute(run.key(Stream.PICTURES), run)).items():
         files.append(folder / f"{name}_{run.step:07d}.png")
-        picture.save(files[-1])
+        pictures.save(picture, files[-1], _CAPTIONS[name])
     pictures.stamp_all(files, run.label)
     return files
 

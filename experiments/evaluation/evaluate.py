@@ -133,7 +133,6 @@ def described(result: Result) -> dict[str, Any]:
             for table in result.tables
         ],
         "warnings": list(result.warnings),
-        "figures": {name: drawing.caption for name, drawing in result.figures.items()},
     }
 
 
@@ -149,11 +148,9 @@ def _finite(numbers):
 def _drawn(run, results):
     """The files of the results' figures, written."""
     figures = {name: d for result in results for name, d in result.figures.items()}
-    folder, files = run.folder("figures"), []
-    for name, drawing in figures.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        files.append(folder / f"{name}.png")
-        drawing.figure.savefig(files[-1], dpi=150)
+    files = [run.folder("figures") / f"{name}.png" for name in figures]
+    for file, drawing in zip(files, figures.values(), strict=True):
+        pictures.save_figure(drawing.figure, file, drawing.caption)
     pictures.stamp_all(files, run.label)
     return files
 

@@ -1,8 +1,7 @@
 """The eval*.json of a run, which describe themselves.
 
 Beside numbers and facts a file holds "report", a list of what was measured, for
-readers: {"about": sentences, "tables": [{"head", "rows"}], "warnings": [sentences],
-"figures": {name of a picture: caption}}.
+readers: {"about": sentences, "tables": [{"head", "rows"}], "warnings": [sentences]}.
 """
 
 import pathlib
@@ -44,7 +43,7 @@ def _plain(values):
         "by an older version."
     )
     table = {"head": ["", "value"], "rows": rows}
-    return {"about": about, "tables": [table], "warnings": [], "figures": {}}
+    return {"about": about, "tables": [table], "warnings": []}
 
 
 def _is_numeric(value):

@@ -4,6 +4,7 @@ import base64
 import html
 import pathlib
 
+from experiments import pictures
 from experiments.data import datasets
 from experiments.options import flat
 from experiments.rundir import curves
@@ -11,20 +12,6 @@ from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import read_settings
 from experiments.runtime.files import read_json, write_text
-
-# Of pictures of samples/ and figures/; evaluations bring those of their own.
-_CAPTIONS = {
-    "ebm": "Samples of the tilted prior (short-run Langevin)",
-    "gaussian": "Samples of the Gaussian prior of the same generator",
-    "reconstruction": "Held-out images, each followed by its reconstruction",
-    "training": "Training curves",
-    "transition": "Langevin transition of the tilted prior",
-    "long_run": "The tilted prior's chain far beyond the length of training",
-    "posterior_transition": "Langevin transition of the posterior",
-    "hierarchical": "Layers above kept, layers below drawn anew, row by row",
-    "by_layer": "Held-out images, decoded from ever fewer layers of their posterior",
-    "latent_planes": "Latent planes",
-}
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -82,18 +69,14 @@ def write(path: pathlib.Path) -> None:
         verdict=_made_up(settings)
         + _rollbacks(lines)
         + "".join(map(_evaluation, evaluations)),
-        samples="".join(
-            _figure(history[name][-1], caption)
-            for name, caption in _CAPTIONS.items()
-            if name in history
-        ),
+        samples="".join(_figure(files[-1]) for files in history.values()),
         history="".join(
             _figure(file, f"step {int(file.stem.rsplit('_', 1)[1])}")
             for file in _thin(drawn, 8)
         ),
         style=curves.STYLE,
         curves=curves.section(lines),
-        figures=_figures(path / "figures", evaluations),
+        figures=_figures(path / "figures"),
         distances=_layers(path / "figures"),
         variants="".join(_variants(path)),
         scored="".join(_scored(path / "scores")),
@@ -144,16 +127,13 @@ def _measured(part):
     return f"<p>{html.escape(part['about'])}</p>{''.join(warnings)}{''.join(tables)}"
 
 
-def _figures(folder, evaluations):
-    """All figures of the run itself, those of its evaluations last."""
-    captions = dict(_CAPTIONS)
-    for evaluation in evaluations:
-        for part in evaluation.report:
-            captions |= part["figures"]
+def _figures(folder):
+    """All figures of the run itself; the page draws the training curves on its own."""
     shown = "".join(
-        _training(file, caption) if name == "training" else _figure(file, caption)
-        for name, caption in captions.items()
-        if (file := folder / f"{name}.png").is_file()
+        f"<noscript>{_figure(file)}</noscript>"
+        if file.stem == "training"
+        else _figure(file)
+        for file in sorted(folder.glob("*.png"))
     )
     return shown or "<p>None yet: they are drawn when training ends.</p>"
 
@@ -169,7 +149,7 @@ def _variants(path):
     """Pictures drawn with other chains or seeds than the run's own."""
     for kind in ("samples", "figures"):
         for folder in sorted(p for p in (path / kind).glob("*") if p.is_dir()):
-            shown = "".join(_figure(p, p.stem) for p in sorted(folder.glob("*.png")))
+            shown = "".join(_figure(p) for p in sorted(folder.glob("*.png")))
             yield (
                 f"<h2>With {html.escape(folder.name)}</h2>"
                 f'<section class="grid samples">{shown}</section>'
@@ -191,7 +171,7 @@ def _layers(folder):
             "How often a classifier gives two images the same label: images of one "
             "row, with the layers above k kept, and any two.",
             (
-                "layers drawn anew",
+                "layers drawn again",
                 "tilted, in a row",
                 "any",
                 "Gaussian, in a row",
@@ -235,18 +215,14 @@ def _thin(files, count):
     return [files[round(i * (len(files) - 1) / (count - 1))] for i in range(count)]
 
 
-def _figure(file, caption):
+def _figure(file, caption=None):
+    """A picture with a caption, by default that which its file holds."""
     data = base64.b64encode(file.read_bytes()).decode()
-    caption = html.escape(caption)
+    caption = html.escape(pictures.caption_of(file) if caption is None else caption)
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
-
-
-def _training(file, caption):
-    """The picture of the curves, where the page cannot draw them itself."""
-    return f"<noscript>{_figure(file, caption)}</noscript>"
 
 
 def _table(rows, head=()):

@@ -22,7 +22,7 @@ ROOMS = {
     "command_line": {"errors", "configs", "options"},
     "runtime": {"errors"},
     "data": {"errors", "options"},
-    "rundir": {"errors", "options", "configs", "runtime", "data"},
+    "rundir": {"errors", "options", "pictures", "configs", "runtime", "data"},
     "models": {"errors", "options", "configs", "runtime"},
     "runs": {"errors", "options", "runtime", "data", "rundir"},
     "training": BOTTOM | {"runtime", "data", "rundir", "models", "runs"},

@@ -33,10 +33,14 @@ def test_figures_are_none_of_pyplot_s(tmp_path):
     before = pyplot.get_fignums()
     figure, axes = common.subplots(2, 3, (4, 5))
     assert axes.shape == (2, 3)
-    file = common.save(figure, tmp_path / "new" / "figure.png")
+    file = tmp_path / "new" / "figure.png"
+    pictures.save_figure(figure, file, "A caption.")
     assert pyplot.get_fignums() == before
     with Image.open(file) as picture:
         assert picture.size == (4 * 150, 5 * 150)
+    assert pictures.caption_of(file) == "A caption."
+    pictures.stamp(file, "FAKE")
+    assert pictures.caption_of(file) == "A caption."
 
 
 def test_show_grid_shows_the_grid_and_tells_its_width():

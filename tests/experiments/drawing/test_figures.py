@@ -73,7 +73,7 @@ def test_figure_is_a_line_of_the_table(fresh_run, monkeypatch):
     blank = Blank()
     numbers = {"step": lambda results: {"step": results}, "none": lambda results: {}}
     for name, function in numbers.items():
-        entry = Entry(blank, lambda run: True, function)
+        entry = Entry(blank, "A blank.", lambda run: True, function)
         monkeypatch.setitem(FIGURES, name, entry)
         assert draw_figure(name, fresh_run) == fresh_run.path / f"figures/{name}.png"
     written = {file.name for file in (fresh_run.path / "figures").iterdir()}
@@ -88,7 +88,7 @@ def test_figures_of_another_seed_lie_apart_but_those_that_do_not_vary(
     experiment = dataclasses.replace(fresh_run.experiment, seed=1)
     other = dataclasses.replace(fresh_run, experiment=experiment)
     for name, varies in (("moving", True), ("still", False)):
-        entry = Entry(Blank(), lambda run: True, None, varies)
+        entry = Entry(Blank(), "A blank.", lambda run: True, None, varies)
         monkeypatch.setitem(FIGURES, name, entry)
     folder = fresh_run.path / "figures"
     assert draw_figure("moving", other) == folder / "seed=1" / "moving.png"
