@@ -147,7 +147,7 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.likelihood.num_samples = 1000  # of each image; a few where annealed
     config.eval.likelihood.num_temperatures = 1000  # annealed or bridged
     config.eval.likelihood.batch_size = 100  # images at a time
-    # "ood": data sets, or what experiments/evaluation/ood.py makes of the images.
+    # "ood": data sets, or what experiments/evaluation/outliers.py makes of them.
     config.eval.ood = config_dict.ConfigDict()
     config.eval.ood.outliers = ("noise", "inverted", "rotated", "constant")
     config.eval.ood.chosen_on = "exchanged"  # chooses the score; not in the table

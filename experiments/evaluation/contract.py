@@ -53,7 +53,8 @@ class Result(NamedTuple):
 class Evaluator(Section):
     """One way to measure a run; see the module's docstring.
 
-    Example of another one:
+    Example of another one, with `jebm`, `dataclasses`, `Positive` of
+    `experiments.section`, and `Evaluator`, `Result` and `Table` of here:
 
         @dataclasses.dataclass(frozen=True)
         class Brightness(Evaluator):

@@ -109,9 +109,10 @@ def lines_of(numbers: Mapping[str, Number]) -> Iterator[str]:
 
     Example:
       >>> print(*lines_of({"fid": 12.34567, "log_z_agrees": True}), sep="\n")
-        fid                           12.35
-        log_z_agrees                  yes
+        fid           12.35
+        log_z_agrees  yes
     """
+    width = max(map(len, numbers), default=0)
     for name, value in numbers.items():
         if not np.all(np.isfinite(value)):
             text = "not finite, left out"
@@ -121,7 +122,7 @@ def lines_of(numbers: Mapping[str, Number]) -> Iterator[str]:
             text = "yes" if value else "no"
         else:
             text = f"{value:.4g}"
-        yield f"  {name:30}{text}"
+        yield f"  {name:<{width}}  {text}"
 
 
 def described(result: Result) -> dict[str, Any]:
@@ -137,7 +138,9 @@ def described(result: Result) -> dict[str, Any]:
 
 
 def _cell(value):
-    """A cell as JSON has it, which knows no nan."""
+    """A cell as readers and JSON have it, which knows no nan."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -141,7 +141,8 @@ def _figures(folder):
 def _scored(folder):
     """Folders of images, sorted by how anomalous these are."""
     for file in sorted(folder.rglob("*.png")):
-        yield f"<h2>Images of {html.escape(str(file.relative_to(folder)))}</h2>"
+        name = str(file.relative_to(folder).with_suffix(""))
+        yield f"<h2>Images of {html.escape(name)}</h2>"
         yield _figure(file, "From the most to the least anomalous")
 
 

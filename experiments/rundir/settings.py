@@ -24,6 +24,7 @@ _FREE: dict[str, tuple[str, ...]] = {
 # out.
 _OTHER_SAMPLES = ("chains.", "eval.anomaly.", "seed", "matmul_precision")
 _FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
+_FREE["sweep"] = _FREE["train"]
 
 
 def check_settings(workdir: pathlib.Path, experiment: Experiment, purpose: str) -> None:
@@ -32,7 +33,8 @@ def check_settings(workdir: pathlib.Path, experiment: Experiment, purpose: str) 
     Args:
       workdir: may be absent or empty; then everything is allowed.
       experiment: the settings asked for.
-      purpose: "train" to continue the run, "read" to sample from it.
+      purpose: "train" to continue the run, "read" to sample from it, "sweep" to
+        continue many of one program.
 
     Raises:
       ConfigError: naming each field, its value in the run and the one asked for.
@@ -46,6 +48,8 @@ def check_settings(workdir: pathlib.Path, experiment: Experiment, purpose: str) 
         if purpose == "read":
             raise ConfigError(f"no run in {workdir}: train it first, with --mode=train")
         return
+    if purpose != "sweep":
+        _check_single(workdir)
     read_metrics(workdir)  # damage is told before any work
     changed = [
         f"{field} is {old} there, {new} here"
@@ -56,6 +60,15 @@ def check_settings(workdir: pathlib.Path, experiment: Experiment, purpose: str) 
         raise ConfigError(
             f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
             "Choose another --workdir, or the settings of that run"
+        )
+
+
+def _check_single(workdir):
+    """Refuses the directory of many runs in one program, `experiments.sweeps`."""
+    file = workdir / "model.json"
+    if file.is_file() and {"vmapped", "lanes"} & read_json(file).keys():
+        raise ConfigError(
+            f"{workdir} holds many runs of a sweep, not one: choose another --workdir"
         )
 
 

@@ -76,6 +76,7 @@ def run(
         results.append({"setting": setting, "seed": seed} | history.of_run(i) | numbers)
     write_json(path / "stability.json", results)
     _print_table(settings, results)
+    print(f"wrote {path / 'stability.json'}")
 
 
 _COLUMNS = {

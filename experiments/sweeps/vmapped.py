@@ -83,7 +83,7 @@ def train_vmapped(
         raise ConfigError(
             "learning.method 'two_stage' needs a trained backbone for every run"
         )
-    check_settings(path, experiment, "train")
+    check_settings(path, experiment, "sweep")
     with lock(path):
         _begin(experiment, path, names)
         return _train(experiment, path, model, runs)

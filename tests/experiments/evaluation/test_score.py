@@ -102,7 +102,7 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
         rows[i]["file"] for i in order
     ]
     assert "mine.png" in capsys.readouterr().out
-    assert "Images of mine.png" in (path / "report.html").read_text()
+    assert "Images of mine<" in (path / "report.html").read_text()
 
 
 @pytest.mark.slow

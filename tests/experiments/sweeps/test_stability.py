@@ -10,6 +10,7 @@ from experiments import models, options
 from experiments.configs import test
 from experiments.errors import ConfigError
 from experiments.rundir.metrics import read_metrics
+from experiments.rundir.settings import check_settings
 from experiments.sweeps import stability
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
@@ -177,6 +178,12 @@ def test_directory_of_other_runs_is_refused_and_left_as_it_is(
     with pytest.raises(ConfigError, match=words):
         run(path, settings, seeds, config)
     assert contents(path) == contents(many)
+
+
+@pytest.mark.parametrize("purpose", ["train", "read"])
+def test_directory_of_a_sweep_is_no_single_run(many, purpose):
+    with pytest.raises(ConfigError, match="holds many runs of a sweep, not one"):
+        check_settings(many, options.read(tiny()), purpose)
 
 
 @pytest.mark.slow
