@@ -1,6 +1,7 @@
 """Two CPU devices, so that pmap is truly run; no silent promotion of any kind."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -61,6 +62,20 @@ def test_config() -> config_dict.ConfigDict:
     return test.get_config()
 
 
+def made_once(tmp_path_factory, name, make):
+    """The directory `name` that `make(path)` fills, once for all workers of a run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    path, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
     """The directory of a run of the tiny configuration; not to be changed.
@@ -70,10 +85,11 @@ def trained_run(tmp_path_factory):
     from experiments import main, options
     from experiments.configs import test
 
-    path = tmp_path_factory.mktemp("runs") / "test"
-    hooks = main.HOOKS._replace(end=lambda experiment, path: None)
-    main.run("train", options.read(test.get_config()), path, hooks)
-    return path
+    def make(path):
+        hooks = main.HOOKS._replace(end=lambda experiment, path: None)
+        main.run("train", options.read(test.get_config()), path, hooks)
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +98,8 @@ def finished_run(trained_run, tmp_path_factory):
     from experiments import main, options
     from experiments.configs import test
 
-    path = tmp_path_factory.mktemp("finished") / "test"
-    shutil.copytree(trained_run, path)
-    main.finish(options.read(test.get_config()), path)
-    return path
+    def make(path):
+        shutil.copytree(trained_run, path)
+        main.finish(options.read(test.get_config()), path)
+
+    return made_once(tmp_path_factory, "finished", make)
