@@ -87,19 +87,15 @@ def write(
     evaluator: Evaluator, run: Run, results: list[Result], facts: dict[str, Any]
 ) -> None:
     """Writes the figures and the numbers of results, and prints them."""
-    for result in results:
-        for line in lines_of(result.numbers):
-            print(line)
+    measured = {k: v for result in results for k, v in result.numbers.items()}
+    print(*lines_of(measured), sep="\n")
     for result in results:
         for warning in result.warnings:
             print(f"warning: {warning}")
     for file in _drawn(run, results):
         print(f"wrote {file}")
-    numbers: dict[str, Number] = {}
-    for result in results:
-        numbers |= _finite(result.numbers)
     file = file_of(evaluator, run)
-    write_json(file, numbers | facts | {"report": [*map(described, results)]})
+    write_json(file, _finite(measured) | facts | {"report": [*map(described, results)]})
     evaluator.written(run)
     print(f"wrote {file}")
 

@@ -216,7 +216,7 @@ def test_warnings_are_on_the_page_and_beside_the_numbers(
     page = (path / "report.html").read_text()
     assert '<p class="warning">log Z and its error are not to be trusted' in page
     assert "25% of the images have a Pareto k above .7" in page
-    assert "<td>the two agree</td><td>False</td>" in page
+    assert "<td>the two agree</td><td>no</td>" in page
 
 
 @pytest.mark.parametrize(
