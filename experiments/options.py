@@ -87,6 +87,7 @@ class Learning(Section):
     persistent_chains: Count
     persistent_steps: Positive
     reinit_probability: Fraction
+    target_acceptance: Fraction
     nce_steps: Count
     batch_size: Positive
     num_steps: Positive

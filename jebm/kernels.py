@@ -83,6 +83,11 @@ class Chain:
         """The Markov kernel whose steps the chain takes."""
         raise NotImplementedError
 
+    @property
+    def adjusted(self) -> bool:
+        """Whether each move is tested, so that the law is the density's at any s."""
+        return False
+
 
 def _pytree(*data: str):
     """Registers a frozen dataclass as a pytree with these fields as children."""
@@ -147,6 +152,11 @@ class MALA(Chain):
     def kernel(self) -> langevin.Kernel:
         """`mala.MALA`."""
         return mala.MALA
+
+    @property
+    def adjusted(self) -> bool:
+        """True."""
+        return True
 
 
 @_pytree("step_size", "inverse_temperatures")

@@ -52,6 +52,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.chains = config_dict.ConfigDict()
     config.chains.prior = config_dict.ConfigDict()
+    config.chains.prior.name = "langevin"  # or "mala", whose law is exact
     config.chains.prior.num_steps = 40
     config.chains.prior.step_size = 0.4
     config.chains.prior.space = "eps"
@@ -77,6 +78,8 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.persistent_chains = 0
     config.learning.persistent_steps = 40
     config.learning.reinit_probability = 0.1
+    # Of the prior chain "mala": its step follows this acceptance rate. 0: it stays.
+    config.learning.target_acceptance = 0.0
     # First steps of "two_stage" in which the energies tell posterior samples from draws
     # of the Gaussian prior, without chains (noise-contrastive estimation).
     config.learning.nce_steps = 0

@@ -82,6 +82,7 @@ def create_learner(
         persistent_chains=learning.persistent_chains,
         persistent_steps=steps,
         reinit_probability=learning.reinit_probability,
+        target_acceptance=learning.target_acceptance or None,
         gradient_penalty=learning.gradient_penalty,
         energy_penalty=learning.energy_penalty,
         energy_spectral_bound=learning.energy_spectral_bound,

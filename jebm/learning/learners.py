@@ -134,6 +134,11 @@ def _rule(model, chain, optimizer, options, encoder=False, **others):
     chain = checks.chain(chain, model.chains.prior, "chain")
     posterior = checks.chain(options.posterior, model.chains.posterior, "posterior")
     check_chains(model.backbone, Chains(chain, posterior))
+    if options.target_acceptance is not None and not chain.adjusted:
+        raise ValueError(
+            "target_acceptance is of a prior chain with a Metropolis test, such as "
+            f"jebm.MALA(), got {chain}"
+        )
     if encoder and not has_encoder(model.backbone):
         raise ValueError("this learner needs a backbone with an encoder")
     if encoder and posterior.start != "encoder":

@@ -18,6 +18,9 @@ class Options:
         every update; a multiple of the batch size. 0: all start anew.
       persistent_steps: steps of a visit; None for those of the learner's chain.
       reinit_probability: with which a chain starts anew at a visit.
+      target_acceptance: of a prior chain with a Metropolis test, such as `jebm.MALA`,
+        whose step then grows while more proposals are accepted and shrinks while fewer
+        are. None: the step stays.
       gradient_penalty: times mean |grad_eps E|^2 of prior samples: a chain can only
         follow a smooth energy.
       energy_penalty: times mean E^2 of posterior and of prior samples.
@@ -32,6 +35,7 @@ class Options:
     persistent_chains: int = 0
     persistent_steps: int | None = None
     reinit_probability: Any = 0.1
+    target_acceptance: float | None = None
     gradient_penalty: Any = 0.02
     energy_penalty: Any = 0.0
     energy_spectral_bound: float = 0.0
@@ -46,6 +50,8 @@ class Options:
                 raise ValueError("persistent_steps needs persistent_chains")
         if not callable(self.reduce):
             raise ValueError(f"reduce must be a function, got {self.reduce!r}")
+        if self.target_acceptance is not None:
+            checks.number("target_acceptance", self.target_acceptance, most=1)
         for name in ("reinit_probability", "ema_decay"):
             checks.number(name, getattr(self, name), most=1)
         for name in ("gradient_penalty", "energy_penalty", "energy_spectral_bound"):

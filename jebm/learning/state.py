@@ -13,7 +13,7 @@ from jebm.chains import start_positions
 from jebm.hierarchy import Latents
 from jebm.kernels import Chain
 from jebm.learning.options import Options
-from jebm.model import Model, Params, init, trainable
+from jebm.model import Model, Params, float_dtype, init, trainable
 from jebm.warm_up import WarmUp
 
 if TYPE_CHECKING:  # slow to import, and not needed to sample
@@ -34,6 +34,8 @@ class LearnerState:
     # Of `jebm.spectral`: "backbone" where its norms are penalised, "energy" where those
     # are bounded.
     spectral: dict[str, spectral.Vectors]
+    # [], of the prior chain, where it follows the acceptance rate; else ().
+    step_size: Any = ()
 
 
 class Learner(NamedTuple):
@@ -87,7 +89,11 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         key_chains = jax.random.fold_in(key, Role.REINIT)
         keys = jax.random.split(key_chains, rule.options.persistent_chains)
         persistent = start_positions(keys, rule.model, params, rule.chain)
+    step_size: Any = ()
+    if rule.model.energy is not None and rule.options.target_acceptance is not None:
+        step_size = jnp.asarray(rule.chain.step_size, float_dtype(params))
     return LearnerState(
+        step_size=step_size,
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=params,

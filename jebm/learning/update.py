@@ -14,6 +14,9 @@ from jebm.learning.state import LearnerState, Role, Rule
 from jebm.model import Params, float_dtype, merge, trainable
 
 
+_ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its target
+
+
 def update(
     rule: Rule,
     loss: Callable[[Params, Batch], tuple[jax.Array, Found]],
@@ -55,6 +58,11 @@ def update(
     reduce = rule.options.reduce
     grads, info, statistics = reduce((grads, info, aux.statistics))
     info["grad_norm"] = global_norm(grads)
+    if rule.options.target_acceptance is not None and negative is not None:
+        excess = info["prior_acceptance_rate"] - rule.options.target_acceptance
+        info["prior_step_size"] = state.step_size
+        step_size = state.step_size * jnp.exp(_ADAPTATION * excess)
+        state = dataclasses.replace(state, step_size=step_size)
     return _step(rule, state, grads, aux._replace(statistics=statistics)), info
 
 
@@ -72,6 +80,9 @@ def _posterior_samples(rule, keys, params, x):
 def _prior_samples(rule, keys, reinit_keys, state):
     """z-, its eps, the persistent chains after the visit, the norm of gradients."""
     model, params, chain, start = rule.model, state.params, rule.chain, None
+    target = rule.options.target_acceptance
+    if target is not None:
+        chain = dataclasses.replace(chain, step_size=state.step_size)
     if state.persistent:
         start = persistent.reinitialise(
             reinit_keys,
@@ -84,23 +95,30 @@ def _prior_samples(rule, keys, reinit_keys, state):
 
     def tilted(params):
         end = chains.run_chains(keys, model, params, chain, start=start)
-        return end.latents, end.position, end.info.grad_norm
+        acceptance = end.info.acceptance_rate.mean()
+        return end.latents, end.position, end.info.grad_norm, acceptance
 
     def untilted(params):
         latents, eps, info, _ = chains.run_chains(keys, model, params, ANCESTRAL)
-        return latents, latents if chain.space == "z" else eps, info.grad_norm
+        position = latents if chain.space == "z" else eps
+        # No chain has moved: as if its step was right.
+        kept = jnp.asarray(target or 0.0, float_dtype(params))
+        return latents, position, info.grad_norm, kept
 
     if rule.nce_steps:
         is_nce = state.step < rule.nce_steps
         drawn = jax.lax.cond(is_nce, untilted, tilted, params)
     else:
         drawn = tilted(params)
-    latents, position, grad_norm = drawn
+    latents, position, grad_norm, acceptance = drawn
     eps = chains.end_eps(model, params, chain, latents, position)
     moved = state.persistent
     if moved:
         moved = persistent.write(moved, state.step, position)
-    return latents, eps, moved, {"prior_grad_norm": grad_norm}
+    info = {"prior_grad_norm": grad_norm}
+    if target is not None:
+        info["prior_acceptance_rate"] = acceptance
+    return latents, eps, moved, info
 
 
 def _step(rule, state, grads, aux):
