@@ -13,7 +13,6 @@ from jebm.learning.losses import Batch, Found
 from jebm.learning.state import LearnerState, Role, Rule
 from jebm.model import Params, float_dtype, merge, trainable
 
-
 _ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its target
 
 

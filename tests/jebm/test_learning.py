@@ -52,7 +52,9 @@ def variational(**options):
 def refined(**options):
     model = model_of(encoder=True)
     posterior = jebm.Langevin(2, 0.1, start="encoder")
-    options = dataclasses.replace(OPTIONS, posterior=posterior, **options)
+    options = dataclasses.replace(
+        OPTIONS, posterior=posterior, target_acceptance=0.7, **options
+    )
     return model, jebm.variational(model, jebm.MALA(2, 0.2), optimizer(), options)
 
 
@@ -342,6 +344,37 @@ def test_penalties_are_those_of_the_options(x64):
     np.testing.assert_allclose(off["prior_eps_square"], (eps**2).mean())
 
 
+@pytest.mark.parametrize("step_size", [0.05, 3.0])
+def test_step_of_an_adjusted_chain_follows_the_acceptance(step_size):
+    model = model_of(encoder=True)
+    options = dataclasses.replace(OPTIONS, target_acceptance=0.7)
+    still = optax.set_to_zero()
+    learner = jebm.second_stage(model, jebm.MALA(5, step_size), still, options)
+    state = start(model, learner)
+    assert state.step_size == np.float32(step_size)
+    before = state.step_size
+    state, infos = run(learner, state, images(), num=500)
+    last = [float(info["prior_acceptance_rate"]) for info in infos[-200:]]
+    # 4,000 proposals, correlated along five steps: a standard error below .02.
+    assert abs(np.mean(last) - 0.7) < 0.06
+    assert (state.step_size > before) == (step_size < 1)
+    steps = [float(info["prior_step_size"]) for info in infos]
+    assert steps[0] == np.float32(step_size)
+    assert np.std(np.log(steps[-200:])) < 0.1
+
+
+def test_step_stays_while_classes_are_contrasted_without_chains():
+    model = model_of(encoder=True)
+    options = dataclasses.replace(OPTIONS, target_acceptance=0.7)
+    learner = jebm.second_stage(
+        model, jebm.MALA(5, 0.05), optimizer(), options, nce_steps=3
+    )
+    state, _ = run(learner, start(model, learner), images(), num=3)
+    assert state.step_size == np.float32(0.05)
+    state, _ = run(learner, state, images(), num=1)
+    assert state.step_size > 0.05
+
+
 def step_keys(role, num, step=0):
     key = jax.random.fold_in(jax.random.fold_in(KEY, role), step)
     return chains.example_keys(key, jnp.arange(num))
@@ -465,6 +498,19 @@ def test_initial_parameters_follow_x64_and_a_dtype():
             "backbone must be the variables `params.backbone`, got 2 of Params",
         ),
         (lambda: learning.WarmUp(kl_balance=True), "kl_balance works in the warm-up"),
+        (
+            lambda: jebm.second_stage(
+                model_of(True),
+                STEP,
+                optax.sgd(1.0),
+                learning.Options(target_acceptance=0.7),
+            ),
+            "target_acceptance is of a prior chain with a Metropolis test",
+        ),
+        (
+            lambda: learning.Options(target_acceptance=1.5),
+            r"target_acceptance must lie in \[0, 1\], got 1.5",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(call, words):
