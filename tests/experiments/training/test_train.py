@@ -16,6 +16,7 @@ from experiments.errors import ConfigError
 from experiments.runtime import parallel
 from experiments.training import learner, screen
 from experiments.training.hooks import Hooks
+from experiments.training.state import restore
 from jebm import chains, checkpoints, spec
 from jebm.backbones.vector import Vector
 from jebm.chains import draw_noise, example_keys, to_eps
@@ -361,6 +362,28 @@ def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
     end = jebm.load(tmp_path / "run")[1]
     before, after = checkpoints.digests(start), checkpoints.digests(end)
     assert [name for name in before if before[name] == after[name]] == []
+
+
+@pytest.mark.slow
+def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(tmp_path):
+    config, path = config_with(), tmp_path / "run"
+    config.chains.prior.name = "mala"
+    config.learning.target_acceptance = 0.7
+    run(config, path)
+    lines = metrics(path)
+    assert all(0 < line["prior_acceptance_rate"] <= 1 for line in lines)
+    steps = [line["prior_step_size"] for line in lines]
+    assert len(set(steps)) == len(steps)
+    state = restore(path, create_state(config, build_model(config, (8, 8, 1))))
+    assert float(state.learner.step_size) == pytest.approx(steps[-1], rel=0.1)
+    assert jebm.load(path)[0].chains.prior == jebm.MALA(4, 0.4)
+
+
+def test_step_that_follows_no_test_is_refused(tmp_path):
+    config = config_with()
+    config.learning.target_acceptance = 0.7
+    with pytest.raises(ConfigError, match="target_acceptance is of a prior chain"):
+        run(config, tmp_path / "run")
 
 
 def test_stiff_chain_is_warned_of_once():
