@@ -31,7 +31,7 @@ def checkpoint_items(state: TrainState) -> dict[str, Any]:
     The names in the file are those of the first version, so that old runs resume.
     """
     learner = {k: v for k, v in vars(state.learner).items() if k != "step_size"}
-    if state.learner.step_size != ():  # which older versions did not know
+    if not isinstance(state.learner.step_size, tuple):  # (): as in older versions
         learner["step_size"] = state.learner.step_size
     monitor = _SavedMonitor(*state.monitor)
     return {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
