@@ -144,7 +144,8 @@ def test_second_stages_have_the_published_energies(name):
 
 
 def test_regime_of_the_papers_code():
-    chain = jebm.Langevin(**config_of("celeba_hq256_paper").chains.prior)
+    chain = config_of("celeba_hq256_paper").chains.prior
+    assert chain.name == "langevin"
     assert (chain.num_steps, chain.space) == (10, "eps_no_jacobian")
     assert math.isclose(chain.step_size**2, 1e-5)
 

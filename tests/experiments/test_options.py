@@ -285,6 +285,7 @@ FRACTIONS = (
     "learning.energy_grad_scale",
     "learning.final_lr_fraction",
     "learning.reinit_probability",
+    "learning.target_acceptance",
 )
 
 
