@@ -22,7 +22,7 @@ from experiments.section import (
     check_mapping,
     checked,
 )
-from jebm.kernels import RENAMED_SPACES
+from jebm.kernels import ENCODED, RENAMED_SPACES
 from jebm.learning import Limits
 
 # Fields that had another name in an older version. A config that uses the old name is
@@ -288,7 +288,7 @@ class Experiment(Section):
     def _check_posterior(self):
         """The posterior chain starts at the encoder where there is one."""
         start = self.chains["posterior"]["start"]
-        encoded = start in ("encoder", "mode")
+        encoded = start in ENCODED
         if (start != "encoder") if self.learning.has_encoder else encoded:
             needs = "" if self.learning.has_encoder else "another "
             than = "" if self.learning.has_encoder else "than "

@@ -47,7 +47,8 @@ def stamp_all(files: Sequence[pathlib.Path], text: str) -> None:
 
 
 def save(picture: Image.Image, file: pathlib.Path, caption: str = "") -> None:
-    """Writes a picture to a PNG file that holds its caption, see `caption_of`."""
+    """Writes a PNG file with its caption, see `caption_of`, and makes its directory."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     information = PngImagePlugin.PngInfo()
     if caption:
         information.add_text(CAPTION, caption)
@@ -55,7 +56,7 @@ def save(picture: Image.Image, file: pathlib.Path, caption: str = "") -> None:
 
 
 def save_figure(figure: Figure, file: pathlib.Path, caption: str) -> None:
-    """Writes a figure of matplotlib likewise, and makes its directory."""
+    """Writes a figure of matplotlib likewise."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={CAPTION: caption})
 
@@ -76,11 +77,3 @@ def stamp(file: pathlib.Path, text: str) -> None:
     canvas.paste(picture, (0, 2 * size))
     ImageDraw.Draw(canvas).text((size // 2, size // 2), text, "crimson", font)
     save(canvas, file, caption)
-
-
-def save_grid(
-    path: pathlib.Path, images: np.ndarray, columns: int | None = None
-) -> None:
-    """Writes `grid(images)` to a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, columns).save(path)

@@ -58,7 +58,6 @@ def write_samples(run: Run, folder: pathlib.Path | None = None) -> list[pathlib.
     chains of the tilted prior start from the pictures of the Gaussian one.
     """
     folder = run.folder("samples") if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, picture in draw(compute(run.key(Stream.PICTURES), run)).items():
         files.append(folder / f"{name}_{run.step:07d}.png")

@@ -72,9 +72,9 @@ def test_beside_alternates_left_and_right():
     np.testing.assert_array_equal(pairs[1::2], right)
 
 
-def test_save_grid_writes_the_grid_and_makes_the_directory(tmp_path):
+def test_save_writes_the_grid_and_makes_the_directory(tmp_path):
     path = tmp_path / "new" / "grid.png"
-    pictures.save_grid(path, images(4), columns=4)
+    pictures.save(pictures.grid(images(4), columns=4), path)
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         expected = pictures.grid(images(4), columns=4)
