@@ -184,6 +184,7 @@ class Log(Section):
     keep: Annotated[int, Range(3)]
     sample_every: Positive
     diagnose_every: Positive
+    num_walkers: Count
     num_samples: Positive
 
     def __post_init__(self):
@@ -373,7 +374,12 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in leaves.items():
         if name.startswith("chains.") and name.endswith(".space"):
             leaves[name] = _today(value)
-    return nested(leaves)
+    known = {name for name in BEFORE if name.split(".")[0] in values}
+    return nested({name: BEFORE[name] for name in known} | leaves)
+
+
+# What an older version did where it did not know of a field yet, if not as by default.
+BEFORE = {"chains.prior.name": "langevin", "learning.target_acceptance": 0.0}
 
 
 def _today(space):

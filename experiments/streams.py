@@ -13,3 +13,4 @@ class Stream(enum.IntEnum):
     FIGURES = 4
     DIAGNOSTICS = 5
     EVALUATION = 6
+    WALKERS = 9

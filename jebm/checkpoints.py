@@ -62,7 +62,7 @@ def save(manager, step: int, items: dict[str, PyTree]) -> None:
     Args:
       manager: from `manager`.
       step: number of finished training steps.
-      items: "ema" and "train_state", pytrees of arrays.
+      items: "ema" and "train_state", and it may be "walkers": pytrees of arrays.
 
     Raises:
       OSError: if the disk does not take it, being full for instance; what is there of
@@ -194,6 +194,7 @@ def _handlers():
     return {
         "ema": ocp.StandardCheckpointHandler(**alone),
         "train_state": ocp.StandardCheckpointHandler(**alone),
+        "walkers": ocp.StandardCheckpointHandler(**alone),
         "digests": ocp.JsonCheckpointHandler(**alone),
     }
 

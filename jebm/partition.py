@@ -21,6 +21,7 @@ particle has found: hold log Z against an estimate backwards from samples of the
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -432,7 +433,7 @@ def pareto_k(log_weights: jax.Array) -> jax.Array:
 
 _TUNED_ON = 8  # images, or latents above
 _PILOTS = 64  # particles of `tune`, over all of these
-_ACCEPTANCE = 0.574  # arXiv math/0108030
+ADAPTED_TO = 0.574  # arXiv math/0108030
 _GAIN = 0.2  # log step sizes per unit of acceptance, at each temperature
 _ERRORS, _LEAST, _MOST = 4, 0.1, 1.0  # of `check_log_z`: errors, nats, nats
 
@@ -544,8 +545,15 @@ def _target(model, params, x, above, start):
     return lambda eps: logdensity_fn(eps) - log_reference(eps)
 
 
-def _tempered(g, b):
-    """log pi_b of one position."""
+def log_tilt(model: Model, params: Params) -> Callable[[Latents], jax.Array]:
+    """Returns g of the prior: one position in eps-space -> [], nats."""
+    return _target(model, params, None, (), "prior")
+
+
+def tempered(
+    g: Callable[[Latents], jax.Array], b: jax.typing.ArrayLike
+) -> Callable[[Latents], jax.Array]:
+    """Returns log pi_b of one position, up to its normaliser."""
 
     def value(eps):
         return log_reference(eps) + b * g(eps)
@@ -561,7 +569,7 @@ def _moving(model, above):
 
 def _move(key, t, eps, g, b, step_size):
     """A MALA step at b, the t-th of a particle, and its acceptance."""
-    fn = _tempered(g, b)
+    fn = tempered(g, b)
     state, info = mala.MALA.step(
         jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size
     )
@@ -637,7 +645,7 @@ def _tune(key, model, params, x, above, num_temperatures, start):
         eps, log_step = carry
         t, b = inputs
         eps, acceptance = moves(t, eps, b, jnp.exp(log_step))
-        log_step += _GAIN * (acceptance.mean() - _ACCEPTANCE)
+        log_step += _GAIN * (acceptance.mean() - ADAPTED_TO)
         log_step = jnp.minimum(log_step, 0.0)
         # Of one image: that of another may have another mean.
         spread = values(eps).reshape(groups, pilots).std(axis=1).mean()

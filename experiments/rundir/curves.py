@@ -25,6 +25,8 @@ PANELS = (
     Panel("log-likelihood of posterior samples", ("log_likelihood_nats",), "nats"),
     Panel("energies", ("energy_positive_nats", "energy_negative_nats"), "nats"),
     Panel("gap  E- minus E+", ("energy_gap_nats",), "nats"),
+    Panel("log Z, by walkers", ("log_z_nats",), "nats"),
+    Panel("effective walkers (few: no trust)", ("log_z_effective_samples",), "number"),
     Panel("chain gradients", ("posterior_grad_norm", "prior_grad_norm"), "norm"),
     Panel(
         "acceptance under MALA",

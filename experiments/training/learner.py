@@ -5,6 +5,7 @@ for, and takes its steps on the devices of `experiments.runtime.parallel`.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from experiments.options import Learning
 from experiments.runtime import parallel
 from experiments.streams import Stream
 from experiments.training.monitor import MonitorState
+from jebm import walkers
 from jebm.chains import example_keys
 from jebm.diagnostics import chain_diagnostics
 from jebm.learning import Learner, LearnerState
@@ -31,6 +33,7 @@ class TrainState:
 
     learner: LearnerState
     monitor: MonitorState
+    walkers: walkers.Walkers | tuple[()] = ()  # that tell log Z of the averages
 
 
 OPTIMIZERS = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}
@@ -106,7 +109,11 @@ def create_learner(
 
 
 def create_state(
-    key: jax.Array, learning: Learning, model: jebm.Model, backbone=None
+    key: jax.Array,
+    learning: Learning,
+    model: jebm.Model,
+    backbone: Any = None,
+    num_walkers: int = 0,
 ) -> TrainState:
     """Makes the state before the first step, of all devices, from the seed's key.
 
@@ -116,7 +123,11 @@ def create_state(
         state = create_learner(learning, model).init(key, backbone)
     except ValueError as error:
         raise ConfigError(f"learning: {error}") from error
-    return TrainState(state, MonitorState.start())
+    followers: Any = ()
+    if num_walkers and model.energy is not None:
+        key = jax.random.fold_in(key, Stream.WALKERS)
+        followers = walkers.start(key, model, state.params, num_walkers)
+    return TrainState(state, MonitorState.start(), followers)
 
 
 def make_train_step(learning: Learning, model: jebm.Model):
@@ -137,18 +148,57 @@ def make_train_step(learning: Learning, model: jebm.Model):
 
 def distribute(state: TrainState, devices) -> TrainState:
     """Places a state: its chains split over the devices, the rest copied to each."""
-    chains = parallel.shard(state.learner.persistent, devices)
-    return _with_chains(parallel.replicate(_with_chains(state, ()), devices), chains)
+    chains = parallel.shard(_chains(state), devices)
+    others = _with_chains(state, ((), ()))
+    return _with_chains(parallel.replicate(others, devices), chains)
 
 
 def collect(state: TrainState) -> TrainState:
     """Gathers a state: the inverse of `distribute`, as NumPy arrays."""
-    chains = parallel.unshard(state.learner.persistent)
-    return _with_chains(parallel.unreplicate(_with_chains(state, ())), chains)
+    chains = parallel.unshard(_chains(state))
+    return _with_chains(parallel.unreplicate(_with_chains(state, ((), ()))), chains)
+
+
+def _chains(state):
+    """What is split over devices: the chains, and the walkers but for their step."""
+    return state.learner.persistent, tuple(state.walkers)[:-1]
 
 
 def _with_chains(state, chains):
-    return state.replace(learner=state.learner.replace(persistent=chains))
+    positions, others = chains
+    followers = state.walkers
+    if followers:
+        followers = walkers.Walkers(*(others or ((),) * 4), followers.step_size)
+    learner = state.learner.replace(persistent=positions)
+    return state.replace(learner=learner, walkers=followers)
+
+
+def make_follow(model: jebm.Model):
+    """Returns `follow(key, state, images) -> (state, metrics)`, for `parallel.pmap`.
+
+    Moves the walkers on, to the averaged parameters, and asks them for log Z.
+    """
+
+    def follow(key, state, images):
+        del images
+        followers, ema = state.walkers, state.learner.ema
+        key = jax.random.fold_in(key, Stream.WALKERS)
+        key = jax.random.fold_in(key, state.learner.step)
+        index = parallel.example_index(len(followers.tilt))
+        followers, acceptance = walkers.move(
+            example_keys(key, index), model, ema, followers
+        )
+        followers = walkers.adapted(followers, parallel.mean(acceptance.mean()))
+        log_w = parallel.gather(walkers.log_weights(followers))
+        value, error, effective = walkers.of_arrived(log_w)
+        metrics = {
+            "log_z_nats": value,
+            "log_z_error_nats": error,
+            "log_z_effective_samples": effective,
+        }
+        return state.replace(walkers=followers), metrics
+
+    return follow
 
 
 def make_diagnose(model: jebm.Model):

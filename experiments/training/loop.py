@@ -53,6 +53,7 @@ class _Open:
 
     step_fn: Callable
     diagnose_fn: Callable
+    follow_fn: Callable | None
     devices: list
     feed: Callable[[int], Any]  # an iterator over the images of the steps from one on
     progress: tqdm
@@ -106,6 +107,7 @@ def _opened(job: Job, state: TrainState) -> Iterator[_Open]:
     opened = _Open(
         parallel.pmap(step_fn, devices),
         parallel.pmap(diagnose_fn, devices, donate=False),
+        _follow_fn(job, state, devices),
         devices, feed, progress,
     )  # fmt: skip
     with contextlib.ExitStack() as files, progress:
@@ -115,6 +117,12 @@ def _opened(job: Job, state: TrainState) -> Iterator[_Open]:
             opened.metrics = Metrics(job.path, step, int(state.monitor.rollbacks))
             files.enter_context(contextlib.closing(opened.metrics))
         yield opened
+
+
+def _follow_fn(job, state, devices):
+    if not state.walkers:
+        return None
+    return parallel.pmap(learner.make_follow(job.model), devices)
 
 
 def _advance(job: Job, opened: _Open, state: TrainState) -> _Violation | None:
@@ -131,6 +139,7 @@ def _advance(job: Job, opened: _Open, state: TrainState) -> _Violation | None:
             last=job.experiment.learning.num_steps,
             every=job.experiment.log.every,
             stop=lambda: bool(job.requests and alone),
+            follow=opened.follow_fn,
         )
         for interval in loop:
             violation = _finish(job, opened, interval, state.monitor)
@@ -168,7 +177,12 @@ def _finish(job, opened, interval, monitor) -> _Violation | None:
 
 def _values(job, opened, interval, monitor):
     """Returns the metrics of an interval, as numbers."""
-    values = {name: float(value) for name, value in interval.values.items()}
+    # log Z is not finite before a walker has reached the prior.
+    values = {
+        name: float(value)
+        for name, value in interval.values.items()
+        if np.isfinite(value) or not name.startswith("log_z")
+    }
     if interval.rate is not None:
         batch_size = job.experiment.learning.batch_size
         values["images_per_second"] = interval.rate * batch_size
@@ -237,7 +251,7 @@ def _last_good_state(job, fresh, monitor, violation):
     factor = 0.5**rollbacks
     slower = learner.scale_energy_updates(state.learner, factor)
     monitor = MonitorState(np.int32(rollbacks), np.int32(back))
-    return TrainState(slower, monitor), (
+    return TrainState(slower, monitor, state.walkers), (
         f"Rollback {rollbacks} of at most {most}: {violation.message}, by step {step}. "
         f"Back to step {back} with half the energy learning rate, "
         f"{job.experiment.learning.energy_lr * factor:.3g}."

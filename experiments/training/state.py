@@ -34,7 +34,8 @@ def checkpoint_items(state: TrainState) -> dict[str, Any]:
     if not isinstance(state.learner.step_size, tuple):  # (): as in older versions
         learner["step_size"] = state.learner.step_size
     monitor = _SavedMonitor(*state.monitor)
-    return {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
+    items = {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
+    return items | ({"walkers": state.walkers} if state.walkers else {})
 
 
 def restore(path: pathlib.Path, state: TrainState) -> TrainState:
@@ -42,14 +43,28 @@ def restore(path: pathlib.Path, state: TrainState) -> TrainState:
     if not checkpoints.steps(path):
         return state
     _check_age(path)
-    step, items = restore_aloud(path, checkpoint_items(state))
+    templates = checkpoint_items(state)
+    templates.pop("walkers", None)
+    step, items = restore_aloud(path, templates)
     checkpoints.set_aside_after(path, step)
     saved = dict(items["train_state"])
     monitor = saved.pop("guard")
     return TrainState(
         LearnerState(**saved, ema=items["ema"]),
         MonitorState(*monitor),
+        _restore_walkers(path, step, state.walkers),
     )
+
+
+def _restore_walkers(path, step, fresh):
+    """Reads the walkers, or lets `fresh` ones begin where there are no such ones."""
+    if not fresh or not (path / "checkpoints" / str(step) / "walkers").is_dir():
+        return fresh
+    try:
+        return checkpoints.restore(path, {"walkers": fresh}, step)[1]["walkers"]
+    except checkpoints.CorruptCheckpointError as error:
+        print(f"warning: {error}; the walkers of log Z begin anew")
+        return fresh
 
 
 def sums(items: dict[str, Any]) -> dict[str, float]:

@@ -32,6 +32,7 @@ def intervals(
     last: int,
     every: int,
     stop: Callable[[], bool] = lambda: False,
+    follow: Callable | None = None,
 ) -> Iterator[Interval]:
     """Takes the steps from `first` to `last`, and yields at each multiple of `every`.
 
@@ -44,6 +45,7 @@ def intervals(
       first, last: steps taken before, and in the end, where it yields too.
       every: steps of an interval.
       stop: asked after every step: yield now.
+      follow: of the same kind as `step_fn`, called at each multiple of `every`.
     """
     pending, started = [], time.perf_counter()
     progress.set_description("compiling")
@@ -61,6 +63,9 @@ def intervals(
             continue
         values, timed = means(pending), len(pending) - (step - len(pending) == first)
         rate = timed / (time.perf_counter() - started) if timed else None
+        if follow is not None and step % every == 0:
+            state, more = follow(key, state, images)
+            values |= means([more])
         yield Interval(step, state, values, images, rate)
         pending = []
         progress.unpause()  # saving and drawing is not training

@@ -46,7 +46,12 @@ def train(experiment: Experiment, path: pathlib.Path, hooks: Hooks = Hooks()) ->
             backbone = load_backbone(experiment, path, model, train_first)
         key = jax.random.key(experiment.seed)
         fresh = functools.partial(
-            create_state, key, experiment.learning, model, backbone
+            create_state,
+            key,
+            experiment.learning,
+            model,
+            backbone,
+            experiment.log.num_walkers,
         )
         with parallel.together():
             state = fresh()
@@ -72,6 +77,11 @@ def _prepare(experiment, path):
         raise ConfigError(
             f"learning.batch_size must be a multiple of the {num_devices} devices, got "
             f"{batch_size}"
+        )
+    if experiment.log.num_walkers % num_devices:
+        raise ConfigError(
+            f"log.num_walkers must be a multiple of the {num_devices} devices, got "
+            f"{experiment.log.num_walkers}"
         )
     splits = datasets.load(experiment.data)
     images = splits["train"].images

@@ -41,7 +41,8 @@ def create_state(config, model, backbone=None):
     """The state before the first step of a configuration."""
     experiment = options.read(config)
     key = jax.random.key(experiment.seed)
-    return learner.create_state(key, experiment.learning, model, backbone)
+    num_walkers = experiment.log.num_walkers
+    return learner.create_state(key, experiment.learning, model, backbone, num_walkers)
 
 
 def make_train_step(config, model):
