@@ -4,6 +4,8 @@ import atexit
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +17,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(
         shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
     )
+# XLA's older emitters of loops compile in two thirds of the time. An XLA that does not
+# know a flag ends its process, so another tries it; all of a run inherit the answer.
+if "JEBM_TESTS_XLA_TRIED" not in os.environ:
+    os.environ["JEBM_TESTS_XLA_TRIED"] = "1"
+    _flags = os.environ.get("XLA_FLAGS", "")
+    _flags = f"{_flags} --xla_cpu_use_fusion_emitters=false".strip()
+    _tried = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"XLA_FLAGS": _flags},
+        capture_output=True,
+    )
+    if _tried.returncode == 0:
+        os.environ["XLA_FLAGS"] = _flags
 
 import jax
 import pytest

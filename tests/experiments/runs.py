@@ -61,6 +61,7 @@ def run_main(*arguments):
             flags.FLAGS.unparse_flags()
 
 
+_ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 _WITHOUT_FIGURES = """
 import functools
 from absl import app
@@ -75,8 +76,10 @@ def start_main(*arguments, figures=True, fault=""):
 
     Without figures, statements of a `fault` may be run before.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    # After other flags of XLA, which are those of the tests: see tests/conftest.py.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_DEVICE}"
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = os.environ | settings | {"XLA_FLAGS": flags}
     program = ["-c", fault + _WITHOUT_FIGURES]
     if figures:
         program = ["-m", "experiments.main"]

@@ -52,7 +52,7 @@ def params(model):
 
 
 def apply(model, params, function):
-    return nn.apply(function, model.backbone)(params.backbone)
+    return jax.jit(nn.apply(function, model.backbone))(params.backbone)
 
 
 @pytest.mark.slow
@@ -78,6 +78,7 @@ def test_transport_is_undone_and_changes_the_density_by_its_jacobian(model, para
     eps = random_latents(model, 1, dtype=jnp.float64)
     flat, unravel = ravel_pytree(eps)
 
+    @jax.jit
     def transported(flat):
         return apply(
             model, params, lambda b: top_down(b, 1, transport(unravel(flat)))[:2]
@@ -86,10 +87,10 @@ def test_transport_is_undone_and_changes_the_density_by_its_jacobian(model, para
     z, priors = transported(flat)
     for back, e in zip(inverse_transport(z, priors), eps, strict=True):
         np.testing.assert_allclose(back, e, atol=1e-10)
-    jacobian = jax.jacrev(lambda flat: ravel_pytree(transported(flat)[0])[0])(flat)
+    jacobian = jax.jacrev(lambda flat: ravel_pytree(transported(flat)[0])[0])
     np.testing.assert_allclose(
         log_prior(z, priors),
-        log_standard_normal(eps) - np.linalg.slogdet(jacobian)[1],
+        log_standard_normal(eps) - np.linalg.slogdet(jax.jit(jacobian)(flat))[1],
         rtol=1e-10,
     )
 
@@ -102,9 +103,7 @@ def test_log_q_is_normalised_and_of_the_latents_that_are_drawn(model):
     x = np.random.default_rng(0).uniform(size=(4, 4, 1))
     x = jnp.asarray(np.broadcast_to(x, (num, *x.shape)))
     noise = draw_noise(jax.random.split(jax.random.key(0), num), model, params)
-    latents, log_q = jax.jit(
-        lambda x: apply(model, params, lambda b: infer(b, x, noise)[:2])
-    )(x)
+    latents, log_q = apply(model, params, lambda b: infer(b, x, noise)[:2])
     log_q = sum(log_q)
     flat = np.concatenate([np.asarray(z).reshape(num, -1) for z in latents], axis=1)
     first, second = flat[: num // 2], flat[num // 2 :]
@@ -119,6 +118,7 @@ def test_examples_do_not_mix(model, params):
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 4, 4, 1)))
     keys = jax.random.split(jax.random.key(0), 4)
 
+    @jax.jit
     def run(x, keys):
         noise = draw_noise(keys, model, params)
 
@@ -148,7 +148,7 @@ def test_learning_reaches_every_parameter_and_the_encoder_alone_where_held(
             )
             return objectives.variational_terms(model, params, x, keys).loss().mean()
 
-        return jax.grad(loss)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     free, held = grads(False), grads(True)
     assert all((np.asarray(g) != 0).any() for g in jax.tree.leaves(free))
@@ -169,7 +169,7 @@ def test_generator_does_not_depend_on_the_encoder(model, params):
         def run(backbone):
             return backbone.decode(top_down(backbone, 2, given(z))[2])
 
-        return nn.apply(run, model.backbone)({"params": variables})
+        return jax.jit(nn.apply(run, model.backbone))({"params": variables})
 
     np.testing.assert_array_equal(decoded(others), decoded(variables))
 
@@ -189,7 +189,7 @@ def test_top_layer_of_a_ladder_reaches_the_image_past_those_below(shapes, x64):
             model, params, lambda b: b.decode(top_down(b, 1, given(latents))[2])
         )
 
-    assert np.abs(jax.jacfwd(image)(z[-1])).max() > 1e-3
+    assert np.abs(jax.jit(jax.jacfwd(image))(z[-1])).max() > 1e-3
 
 
 @pytest.mark.parametrize(

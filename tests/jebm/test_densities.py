@@ -188,7 +188,7 @@ def test_energy_refuses_another_number_of_layers():
 NVAE = {
     "image_shape": (16, 16, 1),
     "backbone": {
-        "name": "nvae", "groups": (4, 2), "latent_channels": 2, "width": 8,
+        "name": "nvae", "groups": (2, 1), "latent_channels": 2, "width": 8,
         "encoder_width": 4, "preprocess_cells": 1, "postprocess_cells": 1,
         "encoder_cells": 1, "decoder_cells": 1, "num_flows": 1,
     },

@@ -34,9 +34,8 @@ def encoder_model(dims, conditioning="next", **spec):
 def infer_with(model, params, x, keys):
     """(latents, log q) of the model's encoder."""
     noise = draw_noise(keys, model, params)
-    latents, log_q = nn.apply(lambda b: infer(b, x, noise)[:2], model.backbone)(
-        params.backbone
-    )
+    encode = jax.jit(nn.apply(lambda b: infer(b, x, noise)[:2], model.backbone))
+    latents, log_q = encode(params.backbone)
     return latents, sum(log_q)
 
 
@@ -150,7 +149,7 @@ def test_gradient_of_the_variational_loss_is_its_finite_difference(conditioning,
     def loss(params):
         return objectives.variational_terms(model, params, x, keys).loss().mean()
 
-    grads, treedef = jax.tree.flatten(jax.grad(loss)(params))
+    grads, treedef = jax.tree.flatten(jax.jit(jax.grad(loss))(params))
     leaves, rng, h = jax.tree.leaves(params), np.random.default_rng(2), 1e-5
     assert len(grads) > 15
     for i, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
@@ -233,7 +232,7 @@ def test_holding_all_but_the_encoder_leaves_it_the_gradient_of_the_loss(conditio
             )
             return objectives.variational_terms(model, params, x, keys).loss().mean()
 
-        return jax.grad(loss)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     held, free = grads(True), grads(False)
     assert all((g == 0).all() for g in jax.tree.leaves(held.energy))

@@ -69,11 +69,13 @@ def check_gradient_by_quadrature(model, parts):
         jax.nn.softmax(logdensity(model, params, nodes, space="z", x=images)),
         jax.nn.softmax(logdensity(model, params, nodes, space="z")),
     )
-    grads = jax.grad(surrogate, argnums=1)(model, params, images, nodes, nodes, weights)
+    gradient = jax.jit(jax.grad(surrogate, argnums=1), static_argnums=0)
+    grads = gradient(model, params, images, nodes, nodes, weights)
 
     eps_nodes, _ = grid_nodes(bound=6, num=161)
     eps_images = jnp.broadcast_to(x, (len(eps_nodes[0]), 1, 1, 1))
-    expected = jax.grad(negative_log_likelihood, argnums=1)(model, params, eps_images)
+    gradient = jax.jit(jax.grad(negative_log_likelihood, argnums=1), static_argnums=0)
+    expected = gradient(model, params, eps_images)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
     names = []
     for (path, got), want in zip(
@@ -108,8 +110,8 @@ def test_the_share_of_log_z_in_the_gradient_of_the_hierarchy_is_not_negligible(x
         terms = objectives.prior_terms(model, params, nodes)
         return jnp.sum(weights * terms.loss())
 
-    got = jax.grad(negative)(params).backbone["params"]["priors_0"]
-    expected = jax.grad(log_z)(params).backbone["params"]["priors_0"]
+    got = jax.jit(jax.grad(negative))(params).backbone["params"]["priors_0"]
+    expected = jax.jit(jax.grad(log_z))(params).backbone["params"]["priors_0"]
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
     assert largest > 1e-3
     jax.tree.map(
