@@ -11,7 +11,7 @@ from experiments.configs import default
 
 def get_config():
     """Returns the configuration."""
-    config = default.get_config()
+    config = default.uncorrected(default.get_config())
     config.data.name = config.data.fake_like = "cifar10"
 
     config.backbone.latent_dims = (128, 100)  # published

@@ -25,7 +25,7 @@ from experiments.configs import default
 
 def get_config():
     """Returns the configuration."""
-    config = default.get_config()
+    config = default.uncorrected(default.get_config())
     config.data.name = config.data.fake_like = "cifar10"
     config.data.augment = ("flip",)  # as its first stage
     config.backbone = config_dict.ConfigDict()

@@ -16,11 +16,12 @@ def get_config():
     config.chains.posterior.start = "encoder"
     config.chains.posterior.num_steps = 0
     config.learning.method = "variational"
-    config.learning.num_steps = 2000
+    config.learning.num_steps = 4000
     config.learning.persistent_chains = 1000
-    config.learning.persistent_steps = 40
-    config.learning.reinit_probability = 0.5
+    config.learning.persistent_steps = 20
+    config.learning.reinit_probability = 0.02
     config.learning.energy_lr = 1e-3
+    config.learning.final_lr_fraction = 0.02
     config.log.checkpoint_every = 500
     config.log.sample_every = 500
     return config

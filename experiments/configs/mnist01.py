@@ -7,12 +7,12 @@ to the multi-modal posterior. p(z_1 | z_2) is kept linear, so that the modes are
 energies' to make.
 """
 
-from experiments.configs import mnist
+from experiments.configs import mnist_uncorrected
 
 
 def get_config():
     """Returns the configuration."""
-    config = mnist.get_config()
+    config = mnist_uncorrected.get_config()
     config.data.labels = (0, 1)
     config.backbone.latent_dims = (2, 2)
     config.backbone.prior_widths = ()

@@ -6,12 +6,12 @@ Chosen on other digits than those of the table (docs/anomaly.md): many latents, 
 shallow encoder, which puts what it has not seen apart from what it has.
 """
 
-from experiments.configs import mnist
+from experiments.configs import mnist_uncorrected
 
 
 def get_config():
     """Returns the configuration."""
-    config = mnist.get_config()
+    config = mnist_uncorrected.get_config()
     config.prior = "gaussian"
     config.data.heldout_class = 1
     config.data.augment = ("affine",)

@@ -10,7 +10,11 @@ from experiments.configs import mnist
 
 def get_config():
     """Returns the configuration."""
-    config = mnist.get_config()
+    return on_ladder(mnist.get_config())
+
+
+def on_ladder(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Returns `config` with a ladder for a backbone, and one energy of all layers."""
     config.backbone = config_dict.ConfigDict()
     config.backbone.name = "ladder"
     config.backbone.latent_shapes = ((4,), (8,), (16,))  # bottom to top

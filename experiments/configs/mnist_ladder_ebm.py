@@ -23,8 +23,7 @@ def get_config():
     # A frozen generator bears weaker energies and finer chains than `mnist_ladder`: at
     # its rate, 2e-3, and steps of .3 the energies outran the chains.
     config.learning.energy_lr = 1e-3
-    config.learning.num_steps = 4000
-    config.learning.persistent_steps = 30
+    config.learning.num_steps = 8000
     config.chains.prior.num_steps = 300
     config.chains.prior.step_size = 0.2
     return config

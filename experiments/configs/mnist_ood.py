@@ -3,12 +3,12 @@
 python -m experiments.main --config=experiments/configs/mnist_ood.py
 """
 
-from experiments.configs import mnist_ladder
+from experiments.configs import mnist_ladder, mnist_uncorrected
 
 
 def get_config():
     """Returns the configuration."""
-    config = mnist_ladder.get_config()
+    config = mnist_ladder.on_ladder(mnist_uncorrected.get_config())
     config.eval.protocol = "ood"
     config.eval.ood.outliers = ("cifar10", "noise", "inverted", "rotated", "constant")
     config.eval.num_samples = 2000

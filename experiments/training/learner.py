@@ -25,6 +25,7 @@ from jebm.chains import example_keys
 from jebm.diagnostics import chain_diagnostics
 from jebm.learning import Learner, LearnerState
 from jebm.model import float_dtype
+from jebm.walkers import Walkers
 
 
 @struct.dataclass
@@ -33,7 +34,7 @@ class TrainState:
 
     learner: LearnerState
     monitor: MonitorState
-    walkers: walkers.Walkers | tuple[()] = ()  # that tell log Z of the averages
+    walkers: Walkers | tuple[()] = ()  # that tell log Z of the averages
 
 
 OPTIMIZERS = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}
@@ -168,7 +169,7 @@ def _with_chains(state, chains):
     positions, others = chains
     followers = state.walkers
     if followers:
-        followers = walkers.Walkers(*(others or ((),) * 4), followers.step_size)
+        followers = Walkers(*(others or ((),) * 4), followers.step_size)
     learner = state.learner.replace(persistent=positions)
     return state.replace(learner=learner, walkers=followers)
 

@@ -46,13 +46,9 @@ def train(experiment: Experiment, path: pathlib.Path, hooks: Hooks = Hooks()) ->
             backbone = load_backbone(experiment, path, model, train_first)
         key = jax.random.key(experiment.seed)
         fresh = functools.partial(
-            create_state,
-            key,
-            experiment.learning,
-            model,
-            backbone,
+            create_state, key, experiment.learning, model, backbone,
             experiment.log.num_walkers,
-        )
+        )  # fmt: skip
         with parallel.together():
             state = fresh()
             print_overview(model, state.learner.params)

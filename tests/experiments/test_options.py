@@ -259,6 +259,7 @@ COUNTS = {  # the least value of integers
     "log.every": 1,
     "log.keep": 3,
     "log.num_samples": 1,
+    "log.num_walkers": 0,
     "log.sample_every": 1,
 }
 

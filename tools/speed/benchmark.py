@@ -44,7 +44,7 @@ import numpy as np
 
 import jebm
 from experiments import options
-from experiments.configs import cifar10, mnist
+from experiments.configs import cifar10, mnist_uncorrected
 from experiments.data.batches import Batches
 from experiments.data.pixels import to_unit
 from experiments.models import build_model, model_spec
@@ -121,7 +121,7 @@ def cifar10_step(repeats: int) -> dict:
 
 def mnist_step(repeats: int) -> dict:
     """A step of variational training with persistent chains."""
-    return train_step(options.read(mnist.get_config()), MNIST, repeats)
+    return train_step(options.read(mnist_uncorrected.get_config()), MNIST, repeats)
 
 
 def train_step(experiment: Experiment, image_shape, repeats) -> dict:

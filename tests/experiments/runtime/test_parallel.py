@@ -102,7 +102,7 @@ def test_devices_keep_equal_parameters(test_config, batch):
     step = parallel.pmap(make_train_step(test_config, model), devices)
     for _ in range(3):
         state, _ = step(jax.random.key(0), state, parallel.split(batch, 2))
-    for leaf in jax.tree.leaves(learner._with_chains(state, ())):
+    for leaf in jax.tree.leaves(learner._with_chains(state, ((), ()))):
         first, second = np.asarray(leaf)
         np.testing.assert_array_equal(first, second)
 
