@@ -143,7 +143,9 @@ def _scored(folder):
     for file in sorted(folder.rglob("*.png")):
         name = str(file.relative_to(folder).with_suffix(""))
         yield f"<h2>Images of {html.escape(name)}</h2>"
-        yield _figure(file, "From the most to the least anomalous")
+        facts = file.with_name(f"{file.stem}.json")
+        where = read_json(facts).get("folder", "") if facts.is_file() else ""
+        yield _figure(file, f"From the most to the least anomalous. {where}".strip())
 
 
 def _variants(path):
