@@ -1,4 +1,6 @@
 import csv
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +116,50 @@ def test_a_sheet_of_many_images_spans_the_order(tmp_path, titles):
     assert len(shown) == 100
     assert shown == sorted(shown, reverse=True)
     assert (shown[0], shown[-1]) == (249, 0)
+
+
+def white_share(figure, file):
+    figure.savefig(file)
+    with Image.open(file) as opened:
+        return np.mean(np.asarray(opened.convert("L")) > 250)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 11])
+def test_a_sheet_of_few_images_is_mostly_images(tmp_path, num):
+    files = [pathlib.Path(f"{i}.png") for i in range(num)]
+    figure = score._sheet(files, np.zeros((num, 8, 8, 1)), np.arange(float(num)))
+    assert white_share(figure, tmp_path / "sheet.png") < 0.7
+
+
+@pytest.mark.parametrize(
+    "name", ["cost_$5_$6.png", "$\\frac{$.png", "a\nb.png", os.fsdecode(b"caf\xe9.png")]
+)
+def test_any_name_of_a_file_is_drawn_and_written(tmp_path, name):
+    file = pathlib.Path(name)
+    figure = score._sheet([file], np.zeros((1, 4, 4, 3)), np.zeros(1))
+    figure.savefig(tmp_path / "sheet.png")
+    score._write_table(tmp_path / "a.csv", [file], (np.zeros(1), np.ones(1)))
+    with (tmp_path / "a.csv").open(errors="surrogateescape", newline="") as opened:
+        (row,) = csv.DictReader(opened)
+    assert row["file"] == name
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    out = tmp_path / "scores"
+    out.mkdir()
+    normal, odd = (tmp_path / kind / "images" for kind in ("normal", "odd"))
+    assert score.name_of(out, normal) == "images"
+    other = score.name_of(out, odd)
+    assert other.startswith("images-")
+    assert [score.name_of(out, folder) for folder in (normal, odd)] == ["images", other]
+
+
+@pytest.mark.slow
+def test_scores_of_a_folder_with_odd_names_are_on_the_page(copied_run, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9 $1")
+    folder.mkdir()
+    image = LOADERS["digits"](Options())["test"].images[0]
+    Image.fromarray(image[..., 0]).save(folder / "$5_$6.png")
+    score.score(of_run(copied_run), copied_run, folder)
+    page = (copied_run / "report.html").read_text("utf-8")
+    assert "caf\\udce9 $1<" in page and "caf? $1, from the most" in page
