@@ -6,6 +6,7 @@ All the work is in the module that the mode names; this one reads the command li
 """
 
 import functools
+import io
 import pathlib
 import sys
 
@@ -20,6 +21,7 @@ from experiments.evaluation.registry import create
 from experiments.models import stages
 from experiments.options import Experiment
 from experiments.runtime import compilation, parallel, stop
+from experiments.runtime.files import local_path
 from experiments.training import train
 from experiments.training.hooks import Hooks
 
@@ -50,13 +52,15 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 def main(argv: list[str], hooks: Hooks = HOOKS) -> None:
     """Runs the mode on the configuration; training calls the hooks."""
     del argv  # its flags are parsed, and it may hold nothing else
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for names of files that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if (_MODE.value == "score") != (_IMAGES.value is not None):
         sys.exit("error: --mode=score and --images=FOLDER go together")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
     compilation.enable_compilation_cache()
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when it matters
     try:
+        workdir = local_path("workdir", _WORKDIR.value or f"runs/{name}")
         experiment = options.read(_CONFIG.value)
         compilation.set_precision(experiment.matmul_precision)
         parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -91,7 +95,7 @@ def run(
     elif mode == "figures":
         figures.figures(experiment, path)
     elif images is not None:
-        score.score(experiment, path, pathlib.Path(images))
+        score.score(experiment, path, local_path("images", images))
 
 
 parse = functools.partial(command_line.parse, describe=command_line.help_text)

@@ -15,7 +15,7 @@ from experiments.data import datasets
 from experiments.data.loaders import Split
 from experiments.errors import ConfigError
 from experiments.options import Experiment
-from experiments.rundir.settings import check_settings, variant
+from experiments.rundir.settings import check_settings, folder_name, variant
 from experiments.runtime.files import read_json
 from jebm import checkpoints
 
@@ -62,7 +62,12 @@ class Run:
 
     def folder(self, name: str) -> pathlib.Path:
         """Where its files of a kind lie: those of another variant lie apart."""
-        return self.path / name / self.variant
+        return self.path / name / self.variant_name
+
+    @property
+    def variant_name(self) -> str:
+        """The variant as a name of files."""
+        return folder_name(self.path, self.variant)
 
 
 def open_run(experiment: Experiment, path: pathlib.Path) -> Run:

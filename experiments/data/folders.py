@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from experiments.data.decoding import FORMATS, SUFFIXES, begins_as_picture
+from experiments.runtime.files import readable
 
 # Folders and files that systems make beside those of people, in small letters; what
 # begins with a dot is hidden anyway: .ipynb_checkpoints, .Trash, ._0000.png of macOS.
@@ -52,7 +53,7 @@ class Listing(NamedTuple):
             parts.append(f"links that lead back: {', '.join(self.loops)}")
         if not parts:
             return ""
-        return printable(f"Left out of {self.folder}: {'; '.join(parts)}")
+        return readable(f"Left out of {self.folder}: {'; '.join(parts)}")
 
 
 def list_pictures(folder: pathlib.Path) -> Listing:
@@ -170,16 +171,6 @@ def _value(name):
     composed = unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(composed.encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64
-
-
-def printable(text: str) -> str:
-    """Escapes what no terminal and no UTF-8 file can hold: bytes of strange names.
-
-    Example:
-      >>> printable(os.fsdecode(b"caf\\xe9.png"))
-      'caf\\\\udce9.png'
-    """
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _begins_so(path):

@@ -160,5 +160,5 @@ def file_of(evaluator: Evaluator, run: Run) -> pathlib.Path:
     own = read_settings(run.path)["eval"]["protocol"]
     if named == own and not evaluator.OWN_FILE:
         named = ""
-    parts = [part for part in (named, run.variant) if part]
+    parts = [part for part in (named, run.variant_name) if part]
     return run.path / f"{'_'.join(['eval', *parts])}.json"

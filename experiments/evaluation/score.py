@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import pictures
 from experiments.data import loaders
-from experiments.data.folders import list_pictures, printable
+from experiments.data.folders import list_pictures
 from experiments.data.pixels import draw_picture_binary
 from experiments.data.sources import Cut, Files, Streamed
 from experiments.errors import ConfigError
@@ -18,18 +18,27 @@ from experiments.evaluation.registry import create
 from experiments.options import Data, Experiment
 from experiments.rundir import report
 from experiments.runs import open_run
-from experiments.runtime.files import read_json, write_json
+from experiments.runtime.files import (
+    digest_name,
+    read_json,
+    readable,
+    short_name,
+    write_json,
+)
 from experiments.streams import Stream
 
-_COLUMNS, _ROWS = 10, 10
+_COLUMNS, _ROWS = 10, 10  # at most
+_NARROWEST = 5  # inches, of a sheet
+_FOLDERS = "folders.json"
 
 
 def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> None:
     """Scores the images of `folder` with the run in `path`.
 
     Writes to scores/ of the run FOLDER.csv, a line per image with every score(k) and
-    log-likelihood ratio of `jebm.scores` in nats, FOLDER.png, the images from the
-    most to the least anomalous by minus score(0), and FOLDER.json, which folder it was.
+    log-likelihood ratio of `jebm.scores` in nats, and FOLDER.png, the images from the
+    most to the least anomalous by minus score(0). `name_of` tells folders of one name
+    apart.
     """
     create(experiment)  # refuses options of eval that cannot work
     run = open_run(experiment, path)
@@ -42,16 +51,18 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     scores = tuple(score[kept] for score in scores)
     out = run.folder("scores")
     out.mkdir(parents=True, exist_ok=True)
-    name = _name_of(folder, out)
-    _write_facts(out / f"{name}.json", folder, run.step, images)
+    name = name_of(out, folder.resolve())
+    _note_images(out, name, run.step, images)
     table, sheet = out / f"{name}.csv", out / f"{name}.png"
     _write_table(table, names, scores)
+    where = readable(str(folder.resolve()))
+    caption = f"Images of {where}, from the most to the least anomalous"
     with warnings.catch_warnings():  # no font has the letters of all names
         warnings.filterwarnings("ignore", message="Glyph")
-        _sheet(names, images, -scores[0]).savefig(sheet, dpi=130)
+        pictures.save_figure(_sheet(names, images, -scores[0]), sheet, caption)
     pictures.stamp_all([sheet], run.label)
-    print(f"wrote {printable(str(table))}")
-    print(f"wrote {printable(str(sheet))}")
+    print(f"wrote {table}")
+    print(f"wrote {sheet}")
     report.write(path)
 
 
@@ -96,45 +107,50 @@ def _drawn(cut: Cut) -> Cut:
     return lambda image, place: draw_picture_binary(cut(image, place))
 
 
-def _name_of(folder, out):
-    """Names the files of a folder: by its name, unless those are of another folder."""
-    base, number = folder.resolve().name or "root", 1
-    while True:
-        name = base if number == 1 else f"{base}_{number}"
-        facts, table = out / f"{name}.json", out / f"{name}.csv"
-        if not table.is_file() and not facts.is_file():
-            return name
-        if facts.is_file() and read_json(facts).get("folder") == str(folder.resolve()):
-            return name
-        number += 1
+def name_of(out: pathlib.Path, folder: pathlib.Path) -> str:
+    """Names the files of a folder's scores, and notes it in folders.json of `out`.
+
+    It is the folder's name, with a digest of its path where another folder of that name
+    has been scored.
+    """
+    known, path = _known(out), str(folder)
+    name = short_name(folder.name)
+    if name in known and known[name]["folder"] != path:
+        name = digest_name(name, path)
+    write_json(out / _FOLDERS, known | {name: known.get(name, {"folder": path})})
+    return name
 
 
-def _write_facts(file, folder, step, images):
-    """Writes which images were scored; says whether they were others last time."""
-    facts = {
-        "folder": str(folder.resolve()),
-        "step": step,
-        "num_images": len(images),
-        "files": images.marks(),
-    }
-    before = read_json(file) if file.is_file() else facts
-    if before["files"] != facts["files"]:
+def _note_images(out, name, step, images):
+    """Notes which images were scored; says whether they were others last time."""
+    known = _known(out)
+    now = {"step": step, "num_images": len(images), "files": images.marks()}
+    before = known[name]
+    if before.get("files", now["files"]) != now["files"]:
         print(
-            f"{printable(str(folder))} has changed since step {before['step']} was "
+            f"{readable(before['folder'])} has changed since step {before['step']} was "
             f"scored: {before['num_images']} images then, {len(images)} now."
         )
-    write_json(file, facts)
+    write_json(out / _FOLDERS, known | {name: before | now})
+
+
+def _known(out):
+    """Reads folders.json: by the name of the files, which folder, and its images."""
+    file = out / _FOLDERS
+    return read_json(file) if file.is_file() else {}
 
 
 def _write_table(file, names, scores):
     titles = [f"score_{k}_nats" for k in range(len(scores))]
     titles += [f"llr_{k}_nats" for k in range(1, len(scores))]
     columns = [*scores, *(scores[0] - s for s in scores[1:])]
-    with file.open("w", newline="", encoding="utf-8") as opened:
+    # A name that is no text is written by the bytes that the system has.
+    encoding = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with file.open("w", newline="", **encoding) as opened:
         writer = csv.writer(opened)
         writer.writerow(["file", *titles])
         for name, *values in zip(names, *columns, strict=True):
-            writer.writerow([printable(name), *(f"{v:.4f}" for v in values)])
+            writer.writerow([name, *(f"{v:.4f}" for v in values)])
 
 
 def _sheet(names, images, anomaly):
@@ -142,16 +158,19 @@ def _sheet(names, images, anomaly):
     order = np.argsort(-anomaly)
     shown = min(len(order), _COLUMNS * _ROWS)
     chosen = order[np.linspace(0, len(order) - 1, shown).round().astype(int)]
-    rows = -(-shown // _COLUMNS)
-    figure = Figure((1.25 * _COLUMNS, 1.55 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+    columns = min(shown, _COLUMNS)
+    rows = -(-shown // columns)
+    width = max(1.25, _NARROWEST / columns)  # inches, of an image
+    size = (width * columns, (width + 0.3) * rows + 0.7)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, i in zip(axes.flat, chosen, strict=False):
         image = images[int(i)]
         axis.imshow(np.squeeze(image, -1) if image.shape[-1] == 1 else image,
                     cmap="gray", vmin=0, vmax=255)  # fmt: skip
-        # A name is no formula of matplotlib's, whatever dollar signs are in it.
+        # A dollar sign of a name begins no formula.
         title = f"{_short(names[i])}\n{anomaly[i]:.0f}"
         axis.set_title(title, fontsize=6, parse_math=False)
     figure.suptitle(
@@ -163,5 +182,5 @@ def _sheet(names, images, anomaly):
 
 def _short(name):
     """The last part of a name, as a title has room for it."""
-    name = printable(pathlib.PurePosixPath(name).name)
+    name = readable(pathlib.PurePosixPath(name).name)
     return name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"

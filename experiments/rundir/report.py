@@ -10,7 +10,7 @@ from experiments.options import flat
 from experiments.rundir import curves
 from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.metrics import read_metrics
-from experiments.rundir.settings import read_settings
+from experiments.rundir.settings import read_settings, variant_of
 from experiments.runtime.files import read_json, write_text
 
 _PAGE = """<!doctype html>
@@ -143,9 +143,7 @@ def _scored(folder):
     for file in sorted(folder.rglob("*.png")):
         name = str(file.relative_to(folder).with_suffix(""))
         yield f"<h2>Images of {html.escape(name)}</h2>"
-        facts = file.with_name(f"{file.stem}.json")
-        where = read_json(facts).get("folder", "") if facts.is_file() else ""
-        yield _figure(file, f"From the most to the least anomalous. {where}".strip())
+        yield _figure(file)
 
 
 def _variants(path):
@@ -154,7 +152,7 @@ def _variants(path):
         for folder in sorted(p for p in (path / kind).glob("*") if p.is_dir()):
             shown = "".join(_figure(p) for p in sorted(folder.glob("*.png")))
             yield (
-                f"<h2>With {html.escape(folder.name)}</h2>"
+                f"<h2>With {html.escape(variant_of(path, folder.name))}</h2>"
                 f'<section class="grid samples">{shown}</section>'
             )
 

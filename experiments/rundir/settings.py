@@ -10,14 +10,14 @@ from experiments.configs import default
 from experiments.errors import ConfigError
 from experiments.options import Experiment, flat, upgrade
 from experiments.rundir.metrics import read_metrics
-from experiments.runtime.files import read_json, write_json
+from experiments.runtime.files import read_json, short_name, write_json
 
 # What may change while a run goes on (a longer num_steps stretches the decay of the
 # learning rates). Everything else makes it another run.
 _FREE: dict[str, tuple[str, ...]] = {
     "train": (
         "log.", "eval.", "monitor.", "learning.num_steps", "data.data_dir",
-        "data.num_workers", "remat",
+        "data.num_workers", "data.on_corrupt", "remat",
     )
 }  # fmt: skip
 # May also differ when a trained run is read, and is then told by the name of what comes
@@ -75,14 +75,33 @@ def _check_single(workdir):
 def variant(workdir: pathlib.Path, experiment: Experiment) -> str:
     """Names what `experiment` samples otherwise than the run; "" where nothing differs.
 
-    Pictures of other chains or seeds go to a folder of this name: those of the run
-    itself are never replaced by what its config.json does not say.
+    Pictures of other chains or seeds go to a folder of this name, see `folder_name`:
+    those of the run itself are never replaced by what its config.json does not say.
     """
     return ",".join(
         f"{field}={new}"
         for field, _, new in _changes(workdir, experiment)
         if field.startswith(_OTHER_SAMPLES)
     )
+
+
+def folder_name(workdir: pathlib.Path, variant: str) -> str:
+    """Names the folder of a variant; a name that had to be cut is noted in the run.
+
+    overrides.json maps such a name to the whole variant.
+    """
+    name = short_name(variant)
+    file = workdir / "overrides.json"
+    if name != variant and variant_of(workdir, name) != variant:
+        known = read_json(file) if file.is_file() else {}
+        write_json(file, known | {name: variant})
+    return name
+
+
+def variant_of(workdir: pathlib.Path, name: str) -> str:
+    """Returns the variant whose folder has this name."""
+    file = workdir / "overrides.json"
+    return read_json(file).get(name, name) if file.is_file() else name
 
 
 def read_settings(workdir: pathlib.Path) -> dict[str, Any]:

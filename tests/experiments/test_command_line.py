@@ -225,6 +225,20 @@ def test_stray_argument_is_named(absent):
     assert "'nope'" in error_of(CONFIG, f"--workdir={absent}", "nope")
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/a", "s3://bucket/a"])
+def test_bucket_as_workdir_is_refused_before_any_work(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    assert repr(address) in error_of(CONFIG, f"--workdir={address}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tilde_of_workdir_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    message = error_of(CONFIG, "--workdir=~/a", "--mode=eval")
+    assert f"no run in {tmp_path / 'home' / 'a'}" in message
+
+
 def test_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     assert "not a directory" in error_of(CONFIG, f"--workdir={tmp_path / 'run'}")

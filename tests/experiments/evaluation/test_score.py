@@ -1,6 +1,5 @@
 import csv
 import dataclasses
-import json
 import os
 import warnings
 
@@ -175,10 +174,61 @@ def test_a_sheet_of_many_images_spans_the_order(tmp_path, titles):
     assert (shown[0], shown[-1]) == (249, 0)
 
 
+def white_share(figure, file):
+    figure.savefig(file)
+    with Image.open(file) as opened:
+        return np.mean(np.asarray(opened.convert("L")) > 250)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 11])
+def test_a_sheet_of_few_images_is_mostly_images(tmp_path, num):
+    files = [f"{i}.png" for i in range(num)]
+    figure = score._sheet(
+        files, np.zeros((num, 8, 8, 1), np.uint8), np.arange(float(num))
+    )
+    assert white_share(figure, tmp_path / "sheet.png") < 0.7
+
+
+@pytest.mark.parametrize(
+    "name", ["cost_$5_$6.png", "$\\frac{$.png", "a\nb.png", os.fsdecode(b"caf\xe9.png")]
+)
+def test_any_name_of_a_file_is_drawn_and_written(tmp_path, name):
+    figure = score._sheet([name], np.zeros((1, 4, 4, 3), np.uint8), np.zeros(1))
+    figure.savefig(tmp_path / "sheet.png")
+    score._write_table(tmp_path / "a.csv", [name], (np.zeros(1), np.ones(1)))
+    with (tmp_path / "a.csv").open(errors="surrogateescape", newline="") as opened:
+        (row,) = csv.DictReader(opened)
+    assert row["file"] == name
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    out = tmp_path / "scores"
+    out.mkdir()
+    normal, odd = (tmp_path / kind / "images" for kind in ("normal", "odd"))
+    assert score.name_of(out, normal) == "images"
+    other = score.name_of(out, odd)
+    assert other.startswith("images-")
+    assert [score.name_of(out, folder) for folder in (normal, odd)] == ["images", other]
+
+
+@pytest.mark.slow
+def test_scores_of_a_folder_with_odd_names_are_on_the_page(copied_run, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9 $1")
+    folder.mkdir()
+    image = LOADERS["digits"](Options())["test"].images[0]
+    Image.fromarray(image[..., 0]).save(folder / "$5_$6.png")
+    score.score(of_run(copied_run), copied_run, folder)
+    page = (copied_run / "report.html").read_text("utf-8")
+    assert "caf\\udce9 $1<" in page and "caf? $1, from the most" in page
+
+
 def tables(path):
     """The files that each table of scores names."""
     return {
-        file.stem: [line.split(",")[0] for line in file.read_text().splitlines()[1:]]
+        file.stem: [
+            line.split(",")[0]
+            for line in file.read_text("utf-8", "surrogateescape").splitlines()[1:]
+        ]
         for file in (path / "scores").glob("*.csv")
     }
 
@@ -189,15 +239,15 @@ def test_folders_of_one_name_have_tables_of_their_own(copied_run, tmp_path, caps
     for kind, name in (("normal", "a.png"), ("odd", "b.png"), ("normal", "a.png")):
         put(tmp_path / kind / "images", {name: picture})
         score.score(of_run(path), path, tmp_path / kind / "images")
-    assert tables(path) == {"images": ["a.png"], "images_2": ["b.png"]}
-    facts = json.loads((path / "scores" / "images_2.json").read_text())
-    assert facts["folder"] == str(tmp_path / "odd" / "images")
+    first, other = sorted(tables(path))
+    assert tables(path) == {first: ["a.png"], other: ["b.png"]}
+    assert first == "images"
     page = (path / "report.html").read_text()
     assert str(tmp_path / "odd" / "images") in page
     assert "changed" not in capsys.readouterr().out
     put(tmp_path / "odd" / "images", {"c.png": picture})
     score.score(of_run(path), path, tmp_path / "odd" / "images")
-    assert tables(path)["images_2"] == ["b.png", "c.png"]
+    assert tables(path)[other] == ["b.png", "c.png"]
     assert "scored: 1 images then, 2 now" in capsys.readouterr().out
 
 
@@ -209,7 +259,7 @@ def test_names_of_any_kind_are_scored(copied_run, tmp_path, titles):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score.score(of_run(copied_run), copied_run, tmp_path / "names")
-    assert set(tables(copied_run)["names"]) == {*names[:3], "caf\\udce9.png"}
+    assert set(tables(copied_run)["names"]) == set(names)
     assert "cost_$5_$6.png" in [title.split("\n")[0] for title in titles[0]]
 
 
