@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jebm
 from experiments.data import datasets
 from experiments.data.loaders import Split
+from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
 from experiments.options import Experiment
+from experiments.rundir import data_note
 from experiments.rundir.settings import check_settings, folder_name, variant
 from experiments.runtime.files import read_json
 from jebm import checkpoints
@@ -44,6 +47,17 @@ class Run:
     def heldout(self) -> Any:
         """The held-out images, uint8 [N, H, W, C]."""
         return self.splits["test"].images
+
+    @functools.cached_property
+    def training(self) -> Any:
+        """The images of training as the model sees them, uint8 [N, H, W, C].
+
+        Those that are drawn black or white anew at every step are drawn once.
+        """
+        images = self.splits["train"].images
+        if not self.experiment.data.binarize:
+            return images
+        return draw_binary(np.random.default_rng(0), images)
 
     def key(self, stream: int) -> jax.Array:
         """The key of a stream of noise of `experiments.streams`."""
@@ -77,7 +91,7 @@ def open_run(experiment: Experiment, path: pathlib.Path) -> Run:
       ConfigError: if there is none, or its settings are others in what may not change.
     """
     check_settings(path, experiment, "read")
-    splits = datasets.load(experiment.data)
+    splits = data_note.load(path, experiment.data)
     model = read_model(experiment, path)
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,6 +194,12 @@ def _tf_examples(builder, split):
     return tfds.as_numpy(builder.as_dataset(split, decoders=_as_stored()))
 
 
+def digest_of_marks(encoded, indices: Iterable[int]) -> str:
+    """Digests the marks of some images of an encoded source."""
+    marks = "\0".join(encoded.mark(int(i)) for i in indices)
+    return hashlib.sha256(marks.encode(errors="surrogatepass")).hexdigest()
+
+
 class Streamed:
     """Images uint8 [N, H, W, C], decoded when they are indexed.
 
@@ -263,9 +269,8 @@ class Streamed:
         return images[: len(kept)], np.asarray(kept, int)
 
     def marks(self) -> str:
-        """Returns a sum of what tells these images from others without reading them."""
-        marks = [self._encoded.mark(int(i)) for i in self._indices]
-        return hashlib.sha256("\0".join(marks).encode(errors="replace")).hexdigest()
+        """Digests what tells these images from others, without reading them."""
+        return digest_of_marks(self._encoded, self._indices)
 
     def subset(self, index: np.ndarray) -> "Streamed":
         """Returns these images alone, in this order."""

@@ -122,6 +122,12 @@ def test_data_that_is_there_is_not_refused(name, data_dir):
     loaders.require(name, options_of(name, data_dir))
 
 
+def test_the_newest_version_is_that_of_the_largest_numbers(tmp_path):
+    names = ["3.0.9", "3.0.10", "2.11.0", "3.0.11.incompleteAB", "3.0", "a.b.c"]
+    put(tmp_path / "mnist", {f"{name}/dataset_info.json": b"{}" for name in names})
+    assert loaders.prepared("mnist", str(tmp_path)).name == "3.0.10"
+
+
 def test_every_data_set_is_known_to_the_tool_and_has_a_shape():
     own = {"digits", "folder", "fake"}
     assert set(LOADERS) - own == set(prepare.RECIPES)
@@ -237,6 +243,21 @@ def test_damaged_files_of_a_folder(streamed, tmp_path, capsys, monkeypatch):
     assert {
         image.tobytes() for image in seen[1]
     } <= kept  # the others stay where they are
+
+
+def test_a_picture_more_moves_nobody(tmp_path):
+    images = random_images(200, (6, 8, 3))
+    put(tmp_path, {f"{i:03}.png": encoded(image) for i, image in enumerate(images)})
+
+    def sides():
+        splits = LOADERS["folder"](folder_options(tmp_path))
+        return [{i.tobytes() for i in splits[name].images} for name in splits]
+
+    training, others = sides()
+    put(tmp_path, {"!new.png": encoded(random_images(1, (6, 8, 3), seed=1)[0])})
+    again = sides()
+    assert training <= again[0] and others <= again[1]
+    assert sum(map(len, again)) == 201
 
 
 @pytest.mark.parametrize(
