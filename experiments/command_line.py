@@ -9,6 +9,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments.configs import CONFIGS
+from experiments.errors import ConfigError
 from experiments.options import RENAMED, flat
 from jebm.names import did_you_mean
 
@@ -70,19 +71,27 @@ def tool_help(path: str | None) -> str:
 
 
 def parse(
-    argv: list[str], describe: Callable[[str | None], str] = tool_help
+    argv: list[str],
+    describe: Callable[[str | None], str] = tool_help,
+    settle: Callable[[list[str]], list[str]] = list,
 ) -> list[str]:
     """Parses the command line, as `absl.app.run` expects of a `flags_parser`.
 
     `describe` makes what `--help` prints, of the config's file if one is given.
+    `settle` may replace arguments before they are parsed.
     """
-    path = _config_file(argv)
+    path = value_of("config", argv)
     if path is not None and not pathlib.Path(path).is_file():
         near = did_you_mean(pathlib.Path(path).name, _known_configs())
         sys.exit(f"error: no file {path}; {_there_are()}{near}")
     if any(a.lstrip("-") in ("help", "h", "helpfull", "helpshort") for a in argv[1:]):
         print(describe(path))
         sys.exit(0)
+    try:
+        argv = settle(argv)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    path = value_of("config", argv)
     try:
         rest = flags.FLAGS(argv)  # absl's own parser ends errors with usage
     except (AttributeError, KeyError, TypeError):  # how config_flags refuses a field
@@ -104,7 +113,7 @@ def help_text(path: str | None) -> str:
         "experiments/configs/default.py explains every one."
     )
     if path is not None:
-        values = {f"--config.{k}": v for k, v in flat(_config(path).to_dict())}
+        values = {f"--config.{k}": v for k, v in flat(config_of(path).to_dict())}
         fields = f"all fields of {path}\n{_lines(values)}"
     return _HELP.format(
         modes=_lines(MODES),
@@ -124,17 +133,41 @@ def _headline(name):
     return docstring.splitlines()[0]
 
 
-def _config_file(argv):
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        if argument.lstrip("-") == "config":
-            return following
-        if argument.lstrip("-").startswith("config="):
-            return argument.split("=", 1)[1]
+def value_of(flag: str, argv: list[str]) -> str | None:
+    """Returns what the arguments give for a flag, before anything is parsed.
+
+    Example:
+      >>> value_of("mode", ["main", "--mode=eval"]), value_of("mode", ["main"])
+      ('eval', None)
+    """
+    for argument, following in zip(argv[1:], [*argv[2:], None], strict=False):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == flag:
+            return value if equals else following
     return None
 
 
-def _config(path):
-    return runpy.run_path(path)["get_config"]()
+def without(flag: str, argv: list[str]) -> list[str]:
+    """Returns the arguments without a flag and its value.
+
+    Example:
+      >>> without("mode", ["main", "--mode", "eval", "--mode=eval", "--seed=1"])
+      ['main', '--seed=1']
+    """
+    rest, skip = argv[:1], False
+    for argument in argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        named = argument.startswith("-") and name == flag
+        if not (named or skip):
+            rest.append(argument)
+        skip = named and not equals
+    return rest
+
+
+def config_of(path: str):
+    """Returns the config of FILE, or FILE:ARGUMENT, as its file makes it."""
+    file, *argument = path.split(":", 1)
+    return runpy.run_path(file)["get_config"](*argument)
 
 
 def _known_configs() -> list[str]:
@@ -148,7 +181,7 @@ def _there_are() -> str:
 def _unknown_field(path, argv):
     if path is None:
         return f"--config=FILE is needed; {_there_are()}"
-    config = _config(path)
+    config = config_of(path)
     for argument in argv:
         if not argument.startswith("--config."):
             continue

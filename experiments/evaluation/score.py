@@ -37,7 +37,7 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     name apart.
     """
     create(experiment)  # refuses options of eval that cannot work
-    run = open_run(experiment, path)
+    run = open_run(experiment, path, images=False)
     files, images = read_folder(folder, run.model.image_shape)
     print(f"Scoring {len(files)} images with {path} at step {run.step}.")
     scores = scores_of(run.key(Stream.EVALUATION), run, images)

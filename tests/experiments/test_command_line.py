@@ -1,14 +1,16 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from experiments import command_line
+from experiments import command_line, main, options
 from experiments.configs import default
 from experiments.data import datasets
 from experiments.options import flat
+from experiments.rundir import of_run
 from jebm import kernels, spec
 from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
@@ -270,3 +272,90 @@ def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
     assert "Total: 1,344 -- 5,376 bytes" in lines
     assert lines[-1] == f"Look at {path / 'report.html'}"
     assert (path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample", "figures"])
+def test_run_that_is_not_there_is_named_without_a_config_too(absent, mode):
+    message = error_of(f"--workdir={absent}", f"--mode={mode}")
+    assert f"no run in {absent}: train it first" in message
+
+
+@pytest.fixture
+def own_run(trained_run, tmp_path):
+    """A run whose settings are other than those of its config's file."""
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    values = json.loads((path / "config.json").read_text())
+    values["log"]["num_samples"] = 4
+    values["eval"]["num_samples"] = 7
+    (path / "config.json").write_text(json.dumps(values))
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the modes that read a run are called with."""
+    kept = []
+    monkeypatch.setattr(main.samples, "sample", lambda *given: kept.append(given))
+    return kept
+
+
+def test_settings_of_a_run_are_not_typed_again(own_run, asked, capsys):
+    run_main(f"--workdir={own_run}", "--mode=sample")
+    run_main("--mode", "sample", CONFIG, "--workdir", own_run)
+    assert [path for _, path in asked] == [own_run, own_run]
+    for experiment, _ in asked:
+        assert experiment == options.read(of_run.get_config(str(own_run)))
+    assert (
+        capsys.readouterr().out == f"Settings are those of {own_run}. Others in "
+        f"{CONFIG.removeprefix('--config=')}: eval.num_samples, log.num_samples.\n"
+    )
+
+
+def test_config_of_the_default_workdir_is_enough(own_run, asked, monkeypatch, tmp_path):
+    (tmp_path / "runs").mkdir()
+    own_run.rename(tmp_path / "runs" / "test")
+    monkeypatch.chdir(tmp_path)
+    run_main(CONFIG, "--mode=sample")
+    assert asked[0][0].log.num_samples == 4
+
+
+def test_settings_of_a_run_are_overridden_by_type(own_run, asked):
+    flags = ("chains.prior.num_steps=9", "data.image_shape=(8,8,1)", "prior=gaussian")
+    run_main(f"--workdir={own_run}", "--mode=sample", *(f"--config.{f}" for f in flags))
+    experiment = asked[0][0]
+    assert experiment.chains["prior"]["num_steps"] == 9
+    assert experiment.data.image_shape == (8, 8, 1)
+    assert experiment.prior == "gaussian"  # check_settings refuses it
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("chains.prior.num_step=9", "did you mean 'num_steps'"),
+        ("data.heldout_digit=3", "now called config.data.heldout_class"),
+        ("seed=x", "seed"),
+    ],
+)
+def test_wrong_overrides_of_a_run_are_told_as_of_a_config(own_run, override, words):
+    message = error_of(f"--workdir={own_run}", "--mode=sample", f"--config.{override}")
+    assert words in message
+
+
+def test_damaged_settings_of_a_run_are_told_by_name(own_run):
+    (own_run / "config.json").write_text("{")
+    message = error_of(f"--workdir={own_run}", "--mode=sample")
+    assert f"{own_run / 'config.json'} cannot be read" in message
+
+
+@pytest.mark.slow
+def test_overrides_are_named_and_others_refused(own_run, capsys):
+    run_main(
+        f"--workdir={own_run}", "--mode=sample", "--config.chains.prior.num_steps=2"
+    )
+    printed = capsys.readouterr().out
+    assert "Overridden: chains.prior.num_steps=2 (4 in the run).\n" in printed
+    assert "chains.prior.num_steps=2/ebm_0000008.png" in printed
+    message = error_of(
+        f"--workdir={own_run}", "--mode=sample", "--config.prior=gaussian"
+    )
+    assert "prior is ebm there, gaussian here" in message
