@@ -81,7 +81,7 @@ def parse(
     `settle` may replace arguments before they are parsed.
     """
     path = value_of("config", argv)
-    if path is not None and not pathlib.Path(path).is_file():
+    if path and not pathlib.Path(path).is_file():
         near = did_you_mean(pathlib.Path(path).name, _known_configs())
         sys.exit(f"error: no file {path}; {_there_are()}{near}")
     if any(a.lstrip("-") in ("help", "h", "helpfull", "helpshort") for a in argv[1:]):
@@ -96,9 +96,11 @@ def parse(
         rest = flags.FLAGS(argv)  # absl's own parser ends errors with usage
     except (AttributeError, KeyError, TypeError):  # how config_flags refuses a field
         sys.exit(f"error: {_unknown_field(path, argv)}")
+    except flags.IllegalFlagValueError as error:
+        sys.exit(f"error: {_wrong_value(str(error), argv)}")
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    if path is None:
+    if not path:
         sys.exit(f"error: --config=FILE is needed; {_there_are()}")
     if len(rest) > 1:
         sys.exit(f"error: unexpected arguments {rest[1:]}")
@@ -140,11 +142,14 @@ def value_of(flag: str, argv: list[str]) -> str | None:
       >>> value_of("mode", ["main", "--mode=eval"]), value_of("mode", ["main"])
       ('eval', None)
     """
-    for argument, following in zip(argv[1:], [*argv[2:], None], strict=False):
+    return next(_values_of(flag, argv), None)
+
+
+def _values_of(flag, argv):
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == flag:
-            return value if equals else following
-    return None
+            yield value if equals else following
 
 
 def without(flag: str, argv: list[str]) -> list[str]:
@@ -176,6 +181,28 @@ def _known_configs() -> list[str]:
 
 def _there_are() -> str:
     return f"there are {', '.join(_known_configs())} in experiments/configs"
+
+
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "string enum": "one of",
+}
+
+
+def _wrong_value(message, argv):
+    """Says in our words what absl says as "flag --NAME=VALUE: REASON"."""
+    name, rest = message.removeprefix("flag --").split("=", 1)
+    value = next(v for v in _values_of(name, argv) if rest.startswith(f"{v}: "))
+    parser = flags.FLAGS[name].parser
+    kind = _KINDS.get(parser.flag_type(), "a section of fields, {'name': value}")
+    near, choices = "", getattr(parser, "enum_values", None)
+    if choices:
+        kind = f"{kind} {', '.join(choices)}"
+        near = did_you_mean(value, choices)
+    shown = name.removeprefix("config.") if "." in name else f"--{name}"
+    return f"{shown} must be {kind}, got {value!r}{near}"
 
 
 def _unknown_field(path, argv):

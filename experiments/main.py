@@ -2,13 +2,17 @@
 
     python -m experiments.main --config=experiments/configs/digits.py
 
-All the work is in the module that the mode names; this one reads the command line.
+All the work is in the module that the mode names; this one reads the command line. As
+a script, `python experiments/main.py`, it does the same.
 """
 
 import functools
 import io
 import pathlib
 import sys
+
+if not __package__:  # as a script: its folder is where modules are looked for
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -118,9 +122,8 @@ def with_settings_of_run(argv: list[str]) -> list[str]:
         if file is None:
             raise ConfigError(f"no run in {path}: train it first, with --config=FILE")
         return argv
-    if file is not None and (
-        others := of_run.differing(command_line.config_of(file), path)
-    ):
+    of_run.get_config(str(path))  # told by a sentence here, below by absl's trace
+    if file and (others := of_run.differing(command_line.config_of(file), path)):
         print(f"Settings are those of {path}. Others in {file}: {', '.join(others)}.")
     config = f"--config={of_run.__file__}:{path}"
     rest = command_line.without("config", command_line.without("workdir", argv))

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -154,7 +155,11 @@ def test_unknown_name_is_answered_with_the_known_ones(absent, override, known):
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [([], "--config=FILE is needed"), (["--config=nope.py"], "no file nope.py")],
+    [
+        ([], "--config=FILE is needed"),
+        (["--config="], "--config=FILE is needed"),
+        (["--config=nope.py"], "no file nope.py"),
+    ],
 )
 def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word):
     message = error_of(f"--workdir={absent}", *arguments)
@@ -168,8 +173,26 @@ def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word)
         ("--mode=score", ["--mode=score and --images=FOLDER go together"]),
         ("--images=there", ["--mode=score and --images=FOLDER go together"]),
         ("--mode=fly", ["fly", "train", "eval", "sample", "figures", "score"]),
-        ("--config.learning.batch_size=many", ["learning.batch_size", "many"]),
-        ("--config.likelihood.scale=wide", ["likelihood.scale", "wide"]),
+        ("--mode=evl", ["did you mean 'eval'"]),
+        (
+            "--config.learning.batch_size=many",
+            ["learning.batch_size must be an integer, got 'many'"],
+        ),
+        (
+            "--config.learning.num_steps=1.5",
+            ["learning.num_steps must be an integer, got '1.5'"],
+        ),
+        (
+            "--config.likelihood.scale=wide: open",
+            ["likelihood.scale must be a number, got 'wide: open'"],
+        ),
+        (
+            "--config.data.binarize=maybe",
+            ["data.binarize must be true or false, got 'maybe'"],
+        ),
+        ("--config.backbone=3", ["backbone must be a section of fields", "got '3'"]),
+        ("--num_processes=two", ["--num_processes must be an integer, got 'two'"]),
+        ("--config.data.labels=(1.5,)", ["data.labels must be an integer, got 1.5"]),
         ("--nope=1", ["nope"]),
     ],
 )
@@ -359,3 +382,16 @@ def test_overrides_are_named_and_others_refused(own_run, capsys):
         f"--workdir={own_run}", "--mode=sample", "--config.prior=gaussian"
     )
     assert "prior is ebm there, gaussian here" in message
+
+
+@pytest.mark.slow
+def test_as_a_script_it_works_from_anywhere(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    file = os.path.relpath(ROOT / "experiments" / "main.py", tmp_path)
+    done = subprocess.run(
+        [sys.executable, file, CONFIG, "--workdir=a", "--config.seed=x"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "error: seed must be an integer, got 'x'"
