@@ -66,13 +66,13 @@ def save_figure(figure: Figure, file: pathlib.Path, caption: str) -> None:
 
 def caption_of(file: pathlib.Path) -> str:
     """Returns the caption that a PNG file holds; its name where there is none."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=["PNG"]) as opened:
         return opened.info.get(CAPTION) or file.stem
 
 
 def stamp(file: pathlib.Path, text: str) -> None:
     """Adds a line of text at the top of a PNG file."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=["PNG"]) as opened:
         picture, caption = opened.convert("RGB"), opened.info.get(CAPTION, "")
     size = max(12, min(picture.width // 25, 40))
     font = ImageFont.load_default(size)

@@ -1,5 +1,6 @@
 """A trained run, opened: what evaluation, figures and scores read."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -9,12 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jebm
 from experiments.data import datasets
 from experiments.data.loaders import Split
+from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
 from experiments.options import Experiment
+from experiments.rundir import data_note
 from experiments.rundir.settings import check_settings, folder_name, overrides, variant
 from experiments.runtime.files import read_json
 from jebm import checkpoints
@@ -44,6 +48,17 @@ class Run:
     def heldout(self) -> Any:
         """The held-out images, uint8 [N, H, W, C]."""
         return self.splits["test"].images
+
+    @functools.cached_property
+    def training(self) -> Any:
+        """The images of training as the model sees them, uint8 [N, H, W, C].
+
+        Those that are drawn black or white anew at every step are drawn once.
+        """
+        images = self.splits["train"].images
+        if not self.experiment.data.binarize:
+            return images
+        return draw_binary(np.random.default_rng(0), images)
 
     def key(self, stream: int) -> jax.Array:
         """The key of a stream of noise of `experiments.streams`."""
@@ -100,9 +115,13 @@ def open_run(experiment: Experiment, path: pathlib.Path, images: bool = True) ->
     check_settings(path, experiment, "read")
     for text in overrides(path, experiment):
         print(f"Overridden: {text}.")
-    splits: Mapping[str, Split] = Later(lambda: datasets.load(experiment.data))
+    splits: Mapping[str, Split]
     if images:
-        splits = dict(splits)
+        splits = data_note.load(path, experiment.data)
+    else:
+        splits = Later(lambda: datasets.load(experiment.data))
+        with contextlib.suppress(ConfigError, OSError):  # told when they are asked for
+            data_note.warn(path, experiment.data)
     model = read_model(experiment, path)
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})

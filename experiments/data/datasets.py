@@ -43,7 +43,7 @@ def load(data: Data) -> dict[str, Split]:
         splits = hold_out(splits, data.heldout_class)
     if data.binarize:
         rng, test = np.random.default_rng(0), splits["test"]
-        images = draw_binary(rng, np.asarray(test.images))
+        images = draw_binary(rng, test.images)
         splits["test"] = test._replace(images=images)
     return splits
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from experiments.configs import default
-from experiments.data import batches, datasets, sources
+from experiments.data import batches, datasets, decoding, sources
 from experiments.data.augment import BENT, MOVED, affine
 from experiments.data.batches import Batches
 from experiments.data.pixels import to_unit
@@ -205,7 +205,7 @@ def streamed():
     return sources.Streamed(
         sources.Encoded([encoded(photo) for photo in PHOTOS]),
         (6, 6, 3),
-        functools.partial(sources.fit, size=(6, 6)),
+        functools.partial(decoding.fit, size=(6, 6)),
     )
 
 
