@@ -13,11 +13,14 @@ CAPTION = "Description"  # the field of a PNG file that holds its caption
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
 
 
-def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
-    """Lays out images [N, H, W, C] in [0, 1] row by row; a square by default."""
+def grid(images: np.ndarray, columns: int | None = None, group: int = 1) -> Image.Image:
+    """Lays out images [N, H, W, C] in [0, 1] row by row; a square by default.
+
+    Of each `group` of images that follow each other, all are then in one row.
+    """
     images = np.asarray(images)
     num, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(num))
+    columns = columns or group * math.ceil(math.sqrt(num) / group)
     rows = math.ceil(num / columns)
     pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
     # One grey pixel between neighbours.

@@ -1,10 +1,11 @@
 """A trained run, opened: what evaluation, figures and scores read."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
 from experiments.options import Experiment
 from experiments.rundir import data_note
-from experiments.rundir.settings import check_settings, folder_name, variant
+from experiments.rundir.settings import check_settings, folder_name, overrides, variant
 from experiments.runtime.files import read_json
 from jebm import checkpoints
 
@@ -84,14 +85,43 @@ class Run:
         return folder_name(self.path, self.variant)
 
 
-def open_run(experiment: Experiment, path: pathlib.Path) -> Run:
-    """Opens the run in `path`.
+class Later(Mapping[str, Split]):
+    """Splits that are read when they are first asked for."""
+
+    def __init__(self, load: Callable[[], Mapping[str, Split]]):
+        self._load = functools.cache(load)
+
+    def __getitem__(self, name: str) -> Split:
+        return self._load()[name]
+
+    def __iter__(self):
+        return iter(self._load())
+
+    def __len__(self):
+        return len(self._load())
+
+
+def open_run(experiment: Experiment, path: pathlib.Path, images: bool = True) -> Run:
+    """Opens the run in `path`, and says which of its settings are overridden.
+
+    Args:
+      experiment: the settings asked for.
+      path: the directory of the run.
+      images: whether its data are read now, and not when they are first asked for.
 
     Raises:
       ConfigError: if there is none, or its settings are others in what may not change.
     """
     check_settings(path, experiment, "read")
-    splits = data_note.load(path, experiment.data)
+    for text in overrides(path, experiment):
+        print(f"Overridden: {text}.")
+    splits: Mapping[str, Split]
+    if images:
+        splits = data_note.load(path, experiment.data)
+    else:
+        splits = Later(lambda: datasets.load(experiment.data))
+        with contextlib.suppress(ConfigError, OSError):  # told when they are asked for
+            data_note.warn(path, experiment.data)
     model = read_model(experiment, path)
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})

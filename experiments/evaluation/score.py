@@ -41,7 +41,7 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     apart.
     """
     create(experiment)  # refuses options of eval that cannot work
-    run = open_run(experiment, path)
+    run = open_run(experiment, path, images=False)
     names, images = read_folder(folder, run.model.image_shape, experiment.data)
     print(f"Scoring {len(names)} images with {path} at step {run.step}.")
     scores = scores_of(run.key(Stream.EVALUATION), run, images)

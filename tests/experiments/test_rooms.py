@@ -32,7 +32,8 @@ ROOMS = {
     | {"command_line", "runtime", "data", "rundir", "models", "runs", "training"}
     | {"evaluation"},
     "main": BOTTOM
-    | {"command_line", "runtime", "models", "training", "evaluation", "drawing"},
+    | {"command_line", "runtime", "rundir", "models"}
+    | {"training", "evaluation", "drawing"},
 }
 
 
