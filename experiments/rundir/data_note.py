@@ -36,7 +36,7 @@ def warn(
 
     Without `splits` nothing is read, and only the names and sizes of files are known.
     """
-    entries = _entries(path)
+    entries = read(path)
     if data.name == "folder" and (not entries or entries[0]["step"]):
         print(
             f"warning: {path} was begun by an older version, which held other pictures "
@@ -56,7 +56,7 @@ def note(
     path: pathlib.Path, data: Data, splits: Mapping[str, Split], step: int
 ) -> None:
     """Notes which images the run in `path` reads from `step` on."""
-    entries = [entry for entry in _entries(path) if entry["step"] < step]
+    entries = [entry for entry in read(path) if entry["step"] < step]
     now = identity(data, splits)
     if not entries or differences(entries[-1], now):
         write_json(path / _FILE, [*entries, {"step": step, **now}])
@@ -89,7 +89,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _entries(path):
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the entries of a run; [] of one of an older version."""
     file = path / _FILE
     return read_json(file, list) if file.is_file() else []
 
