@@ -9,6 +9,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments.configs import CONFIGS
+from experiments.errors import ConfigError
 from experiments.options import RENAMED, flat
 from jebm.names import did_you_mean
 
@@ -70,26 +71,36 @@ def tool_help(path: str | None) -> str:
 
 
 def parse(
-    argv: list[str], describe: Callable[[str | None], str] = tool_help
+    argv: list[str],
+    describe: Callable[[str | None], str] = tool_help,
+    settle: Callable[[list[str]], list[str]] = list,
 ) -> list[str]:
     """Parses the command line, as `absl.app.run` expects of a `flags_parser`.
 
     `describe` makes what `--help` prints, of the config's file if one is given.
+    `settle` may replace arguments before they are parsed.
     """
-    path = _config_file(argv)
-    if path is not None and not pathlib.Path(path).is_file():
+    path = value_of("config", argv)
+    if path and not pathlib.Path(path).is_file():
         near = did_you_mean(pathlib.Path(path).name, _known_configs())
         sys.exit(f"error: no file {path}; {_there_are()}{near}")
     if any(a.lstrip("-") in ("help", "h", "helpfull", "helpshort") for a in argv[1:]):
         print(describe(path))
         sys.exit(0)
     try:
+        argv = settle(argv)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+    path = value_of("config", argv)
+    try:
         rest = flags.FLAGS(argv)  # absl's own parser ends errors with usage
     except (AttributeError, KeyError, TypeError):  # how config_flags refuses a field
         sys.exit(f"error: {_unknown_field(path, argv)}")
+    except flags.IllegalFlagValueError as error:
+        sys.exit(f"error: {_wrong_value(str(error), argv)}")
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    if path is None:
+    if not path:
         sys.exit(f"error: --config=FILE is needed; {_there_are()}")
     if len(rest) > 1:
         sys.exit(f"error: unexpected arguments {rest[1:]}")
@@ -104,7 +115,7 @@ def help_text(path: str | None) -> str:
         "experiments/configs/default.py explains every one."
     )
     if path is not None:
-        values = {f"--config.{k}": v for k, v in flat(_config(path).to_dict())}
+        values = {f"--config.{k}": v for k, v in flat(config_of(path).to_dict())}
         fields = f"all fields of {path}\n{_lines(values)}"
     return _HELP.format(
         modes=_lines(MODES),
@@ -124,17 +135,44 @@ def _headline(name):
     return docstring.splitlines()[0]
 
 
-def _config_file(argv):
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        if argument.lstrip("-") == "config":
-            return following
-        if argument.lstrip("-").startswith("config="):
-            return argument.split("=", 1)[1]
-    return None
+def value_of(flag: str, argv: list[str]) -> str | None:
+    """Returns what the arguments give for a flag, before anything is parsed.
+
+    Example:
+      >>> value_of("mode", ["main", "--mode=eval"]), value_of("mode", ["main"])
+      ('eval', None)
+    """
+    return next(_values_of(flag, argv), None)
 
 
-def _config(path):
-    return runpy.run_path(path)["get_config"]()
+def _values_of(flag, argv):
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == flag:
+            yield value if equals else following
+
+
+def without(flag: str, argv: list[str]) -> list[str]:
+    """Returns the arguments without a flag and its value.
+
+    Example:
+      >>> without("mode", ["main", "--mode", "eval", "--mode=eval", "--seed=1"])
+      ['main', '--seed=1']
+    """
+    rest, skip = argv[:1], False
+    for argument in argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        named = argument.startswith("-") and name == flag
+        if not (named or skip):
+            rest.append(argument)
+        skip = named and not equals
+    return rest
+
+
+def config_of(path: str):
+    """Returns the config of FILE, or FILE:ARGUMENT, as its file makes it."""
+    file, *argument = path.split(":", 1)
+    return runpy.run_path(file)["get_config"](*argument)
 
 
 def _known_configs() -> list[str]:
@@ -145,10 +183,32 @@ def _there_are() -> str:
     return f"there are {', '.join(_known_configs())} in experiments/configs"
 
 
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "string enum": "one of",
+}
+
+
+def _wrong_value(message, argv):
+    """Says in our words what absl says as "flag --NAME=VALUE: REASON"."""
+    name, rest = message.removeprefix("flag --").split("=", 1)
+    value = next(v for v in _values_of(name, argv) if rest.startswith(f"{v}: "))
+    parser = flags.FLAGS[name].parser
+    kind = _KINDS.get(parser.flag_type(), "a section of fields, {'name': value}")
+    near, choices = "", getattr(parser, "enum_values", None)
+    if choices:
+        kind = f"{kind} {', '.join(choices)}"
+        near = did_you_mean(value, choices)
+    shown = name.removeprefix("config.") if "." in name else f"--{name}"
+    return f"{shown} must be {kind}, got {value!r}{near}"
+
+
 def _unknown_field(path, argv):
     if path is None:
         return f"--config=FILE is needed; {_there_are()}"
-    config = _config(path)
+    config = config_of(path)
     for argument in argv:
         if not argument.startswith("--config."):
             continue

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import pathlib
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jebm
 from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
 from experiments.options import Experiment, read
-from experiments.runtime.files import read_json
+from experiments.runtime.files import local_path, read_json
 
 
 def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def _first_spec(experiment, image_shape):
 
 @functools.lru_cache(maxsize=1)
 def _read_spec(checkpoint):
-    file = pathlib.Path(checkpoint) / "model.json"
+    file = local_path("backbone.checkpoint", checkpoint) / "model.json"
     if not file.is_file():
         raise ConfigError(
             f"backbone.checkpoint must be the directory of a run or of a converted "

@@ -13,11 +13,14 @@ CAPTION = "Description"  # the field of a PNG file that holds its caption
 _MIN_WIDTH = 640  # pixels; small images are enlarged, without smoothing
 
 
-def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
-    """Lays out images [N, H, W, C] in [0, 1] row by row; a square by default."""
+def grid(images: np.ndarray, columns: int | None = None, group: int = 1) -> Image.Image:
+    """Lays out images [N, H, W, C] in [0, 1] row by row; a square by default.
+
+    Of each `group` of images that follow each other, all are then in one row.
+    """
     images = np.asarray(images)
     num, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(num))
+    columns = columns or group * math.ceil(math.sqrt(num) / group)
     rows = math.ceil(num / columns)
     pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
     # One grey pixel between neighbours.
@@ -63,13 +66,13 @@ def save_figure(figure: Figure, file: pathlib.Path, caption: str) -> None:
 
 def caption_of(file: pathlib.Path) -> str:
     """Returns the caption that a PNG file holds; its name where there is none."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=["PNG"]) as opened:
         return opened.info.get(CAPTION) or file.stem
 
 
 def stamp(file: pathlib.Path, text: str) -> None:
     """Adds a line of text at the top of a PNG file."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=["PNG"]) as opened:
         picture, caption = opened.convert("RGB"), opened.info.get(CAPTION, "")
     size = max(12, min(picture.width // 25, 40))
     font = ImageFont.load_default(size)

@@ -1,21 +1,25 @@
 """A trained run, opened: what evaluation, figures and scores read."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jebm
 from experiments.data import datasets
 from experiments.data.loaders import Split
+from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
 from experiments.options import Experiment
-from experiments.rundir.settings import check_settings, variant
+from experiments.rundir import data_note
+from experiments.rundir.settings import check_settings, folder_name, overrides, variant
 from experiments.runtime.files import read_json
 from jebm import checkpoints
 
@@ -45,6 +49,17 @@ class Run:
         """The held-out images, uint8 [N, H, W, C]."""
         return self.splits["test"].images
 
+    @functools.cached_property
+    def training(self) -> Any:
+        """The images of training as the model sees them, uint8 [N, H, W, C].
+
+        Those that are drawn black or white anew at every step are drawn once.
+        """
+        images = self.splits["train"].images
+        if not self.experiment.data.binarize:
+            return images
+        return draw_binary(np.random.default_rng(0), images)
+
     def key(self, stream: int) -> jax.Array:
         """The key of a stream of noise of `experiments.streams`."""
         return jax.random.fold_in(jax.random.key(self.experiment.seed), stream)
@@ -62,17 +77,51 @@ class Run:
 
     def folder(self, name: str) -> pathlib.Path:
         """Where its files of a kind lie: those of another variant lie apart."""
-        return self.path / name / self.variant
+        return self.path / name / self.variant_name
+
+    @property
+    def variant_name(self) -> str:
+        """The variant as a name of files."""
+        return folder_name(self.path, self.variant)
 
 
-def open_run(experiment: Experiment, path: pathlib.Path) -> Run:
-    """Opens the run in `path`.
+class Later(Mapping[str, Split]):
+    """Splits that are read when they are first asked for."""
+
+    def __init__(self, load: Callable[[], Mapping[str, Split]]):
+        self._load = functools.cache(load)
+
+    def __getitem__(self, name: str) -> Split:
+        return self._load()[name]
+
+    def __iter__(self):
+        return iter(self._load())
+
+    def __len__(self):
+        return len(self._load())
+
+
+def open_run(experiment: Experiment, path: pathlib.Path, images: bool = True) -> Run:
+    """Opens the run in `path`, and says which of its settings are overridden.
+
+    Args:
+      experiment: the settings asked for.
+      path: the directory of the run.
+      images: whether its data are read now, and not when they are first asked for.
 
     Raises:
       ConfigError: if there is none, or its settings are others in what may not change.
     """
     check_settings(path, experiment, "read")
-    splits = datasets.load(experiment.data)
+    for text in overrides(path, experiment):
+        print(f"Overridden: {text}.")
+    splits: Mapping[str, Split]
+    if images:
+        splits = data_note.load(path, experiment.data)
+    else:
+        splits = Later(lambda: datasets.load(experiment.data))
+        with contextlib.suppress(ConfigError, OSError):  # told when they are asked for
+            data_note.warn(path, experiment.data)
     model = read_model(experiment, path)
     template = jax.eval_shape(jebm.init, jax.random.key(0), model)
     step, items = restore_aloud(path, {"ema": template})

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import zlib
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from etils import epath
 from PIL import Image
 
 from experiments.data import fake, sources
+from experiments.data.decoding import fit
+from experiments.data.folders import held_out, list_pictures
 from experiments.errors import ConfigError
 
 _IN_MEMORY = 2**30  # bytes; a larger split is decoded as it is read
@@ -72,9 +75,12 @@ def unprepared(name: str, options: Options, where) -> ConfigError:
 
 def prepared(name: str, data_dir: str | None) -> epath.Path | None:
     """Finds the newest version of a data set in the layout of TFDS, if there is one."""
-    pattern = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"
-    versions = sorted((data_directory(data_dir) / name).glob(pattern))
-    return versions[-1].parent if versions else None
+    infos = (data_directory(data_dir) / name).glob("*/dataset_info.json")
+    versions = {}  # 3.0.10 after 3.0.9; what TFDS is still writing has another name
+    for info in infos:
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
+            versions[tuple(map(int, info.parent.name.split(".")))] = info.parent
+    return versions[max(versions)] if versions else None
 
 
 def require(name: str, options: Options) -> None:
@@ -124,9 +130,14 @@ def tfds_builder(name: str, options: Options):
 def streamed(name: str, encoded, options: Options) -> sources.Streamed:
     """Cuts the images of an encoded source as those of the data set `name` are."""
     shape = options.image_shape or SHAPES[name]
-    fit = functools.partial(sources.fit, size=(shape[1], shape[0]))
-    cut = _face if name == "celeb_a" else fit
-    return sources.Streamed(encoded, shape, cut, options.on_corrupt)
+    return sources.Streamed(encoded, shape, cut_of(name, shape), options.on_corrupt)
+
+
+def cut_of(name: str, shape: tuple[int, int, int]) -> sources.Cut:
+    """Returns what brings the photographs of the data set `name` to a shape."""
+    if name == "celeb_a" and shape == SHAPES[name]:
+        return _face
+    return functools.partial(fit, size=(shape[1], shape[0]))
 
 
 def _settled(images, options, labels=None):
@@ -159,10 +170,12 @@ def _digits(options):
 def _face(image: Image.Image, place: float) -> Image.Image:
     """Cuts 148 x 148 of CelebA's 178 x 218 pixels around the face, scaled to 64 x 64.
 
-    The crop of Larsen et al. (arXiv 1512.09300), taken over by NVAE and VAEBM.
+    The crop of Larsen et al. (arXiv 1512.09300), taken over by NVAE and VAEBM. Pictures
+    of another size, which somebody scores, are none of CelebA's: these are cut as any.
     """
-    face = image.crop((15, 40, 163, 188))
-    return sources.fit(face, place, (64, 64))
+    if image.size == (178, 218):
+        image = image.crop((15, 40, 163, 188))
+    return fit(image, place, (64, 64))
 
 
 def _celeba_hq(options):
@@ -190,7 +203,7 @@ def _church_database(part, options):
 
 
 def _folder(options):
-    """Loads images in and below a folder, by their names; holds out a fixed tenth."""
+    """Loads the pictures in and below a folder, and holds out about a tenth."""
     if options.data_dir is None or options.image_shape is None:
         raise ConfigError(
             "data.name 'folder' needs data.data_dir, the folder, and data.image_shape, "
@@ -204,16 +217,17 @@ def _folder(options):
     folder = pathlib.Path(options.data_dir).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"data.data_dir {folder} is not a folder")
-    files = sorted(p for p in folder.rglob("*") if not p.is_dir())
-    known = Image.registered_extensions()
-    paths = [p for p in files if p.suffix.lower() in known]
-    if len(files) > len(paths):
-        print(f"{len(files) - len(paths)} files of {folder} are no images: left out")
-    if len(paths) < 2:
-        raise ConfigError(f"2 images are needed, and {folder} has {len(paths)}")
-    order = np.random.RandomState(0).permutation(len(paths))
-    encoded = sources.Files([paths[i] for i in order])
-    return _held_out(streamed("folder", encoded, options), options, 1 / 10)
+    listing = list_pictures(folder)
+    if listing.left_out:
+        print(listing.left_out)
+    if len(listing.names) < 2:
+        raise ConfigError(f"2 images are needed, and {folder} has {len(listing.names)}")
+    images = streamed("folder", sources.Files(folder, listing.names), options)
+    training, others = held_out(listing.names, 1 / 10)
+    return {
+        "train": _settled(images.subset(training), options),
+        "test": _settled(images.subset(others), options),
+    }
 
 
 def _held_out(images, options, share):

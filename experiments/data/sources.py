@@ -1,22 +1,24 @@
 """Images that are decoded when they are read.
 
-An encoded source is a sequence of bytes, one image file each, with random access and a
-`name(i)` for messages; it can be pickled, so that worker processes read it too.
-`Streamed` makes of it what an array of images is to its readers.
+An encoded source is a sequence of bytes, one image file each, with random access, a
+`name(i)` for messages and a `mark(i)`, which tells image i from another without reading
+it; it can be pickled, so that worker processes read it too. `Streamed` makes of it what
+an array of images is to its readers.
 """
 
 import functools
+import hashlib
 import importlib.util
-import io
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
+from experiments.data.decoding import MOST_BYTES, decode
 from experiments.errors import ConfigError
 
 ON_CORRUPT = ("error", "skip")
@@ -33,12 +35,16 @@ class Encoded(list):
         """Names image i in messages."""
         return f"image {i}"
 
+    def mark(self, i: int) -> str:
+        """Returns the sum of image i."""
+        return hashlib.sha256(self[i]).hexdigest()
+
 
 class Files:
-    """The contents of files."""
+    """The contents of files in a folder, by their relative names."""
 
-    def __init__(self, paths: Sequence[pathlib.Path]):
-        self._paths = list(paths)
+    def __init__(self, folder: pathlib.Path, names: Sequence[str]):
+        self._names, self._paths = list(names), [folder / name for name in names]
 
     def __len__(self):
         return len(self._paths)
@@ -46,11 +52,18 @@ class Files:
     def __getitem__(self, i: int) -> bytes:
         if not self._paths[i].is_file():  # a pipe would wait for ever
             raise OSError("not a file that can be read")
+        if (size := self._paths[i].stat().st_size) > MOST_BYTES:
+            raise OSError(f"it has {size:,} bytes, and at most {MOST_BYTES:,} are read")
         return self._paths[i].read_bytes()
 
     def name(self, i: int) -> str:
         """Returns the path of file i."""
         return str(self._paths[i])
+
+    def mark(self, i: int) -> str:
+        """Returns the relative name of file i, and its size."""
+        path = self._paths[i]
+        return f"{self._names[i]} {path.stat().st_size if path.is_file() else 0}"
 
 
 class Lmdb:
@@ -77,7 +90,11 @@ class Lmdb:
 
     def name(self, i: int) -> str:
         """Names path and key."""
-        return f"{self._path}, key {self._keys[i].decode(errors='replace')}"
+        return f"{self._path}, key {self.mark(i)}"
+
+    def mark(self, i: int) -> str:
+        """Returns key i."""
+        return self._keys[i].decode(errors="replace")
 
 
 def import_lmdb():
@@ -129,6 +146,10 @@ class Records:
         """Names directory, split and number."""
         return f"{self._split}, example {i}"
 
+    def mark(self, i: int) -> str:
+        """Returns the number; the directory may move."""
+        return str(i)
+
 
 def records(builder, split: str) -> "Records | Encoded":
     """Returns the images of a split that TFDS has prepared; TFRecords, in memory."""
@@ -173,62 +194,10 @@ def _tf_examples(builder, split):
     return tfds.as_numpy(builder.as_dataset(split, decoders=_as_stored()))
 
 
-def decode(data: bytes, channels: int) -> Image.Image:
-    """Decodes an image file to 8-bit grey or RGB, turned as its camera says.
-
-    16 bits are scaled to 8, palettes and CMYK are converted, transparency is dropped.
-
-    Raises:
-      ValueError: for pixels without a known range.
-      Exception: what Pillow raises on damaged files is of many kinds.
-
-    Example:
-      >>> buffer = io.BytesIO()
-      >>> Image.new("RGBA", (4, 2), (255, 0, 0, 128)).save(buffer, "png")
-      >>> image = decode(buffer.getvalue(), channels=1)
-      >>> image.mode, image.size, image.getpixel((0, 0))
-      ('L', (4, 2), 76)
-    """
-    with Image.open(io.BytesIO(data)) as opened:
-        opened.load()
-        return as_mode(ImageOps.exif_transpose(opened), channels)
-
-
-def as_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Converts an image to 8-bit grey or RGB."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode!r} have no known range")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def fit(image: Image.Image, place: float, size: tuple[int, int]) -> Image.Image:
-    """Scales an image until it just covers `size`, width and height, and cuts it there.
-
-    By triangles with antialiasing: what the published codes call bilinear.
-
-    Example:
-      >>> fit(Image.new("L", (200, 100)), 0.5, (64, 64)).size
-      (64, 64)
-    """
-    width, height = size
-    if image.size == size:
-        return image
-    scale = max(width / image.width, height / image.height)
-    scaled = (
-        max(width, round(scale * image.width)),
-        max(height, round(scale * image.height)),
-    )
-    image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left = _offset(place, scaled[0] - width)
-    top = _offset(place, scaled[1] - height)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _offset(place, longest):
-    return min(int(place * (longest + 1)), longest)  # each as likely as any other
+def digest_of_marks(encoded, indices: Iterable[int]) -> str:
+    """Digests the marks of some images of an encoded source."""
+    marks = "\0".join(encoded.mark(int(i)) for i in indices)
+    return hashlib.sha256(marks.encode(errors="surrogatepass")).hexdigest()
 
 
 class Streamed:
@@ -299,6 +268,10 @@ class Streamed:
                 kept.append(i)
         return images[: len(kept)], np.asarray(kept, int)
 
+    def marks(self) -> str:
+        """Digests what tells these images from others, without reading them."""
+        return digest_of_marks(self._encoded, self._indices)
+
     def subset(self, index: np.ndarray) -> "Streamed":
         """Returns these images alone, in this order."""
         return Streamed(
@@ -307,6 +280,16 @@ class Streamed:
             self._cut,
             self._on_corrupt,
             self._indices[index],
+        )
+
+    def joined(self, other: "Streamed") -> "Streamed":
+        """Returns these images and those of another part of the same source."""
+        return Streamed(
+            self._encoded,
+            self.shape[1:],
+            self._cut,
+            self._on_corrupt,
+            np.concatenate([self._indices, other._indices]),
         )
 
     def _try(self, i, place):

@@ -31,6 +31,7 @@ from jebm.chains import decode
 from jebm.metrics import energy_distance
 
 _NUM_POINTS = 4000  # of prior and of posterior, that are compared
+_FEWEST = 100  # of few images some are taken more than once, with other noise
 _NUM_SHOWN = 2000  # of them, in a plane
 _NUM_DECODED = 16
 _NUM_TIMES = 6  # columns, at most
@@ -91,7 +92,7 @@ def compute(key: jax.Array, run: Run) -> LatentPlanes:
     """Draws prior samples along the chain, and posterior samples of training images."""
     key_prior, key_posterior, key_untilted = jax.random.split(key, 3)
     model, params = run.model, run.params
-    num = min(_NUM_POINTS, len(run.splits["train"].images))
+    num = min(_NUM_POINTS, max(_FEWEST, len(run.training)))
     posterior = _sample_posterior(key_posterior, run, num)
     # In z-space the untilted start is not the hierarchy, so both are drawn.
     untilted = jebm.sample(key_untilted, model, params, num, prior="gaussian").latents
@@ -183,10 +184,10 @@ def distances(
 
 
 def _sample_posterior(key, run, num):
-    images = run.splits["train"].images
+    images = run.training
 
     def sample(key, indices):
-        x = to_unit(jnp.asarray(images[indices]))
+        x = to_unit(jnp.asarray(images[indices % len(images)]))
         return jebm.posterior_sample(key, run.model, run.params, x)
 
     return map_batches(key, sample, np.arange(num), run.experiment.eval.batch_size)

@@ -11,6 +11,7 @@ import jebm
 from experiments import pictures
 from experiments.data.pixels import to_unit
 from experiments.drawing.figures import draw_figure
+from experiments.errors import ConfigError
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.runs import Run, open_run
@@ -29,17 +30,21 @@ class Samples(NamedTuple):
     Attributes:
       gaussian: samples of the Gaussian prior.
       ebm: samples of the tilted prior; None where the model has no energy.
-      reconstruction: held-out images, each followed by its reconstruction.
+      reconstruction: held-out images, each followed by its reconstruction; None where
+        they cannot be read.
     """
 
     gaussian: np.ndarray
     ebm: np.ndarray | None
-    reconstruction: np.ndarray
+    reconstruction: np.ndarray | None
 
 
 def sample(experiment: Experiment, path: pathlib.Path) -> None:
-    """Draws pictures from the run in `path`; chains and seed may be overridden."""
-    for file in write_samples(open_run(experiment, path)):
+    """Draws pictures from the run in `path`; chains and seed may be overridden.
+
+    Without the images of its data it draws samples of the priors alone, and says so.
+    """
+    for file in write_samples(open_run(experiment, path, images=False)):
         print(f"wrote {file}")
     report.write(path)
     print(f"Look at {path / 'report.html'}")
@@ -74,16 +79,26 @@ def compute(key: jax.Array, run: Run) -> Samples:
     ebm = None
     if model.energy is not None:
         ebm = np.asarray(jebm.sample(key_prior, model, params, num).x)
-    originals = to_unit(run.heldout[: num // 2])
-    reconstructions = jebm.reconstruct(key_posterior, model, params, originals)
-    pairs = pictures.beside(originals, reconstructions)
-    return Samples(np.asarray(gaussian), ebm, pairs)
+    return Samples(
+        np.asarray(gaussian), ebm, _reconstruct(key_posterior, run, num // 2)
+    )
+
+
+def _reconstruct(key, run, num):
+    """Pairs of held-out images and their reconstructions."""
+    try:
+        originals = to_unit(run.heldout[:num])
+    except (ConfigError, OSError) as error:  # samples of the priors need no images
+        print(f"No reconstructions: {error}.")
+        return None
+    again = jebm.reconstruct(key, run.model, run.params, originals)
+    return pictures.beside(originals, again)
 
 
 def draw(samples: Samples) -> dict[str, Image.Image]:
     """Draws a grid of each kind of images, by name."""
     return {
-        name: pictures.grid(images)
+        name: pictures.grid(images, group=2 if name == "reconstruction" else 1)
         for name, images in samples._asdict().items()
         if images is not None
     }

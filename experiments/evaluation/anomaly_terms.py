@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import jebm
 from experiments.data.augment import affine
-from experiments.data.pixels import to_unit
+from experiments.data.pixels import draw_binary, to_unit
 from experiments.evaluation.anomaly_score import ImageTerms, Terms
 from experiments.runs import Run
 from experiments.runtime.batching import map_batches
@@ -28,20 +28,23 @@ def terms_of(
       num_augmentations: of affine maps of each image.
       num_neighbours: at most the number of images of training.
     """
-    images, training = run.heldout, run.splits["train"].images
+    images = run.heldout
     key, key_maps, key_training = jax.random.split(key, 3)
     moved = [_terms(key, run, images)]
     maps = range(num_augmentations)
     for i in tqdm(maps, desc="moved and bent", leave=False, disable=None):
         shape = (len(images), 2, 3)
         drawn = np.asarray(jax.random.uniform(jax.random.fold_in(key_maps, i), shape))
-        moved.append(_terms(key, run, affine(images[:], drawn)))
+        bent = affine(images[:], drawn)
+        if run.experiment.data.binarize:  # between the pixels it is grey
+            bent = draw_binary(np.random.default_rng(i), bent)
+        moved.append(_terms(key, run, bent))
     nearest = np.empty((len(images), 0), int)
     knn_log_volume = np.empty((len(images), 0))
     known = jax.tree.map(lambda t: np.empty(0), moved[0])
     if num_neighbours:
-        known = _terms(key_training, run, training)
-        there = _positions(key_training, run, training)
+        known = _terms(key_training, run, run.training)
+        there = _positions(key_training, run, run.training)
         here = _positions(key, run, images)
         nearest, knn_log_volume = _nearest(there, here, num_neighbours)
     return Terms(

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from experiments.data.loaders import SHAPES, UNLABELLED
 from experiments.errors import ConfigError
 from experiments.runtime.batching import map_batches
 from experiments.runtime.files import write_json
@@ -25,6 +26,7 @@ from jebm.files import written_whole
 
 DIRECTORY = pathlib.Path(__file__).parent / "classifiers"
 BATCH_SIZE = 256
+LABELLED = set(SHAPES) - set(UNLABELLED)  # classifiers can be trained of these
 
 
 class Classifier(nn.Module):
@@ -105,10 +107,13 @@ def load(
 
 
 def absent(data_name: str, directory: pathlib.Path = DIRECTORY) -> str:
-    """Says that a data set has no classifier, and how to get one."""
+    """Says that a data set has no classifier, and what can be done about it."""
+    lacking = f"data set {data_name!r} has no classifier; known: {known(directory)}"
+    if data_name in LABELLED:
+        return f"{lacking}; {_command(data_name)} trains one"
     return (
-        f"data set {data_name!r} has no classifier; known: {known(directory)}; "
-        f"{_command(data_name)} trains one"
+        f"{lacking}. Without one --mode=eval --config.eval.protocol=ood (or "
+        "likelihood) measures the run"
     )
 
 

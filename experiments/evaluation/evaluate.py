@@ -42,27 +42,40 @@ def evaluate(experiment: Experiment, path: pathlib.Path) -> None:
     evaluator = create(experiment)
     if reason := evaluator.lacks(experiment):
         raise ConfigError(reason)
-    run = open_run(experiment, path)
-    print(f"Evaluating {path} at step {run.step}.")
-    started = time.perf_counter()
-    results = measure(evaluator, run)
-    facts = facts_of(run, results) | {"seconds": time.perf_counter() - started}
-    write(evaluator, run, results, facts)
-    report.write(path)
+    _evaluate(evaluator, open_run(experiment, path))
 
 
 def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
-    """As `evaluate`, but only says so where the evaluator lacks something."""
-    if reason := create(experiment).lacks(experiment):
+    """As `evaluate`, but measures the rest where the evaluator lacks something.
+
+    The screen and eval.json then say what was not measured, and why.
+    """
+    evaluator = create(experiment)
+    reason = evaluator.lacks(experiment)
+    if reason:
         print(f"Not evaluated: {reason}.")
-    else:
-        evaluate(experiment, path)
+    _evaluate(evaluator, open_run(experiment, path), reason)
 
 
-def measure(evaluator: Evaluator, run: Run) -> list[Result]:
-    """Returns the results of the evaluator, and of what goes with every one."""
+def _evaluate(evaluator, run, reason=""):
+    what = "Measuring the chains of" if reason else "Evaluating"
+    print(f"{what} {run.path} at step {run.step}.")
+    started = time.perf_counter()
+    results = measure(evaluator, run, reason)
+    facts = facts_of(run, results) | {"seconds": time.perf_counter() - started}
+    write(evaluator, run, results, facts)
+    report.write(run.path)
+
+
+def measure(evaluator: Evaluator, run: Run, reason: str = "") -> list[Result]:
+    """Returns the results of the evaluator, and of what goes with every one.
+
+    Where there is a reason why it cannot measure, its result is that reason.
+    """
     key = run.key(Stream.EVALUATION)
-    return [measured(key, run) for measured in (evaluator.evaluate, *WITH_EVERY)]
+    about = f"Not evaluated by {run.experiment.eval.protocol!r}: {reason}."
+    own = Result({}, about=about) if reason else evaluator.evaluate(key, run)
+    return [own, *(measured(key, run) for measured in WITH_EVERY)]
 
 
 def facts_of(run: Run, results: list[Result]) -> dict[str, Any]:
@@ -160,5 +173,5 @@ def file_of(evaluator: Evaluator, run: Run) -> pathlib.Path:
     own = read_settings(run.path)["eval"]["protocol"]
     if named == own and not evaluator.OWN_FILE:
         named = ""
-    parts = [part for part in (named, run.variant) if part]
+    parts = [part for part in (named, run.variant_name) if part]
     return run.path / f"{'_'.join(['eval', *parts])}.json"

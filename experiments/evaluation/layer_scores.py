@@ -6,23 +6,25 @@ import numpy as np
 
 import jebm
 from experiments.data.pixels import to_unit
+from experiments.data.sources import Streamed
 from experiments.runs import Run
 from experiments.runtime.batching import map_batches
 
 
-def scores_of(key: jax.Array, run: Run, images: np.ndarray) -> tuple[np.ndarray, ...]:
+def scores_of(
+    key: jax.Array, run: Run, images: np.ndarray | Streamed
+) -> tuple[np.ndarray, ...]:
     """Returns score(k) of images, for every k: a tuple of [N].
 
     Args:
       key: typed key.
       run: the run.
-      images: uint8, or float32 in [0, 1], [N, H, W, C].
+      images: uint8 [N, H, W, C].
     """
     num = run.experiment.eval.num_posterior_samples
 
     def draw(key, indices):
-        x = jnp.asarray(images[indices])
-        x = to_unit(x) if x.dtype == jnp.uint8 else x
+        x = to_unit(jnp.asarray(images[indices]))
         return tuple(
             jebm.scores.score(key, run.model, run.params, x, k, num_samples=num)
             for k in range(len(run.model.backbone.latent_shapes))

@@ -151,13 +151,18 @@ class Likelihood(Evaluator):
         numbers = {
             "log_likelihood_nats": nats,
             "log_likelihood_error": float(np.sqrt(variance)),
-            "log_likelihood_spread": float(value.std(ddof=1)),
+            "log_likelihood_spread": _spread(value),
             "bits_per_dim": bits_per_dim(nats, x[0].size, is_discrete(model)),
             "effective_samples": float(np.median(each.effective_samples)),
         }
         if k is not None:
             numbers["heavy_tailed_share"] = float(np.mean(~(k <= _HEAVY)))
         return numbers
+
+
+def _spread(value):
+    """The deviation over images; of one image it is unknown."""
+    return float(value.std(ddof=1)) if len(value) > 1 else np.nan
 
 
 def warnings_of(numbers: Mapping[str, Number]) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ import numpy as np
 from PIL import Image
 
 from experiments.data import loaders
+from experiments.data.decoding import as_mode, fit
 from experiments.data.loaders import Options
+from experiments.data.pixels import draw_binary, is_binary
 from experiments.errors import ConfigError
 from experiments.options import Data
 
@@ -12,30 +14,47 @@ from experiments.options import Data
 def outliers(name: str, images: np.ndarray, data: Data) -> np.ndarray:
     """Returns images of elsewhere, as many as there are `images`, of their shape.
 
+    Where all pixels of `images` are black or white, those of elsewhere are drawn so
+    too, each pixel white with the probability that its grey says: no score could be
+    credited for telling grey from binary.
+
     Args:
-      name: of `known`. Held-out images of a data set are converted to grey or RGB and
-        scaled with antialiasing; they are made up in its shape where `data` are.
+      name: of `known`. Held-out images of a data set are converted to grey or RGB, cut
+        to the middle and scaled, as photographs are; they are made up in its shape
+        where `data` are.
       images: held-out images of the data set itself, uint8 [N, H, W, C].
       data: config.data; its `data_dir` is where prepared data lies.
 
     Raises:
       ConfigError: for data that is not prepared.
     """
-    if name in MADE:
-        return MADE[name](images)
+    made = MADE[name](images) if name in MADE else _of_data_set(name, images, data)
+    if is_binary(images):
+        return draw_binary(np.random.default_rng(0), made)
+    return made
+
+
+def _of_data_set(name, images, data):
+    """Held-out images of the data set `name`, of the shape of `images`."""
     loader = "fake" if data.is_fake and name in loaders.SHAPES else name
-    options = Options(data.data_dir, fake_like=name)
+    options = Options(_prepared_in(data), fake_like=name)
     others = loaders.LOADERS[loader](options)["test"].images
     height, width, channels = images.shape[1:]
-    mode = "L" if channels == 1 else "RGB"
     converted = [
-        Image.fromarray(np.squeeze(other, -1) if other.shape[-1] == 1 else other)
-        .convert(mode)
-        .resize((width, height), Image.Resampling.LANCZOS)
+        fit(as_mode(_image_of(other), channels), 0.5, (width, height))
         for other in others[: len(images)]
     ]
     stacked = np.stack([np.asarray(image) for image in converted])
     return stacked.reshape(-1, *images.shape[1:])
+
+
+def _image_of(pixels):
+    return Image.fromarray(np.squeeze(pixels, -1) if pixels.shape[-1] == 1 else pixels)
+
+
+def _prepared_in(data):
+    """Where prepared data lies: not in a folder of pictures."""
+    return None if data.name == "folder" else data.data_dir
 
 
 def known() -> list[str]:
@@ -50,7 +69,7 @@ def require(name: str, data: Data) -> None:
       ConfigError: telling how to get it.
     """
     if not data.is_fake:  # then others are made up as well
-        loaders.require(name, Options(data.data_dir))
+        loaders.require(name, Options(_prepared_in(data)))
 
 
 def _noise(images):

@@ -26,7 +26,8 @@ def probe_layers(key: jax.Array, run: Run) -> dict[str, dict[str, float]]:
     """
     drawn, labels = {}, {}
     for i, (name, most) in enumerate(_NUM_IMAGES.items()):
-        images, known = run.splits[name]
+        images = run.training if name == "train" else run.heldout
+        known = run.splits[name].labels
         num = min(most, len(images))
 
         def draw(key, indices, images=images):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments.data import datasets, sources
-from experiments.data.pixels import draw_binary, to_unit
+from experiments.data.pixels import digest, draw_binary, to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import activations
 from experiments.evaluation.inception_features import Extractor, summarise
@@ -66,34 +66,24 @@ def images_of(data: Data, split: str) -> np.ndarray | sources.Streamed:
     images = splits[split].images
     if data.binarize and split == "train":  # "test" is drawn already
         rng = np.random.default_rng(0)
-        images = draw_binary(rng, np.asarray(images))
+        images = draw_binary(rng, images)
     return images
 
 
 def cached(data: Data, split: str, images, extractor: Extractor) -> pathlib.Path:
-    """Names the file: data set, split, resolution, protocol; what is special."""
+    """Names the file: data set, split, resolution, protocol; a digest of the pixels.
+
+    Whatever else decides which images they are, and however a folder has changed, is in
+    the digest. Streamed images are all decoded for it.
+    """
     _, height, width, _ = images.shape
     parts = [data.name.replace("/", "-"), split, f"{height}x{width}", extractor.name]
     if data.is_fake:
         parts[0] += f"-{data.fake_like.replace('/', '-')}"
-    if data.name == "folder":  # there are many
-        parts[0] += f"-{_fingerprint(images)}"
-    if data.labels:
-        parts.append("labels" + ",".join(map(str, data.labels)))
-    if data.heldout_class is not None:
-        parts.append(f"heldout{data.heldout_class}")
-    if data.binarize:
-        parts.append("binarized")
+    parts.append(digest(images)[:16])
     if extractor.sha256 != inception.PUBLISHED_SHA256:
         parts.append(f"inception{extractor.sha256[:8]}")
     return cache_directory() / "statistics" / f"{'_'.join(parts)}.npz"
-
-
-def _fingerprint(images):
-    """What tells images from others: how many they are, and ten of them."""
-    subset = images[np.arange(10) * len(images) // 10]
-    content = str(images.shape).encode() + np.ascontiguousarray(subset).tobytes()
-    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def make(
@@ -118,7 +108,7 @@ def make(
         scaled = np.asarray(to_unit(chosen))
         return parallel.shard(scaled, devices)
 
-    identity = {"images": _fingerprint(images), "batch_size": batch_size}
+    identity = {"images": digest(images), "batch_size": batch_size}
     unfinished = file.with_suffix(".unfinished") / activations.digest(identity)
     files = activations.stream(
         unfinished, len(images), batch_size, [extractor.stage], first, file.stem

@@ -2,22 +2,34 @@
 
 import csv
 import pathlib
+import warnings
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
 
 from experiments import pictures
-from experiments.data import sources
+from experiments.data import loaders
+from experiments.data.folders import list_pictures
+from experiments.data.pixels import draw_picture_binary
+from experiments.data.sources import Cut, Files, Streamed
 from experiments.errors import ConfigError
 from experiments.evaluation.layer_scores import scores_of
 from experiments.evaluation.registry import create
-from experiments.options import Experiment
+from experiments.options import Data, Experiment
 from experiments.rundir import report
 from experiments.runs import open_run
+from experiments.runtime.files import (
+    digest_name,
+    read_json,
+    readable,
+    short_name,
+    write_json,
+)
 from experiments.streams import Stream
 
-_COLUMNS, _ROWS = 10, 10
+_COLUMNS, _ROWS = 10, 10  # at most
+_NARROWEST = 5  # inches, of a sheet
+_FOLDERS = "folders.json"
 
 
 def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> None:
@@ -25,18 +37,29 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
 
     Writes to scores/ of the run FOLDER.csv, a line per image with every score(k) and
     log-likelihood ratio of `jebm.scores` in nats, and FOLDER.png, the images from the
-    most to the least anomalous by minus score(0).
+    most to the least anomalous by minus score(0). `name_of` tells folders of one name
+    apart.
     """
     create(experiment)  # refuses options of eval that cannot work
-    run = open_run(experiment, path)
-    files, images = read_folder(folder, run.model.image_shape)
-    print(f"Scoring {len(files)} images with {path} at step {run.step}.")
+    run = open_run(experiment, path, images=False)
+    names, images = read_folder(folder, run.model.image_shape, experiment.data)
+    print(f"Scoring {len(names)} images with {path} at step {run.step}.")
     scores = scores_of(run.key(Stream.EVALUATION), run, images)
-    out, name = run.folder("scores"), folder.resolve().name
+    # Another image has taken the place of one that was skipped.
+    kept = np.setdiff1d(np.arange(len(names)), list(images.skipped))
+    names, images = [names[i] for i in kept], images.subset(kept)
+    scores = tuple(score[kept] for score in scores)
+    out = run.folder("scores")
     out.mkdir(parents=True, exist_ok=True)
+    name = name_of(out, folder.resolve())
+    _note_images(out, name, run.step, images)
     table, sheet = out / f"{name}.csv", out / f"{name}.png"
-    _write_table(table, files, scores)
-    _sheet(files, images, -scores[0]).savefig(sheet, dpi=130)
+    _write_table(table, names, scores)
+    where = readable(str(folder.resolve()))
+    caption = f"Images of {where}, from the most to the least anomalous"
+    with warnings.catch_warnings():  # no font has the letters of all names
+        warnings.filterwarnings("ignore", message="Glyph")
+        pictures.save_figure(_sheet(names, images, -scores[0]), sheet, caption)
     pictures.stamp_all([sheet], run.label)
     print(f"wrote {table}")
     print(f"wrote {sheet}")
@@ -44,73 +67,120 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
 
 
 def read_folder(
-    folder: pathlib.Path, image_shape: tuple[int, int, int]
-) -> tuple[list[pathlib.Path], np.ndarray]:
-    """Reads all images of a folder, in alphabetical order.
+    folder: pathlib.Path, image_shape: tuple[int, ...], data: Data
+) -> tuple[list[str], Streamed]:
+    """Finds the images in and below a folder, in alphabetical order.
 
-    Images are converted to grey or RGB, as the model has it, and those of another size
-    are scaled to the model's with antialiasing. What is no image is left out.
+    They are read as those of `data` are in training: cut to the middle and scaled to
+    the model's size, and with `data.binarize` drawn black or white.
 
     Returns:
-      The files, and float32 [N, H, W, C] in [0, 1].
+      The files, relative to the folder, and uint8 [N, H, W, C], decoded when they are
+      indexed; `data.on_corrupt` says what is done about damaged ones.
 
     Raises:
-      ConfigError: if the folder is not there, holds no image, or one is damaged.
+      ConfigError: if the folder is not there or holds no image.
     """
     if not folder.is_dir():
         raise ConfigError(f"images: {folder} is not a folder")
     height, width, channels = image_shape
     if channels not in (1, 3):
         raise ConfigError(f"images: the model's images have {channels} channels")
-    files, images = [], []
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        try:
-            with Image.open(file) as opened:
-                image = sources.as_mode(opened, channels)
-        except UnidentifiedImageError:
-            if Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN:
-                raise ConfigError(f"images: {file} cannot be read: no image") from None
-            continue
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"images: {file} cannot be read: {error}") from error
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        files.append(file)
-        images.append(np.asarray(image, np.float32).reshape(image_shape) / 255)
-    if not files:
-        raise ConfigError(f"images: there is no image in {folder}")
-    return files, np.stack(images)
+    listing = list_pictures(folder)
+    if listing.left_out:
+        print(listing.left_out)
+    if not listing.names:
+        raise ConfigError(f"images: there is no image in or below {folder}")
+    shape = height, width, channels
+    cut = loaders.cut_of(data.name, shape)
+    images = Streamed(
+        Files(folder, listing.names),
+        shape,
+        _drawn(cut) if data.binarize else cut,
+        data.on_corrupt,
+    )
+    return listing.names, images
 
 
-def _write_table(file, files, scores):
-    names = [f"score_{k}_nats" for k in range(len(scores))]
-    names += [f"llr_{k}_nats" for k in range(1, len(scores))]
+def _drawn(cut: Cut) -> Cut:
+    """Cuts likewise, and draws each pixel black or white."""
+    return lambda image, place: draw_picture_binary(cut(image, place))
+
+
+def name_of(out: pathlib.Path, folder: pathlib.Path) -> str:
+    """Names the files of a folder's scores, and notes it in folders.json of `out`.
+
+    It is the folder's name, with a digest of its path where another folder of that name
+    has been scored.
+    """
+    known, path = _known(out), str(folder)
+    name = short_name(folder.name)
+    if name in known and known[name]["folder"] != path:
+        name = digest_name(name, path)
+    write_json(out / _FOLDERS, known | {name: known.get(name, {"folder": path})})
+    return name
+
+
+def _note_images(out, name, step, images):
+    """Notes which images were scored; says whether they were others last time."""
+    known = _known(out)
+    now = {"step": step, "num_images": len(images), "files": images.marks()}
+    before = known[name]
+    if before.get("files", now["files"]) != now["files"]:
+        print(
+            f"{readable(before['folder'])} has changed since step {before['step']} was "
+            f"scored: {before['num_images']} images then, {len(images)} now."
+        )
+    write_json(out / _FOLDERS, known | {name: before | now})
+
+
+def _known(out):
+    """Reads folders.json: by the name of the files, which folder, and its images."""
+    file = out / _FOLDERS
+    return read_json(file) if file.is_file() else {}
+
+
+def _write_table(file, names, scores):
+    titles = [f"score_{k}_nats" for k in range(len(scores))]
+    titles += [f"llr_{k}_nats" for k in range(1, len(scores))]
     columns = [*scores, *(scores[0] - s for s in scores[1:])]
-    with file.open("w", newline="") as opened:
+    # A name that is no text is written by the bytes that the system has.
+    encoding = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with file.open("w", newline="", **encoding) as opened:
         writer = csv.writer(opened)
-        writer.writerow(["file", *names])
-        for image_file, *values in zip(files, *columns, strict=True):
-            writer.writerow([image_file.name, *(f"{v:.4f}" for v in values)])
+        writer.writerow(["file", *titles])
+        for name, *values in zip(names, *columns, strict=True):
+            writer.writerow([name, *(f"{v:.4f}" for v in values)])
 
 
-def _sheet(files, images, anomaly):
+def _sheet(names, images, anomaly):
     """Draws up to 100 images; of more, evenly spread over the order."""
     order = np.argsort(-anomaly)
     shown = min(len(order), _COLUMNS * _ROWS)
     chosen = order[np.linspace(0, len(order) - 1, shown).round().astype(int)]
-    rows = -(-shown // _COLUMNS)
-    figure = Figure((1.25 * _COLUMNS, 1.55 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+    columns = min(shown, _COLUMNS)
+    rows = -(-shown // columns)
+    width = max(1.25, _NARROWEST / columns)  # inches, of an image
+    size = (width * columns, (width + 0.3) * rows + 0.7)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, i in zip(axes.flat, chosen, strict=False):
-        axis.imshow(np.squeeze(images[i], -1) if images.shape[-1] == 1 else images[i],
-                    cmap="gray", vmin=0, vmax=1)  # fmt: skip
-        name = files[i].name
-        name = name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"
-        axis.set_title(f"{name}\n{anomaly[i]:.0f}", fontsize=6)
+        image = images[int(i)]
+        axis.imshow(np.squeeze(image, -1) if image.shape[-1] == 1 else image,
+                    cmap="gray", vmin=0, vmax=255)  # fmt: skip
+        # A dollar sign of a name begins no formula.
+        title = f"{_short(names[i])}\n{anomaly[i]:.0f}"
+        axis.set_title(title, fontsize=6, parse_math=False)
     figure.suptitle(
-        f"{shown} of {len(files)} images, most anomalous first: minus score(0) in nats",
+        f"{shown} of {len(names)} images, most anomalous first: minus score(0) in nats",
         fontsize=10,
     )
     return figure
+
+
+def _short(name):
+    """The last part of a name, as a title has room for it."""
+    name = readable(pathlib.PurePosixPath(name).name)
+    return name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"

@@ -7,6 +7,7 @@ readers: {"about": sentences, "tables": [{"head", "rows"}], "warnings": [sentenc
 import pathlib
 from typing import Any, NamedTuple
 
+from experiments.rundir.settings import variant_of
 from experiments.runtime.files import read_json
 
 
@@ -32,7 +33,7 @@ def _read(file):
     report = values.pop("report", None) or [_plain(values)]
     variant = file.stem.removeprefix("eval").removeprefix("_")
     variant = variant.removeprefix(values.get("protocol", "")).removeprefix("_")
-    return Evaluation(variant, values, report)
+    return Evaluation(variant_of(file.parent, variant), values, report)
 
 
 def _plain(values):

@@ -3,15 +3,17 @@
 import base64
 import html
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from experiments import pictures
 from experiments.data import datasets
 from experiments.options import flat
-from experiments.rundir import curves
+from experiments.rundir import curves, data_note
 from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.metrics import read_metrics
-from experiments.rundir.settings import read_settings
-from experiments.runtime.files import read_json, write_text
+from experiments.rundir.settings import read_settings, variant_of
+from experiments.runtime.files import read_json, readable, write_text
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -28,6 +30,9 @@ figcaption {{ opacity: .75; font-size: .9em; }}
 img {{ width: 100%; max-width: 62rem; border-radius: 4px; background: white; }}
 .samples img {{ image-rendering: pixelated; }}
 .grid > * {{ min-width: 0; overflow-x: auto; }}
+.measured {{ display: flex; flex-wrap: wrap; gap: 1.5rem; }}
+.measured > * {{ flex: 1 1 20rem; min-width: min-content; max-width: 100%;
+                overflow-x: auto; }}
 table {{ border-collapse: collapse; }}
 td, th {{ padding: .15rem .8rem .15rem 0; text-align: left;
          font-variant-numeric: tabular-nums; vertical-align: top; }}
@@ -38,8 +43,9 @@ summary {{ cursor: pointer; font-weight: 600; }}
 {style}</style></head><body>
 <h1>{title}</h1>
 <p>{subtitle}</p>
-{verdict}
+{warnings}
 <section class="grid samples">{samples}</section>
+{measured}
 <h2>Over training</h2>
 <section class="strip samples">{history}</section>
 {curves}
@@ -65,10 +71,9 @@ def write(path: pathlib.Path) -> None:
     drawn = history.get("ebm") or history.get("gaussian") or []
     page = _PAGE.format(
         title=html.escape(path.resolve().name),
-        subtitle=html.escape(_subtitle(settings, last.get("step", 0))),
-        verdict=_made_up(settings)
-        + _rollbacks(lines)
-        + "".join(map(_evaluation, evaluations)),
+        subtitle=html.escape(_subtitle(path, settings, last.get("step", 0))),
+        warnings=_made_up(settings) + _changed(path) + _rollbacks(lines),
+        measured="".join(_evaluated(evaluations)),
         samples="".join(_figure(files[-1]) for files in history.values()),
         history="".join(
             _figure(file, f"step {int(file.stem.rsplit('_', 1)[1])}")
@@ -86,13 +91,28 @@ def write(path: pathlib.Path) -> None:
     write_text(path / "report.html", page)
 
 
-def _subtitle(settings, step):
-    """What the run is, and how far."""
-    prior = "joint EBM prior" if settings["prior"] == "ebm" else "Gaussian prior"
+def _subtitle(path, settings, step):
+    """What the run is, on which images, and how far."""
+    prior, data = settings["prior"], settings["data"]
+    title = "joint EBM prior" if prior == "ebm" else "Gaussian prior"
+    images = datasets.described(data)
+    if data["name"] == "folder":
+        images = f"the pictures of {readable(data['data_dir'])}"
+    if read := data_note.read(path):
+        train, test = (read[-1][name]["num"] for name in ("train", "test"))
+        images += f" ({train:,} for training, {test:,} held out)"
     return (
-        f"{prior} on {datasets.described(settings['data'])}, {step} of "
-        f"{settings['learning']['num_steps']} training steps, seed {settings['seed']}"
+        f"{title} on {images}, {step} of {settings['learning']['num_steps']} training "
+        f"steps, seed {settings['seed']}"
     )
+
+
+def _changed(path):
+    """That training went on with other images than it began with."""
+    steps = [str(entry["step"]) for entry in data_note.read(path)[1:]]
+    if not steps:
+        return ""
+    return f'<p class="warning">Other images from step {", ".join(steps)} on.</p>'
 
 
 def _made_up(settings):
@@ -112,13 +132,17 @@ def _rollbacks(lines):
     return f'<ul class="warning">{items}</ul>'
 
 
-def _evaluation(evaluation: Evaluation) -> str:
-    """What was measured, as the evaluation describes it."""
-    first, *others = evaluation.report
-    if evaluation.variant:
-        first = first | {"about": f"With {evaluation.variant}. {first['about']}"}
-    parts = "".join(f"<div>{_measured(part)}</div>" for part in (first, *others))
-    return f'<section class="grid">{parts}</section>'
+def _evaluated(evaluations: list[Evaluation]) -> Iterator[str]:
+    """What was measured, as each evaluation describes it; what is equal, once."""
+    shown: list[dict[str, Any]] = []
+    for evaluation in evaluations:
+        first, *others = evaluation.report
+        if evaluation.variant:
+            first = first | {"about": f"With {evaluation.variant}. {first['about']}"}
+        parts = [part for part in (first, *others) if part not in shown]
+        shown += parts
+        divs = "".join(f"<div>{_measured(part)}</div>" for part in parts)
+        yield f'<section class="measured">{divs}</section>'
 
 
 def _measured(part):
@@ -143,7 +167,7 @@ def _scored(folder):
     for file in sorted(folder.rglob("*.png")):
         name = str(file.relative_to(folder).with_suffix(""))
         yield f"<h2>Images of {html.escape(name)}</h2>"
-        yield _figure(file, "From the most to the least anomalous")
+        yield _figure(file)
 
 
 def _variants(path):
@@ -152,7 +176,7 @@ def _variants(path):
         for folder in sorted(p for p in (path / kind).glob("*") if p.is_dir()):
             shown = "".join(_figure(p) for p in sorted(folder.glob("*.png")))
             yield (
-                f"<h2>With {html.escape(folder.name)}</h2>"
+                f"<h2>With {html.escape(variant_of(path, folder.name))}</h2>"
                 f'<section class="grid samples">{shown}</section>'
             )
 
@@ -204,10 +228,12 @@ def _layer_table(file, caption, head, values_of):
 
 
 def _by_name(directory):
-    files = {}
-    for file in sorted(directory.glob("*_*.png")):
+    """The pictures NAME_STEP.png of each name, in the order of their steps."""
+    files: dict[str, list[pathlib.Path]] = {}
+    known = (f for f in directory.glob("*_*.png") if f.stem.rsplit("_", 1)[1].isdigit())
+    for file in sorted(known, key=lambda file: int(file.stem.rsplit("_", 1)[1])):
         files.setdefault(file.stem.rsplit("_", 1)[0], []).append(file)
-    return files
+    return dict(sorted(files.items()))
 
 
 def _thin(files, count):

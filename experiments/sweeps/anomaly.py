@@ -35,7 +35,7 @@ from experiments.evaluation.registry import create
 from experiments.models import build_model, stage_one, stages
 from experiments.options import Experiment
 from experiments.runs import Run
-from experiments.runtime.files import write_json, write_text
+from experiments.runtime.files import local_path, write_json, write_text
 from experiments.streams import Stream
 from experiments.sweeps.vmapped import VmappedRun, of_run, train_vmapped
 
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
     del argv  # its flags are parsed, and it may hold nothing else
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
-    path = pathlib.Path(given.workdir)
     try:
+        path = local_path("workdir", given.workdir)
         digits = parse_digits(given.digits)
         config = given.config.to_dict()
         experiments = {digit: heldout(config, digit) for digit in digits}

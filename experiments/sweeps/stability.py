@@ -31,7 +31,7 @@ from experiments.evaluation.frechet import distances
 from experiments.models import build_model
 from experiments.options import Experiment
 from experiments.runs import Run
-from experiments.runtime.files import write_json
+from experiments.runtime.files import local_path, write_json
 from experiments.streams import Stream
 from experiments.sweeps.vmapped import TRACED, VmappedRun, of_run, train_vmapped
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     try:
         settings = [parse_setting(text) for text in given.setting]
-        config, path = given.config.to_dict(), pathlib.Path(given.workdir)
+        config, path = given.config.to_dict(), local_path("workdir", given.workdir)
         run(lengthened(config, given.length), path, settings, given.seeds)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
 
 def lengthened(config: dict, length: float) -> Experiment:
     """Returns the experiment of a config with `length` times its steps."""
+    if not math.isfinite(length):
+        raise ConfigError(f"--length must be finite, got {length}")
     num_steps = round(length * config["learning"]["num_steps"])
     learning = config["learning"] | {"num_steps": num_steps}
     return options.read({**config, "learning": learning})
@@ -122,6 +124,8 @@ def parse_setting(text: str) -> dict[str, float]:
             setting[name] = float(value)
         except ValueError:
             raise ConfigError(f"--setting: {item!r} is not FIELD=NUMBER") from None
+        if not math.isfinite(setting[name]):
+            raise ConfigError(f"--setting: {name} must be finite, got {value}")
     return setting
 
 

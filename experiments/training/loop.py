@@ -242,9 +242,7 @@ def _last_good_state(job, fresh, monitor, violation):
         left = f"checkpoint {good} is sound" if good else "no checkpoint is left"
         raise Diverged(
             f"training diverged by step {step}: {violation.message}, after {rollbacks} "
-            f"rollbacks. In {job.path} {left}. Try a smaller learning.energy_lr or "
-            "chains.*.step_size, or a larger learning.gradient_penalty, in another "
-            "--workdir"
+            f"rollbacks. In {job.path} {left}. Try {_advice(job)}, in another --workdir"
         )
     state = restore(job.path, fresh)
     back, rollbacks = int(state.learner.step), rollbacks + 1
@@ -255,4 +253,14 @@ def _last_good_state(job, fresh, monitor, violation):
         f"Rollback {rollbacks} of at most {most}: {violation.message}, by step {step}. "
         f"Back to step {back} with half the energy learning rate, "
         f"{job.experiment.learning.energy_lr * factor:.3g}."
+    )
+
+
+def _advice(job):
+    """What may keep the next run from diverging."""
+    if job.model.energy is None:
+        return "a smaller learning.backbone_lr"
+    return (
+        "a smaller learning.energy_lr or chains.*.step_size, or a larger "
+        "learning.gradient_penalty"
     )

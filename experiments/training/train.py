@@ -12,6 +12,7 @@ from experiments.data.batches import training_batches
 from experiments.errors import ConfigError
 from experiments.models import build_model
 from experiments.options import Experiment
+from experiments.rundir import data_note
 from experiments.rundir.files import lock, naming
 from experiments.rundir.metrics import add_hardware
 from experiments.rundir.settings import check_settings, write_settings
@@ -56,7 +57,7 @@ def train(experiment: Experiment, path: pathlib.Path, hooks: Hooks = Hooks()) ->
                 held.enter_context(lock(path))
                 state = restore(path, state)
         state = parallel.share(state)
-        if _begin(experiment, path, model, state):
+        if _begin(experiment, path, model, splits, state):
             run_steps(
                 Job(experiment, path, model, splits, fresh, hooks, requests), state
             )
@@ -88,11 +89,13 @@ def _prepare(experiment, path):
     return model, splits
 
 
-def _begin(experiment, path, model, state: TrainState) -> bool:
+def _begin(experiment, path, model, splits, state: TrainState) -> bool:
     """Says where training begins, and writes the settings; False: there is no step."""
     first, last = int(state.learner.step), experiment.learning.num_steps
     if first:
         print(f"Resuming {path} from step {first}.")
+        if parallel.is_first():
+            data_note.warn(path, experiment.data, splits)
     if first > last:
         raise ConfigError(
             f"{path} has been trained for {first} steps already, more than the "
@@ -112,4 +115,5 @@ def _begin(experiment, path, model, state: TrainState) -> bool:
     with parallel.together():
         if parallel.is_first():
             add_hardware(path, parallel.hardware())
+            data_note.note(path, experiment.data, splits, first)
     return True

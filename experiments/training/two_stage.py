@@ -17,6 +17,7 @@ from experiments.models import stage_one
 from experiments.options import Experiment
 from experiments.rundir.settings import read_settings
 from experiments.runtime import parallel
+from experiments.runtime.files import local_path
 
 
 def load_backbone(
@@ -26,8 +27,9 @@ def load_backbone(
 
     `train(experiment, path)` trains the first stage.
     """
-    source = experiment.backbone["checkpoint"]
-    if source is None:
+    if (checkpoint := experiment.backbone["checkpoint"]) is not None:
+        source = local_path("backbone.checkpoint", checkpoint)
+    else:
         source = path / "backbone"
         print(f"Stage 1: the backbone, in {source}.")
         train(stage_one(experiment), source)
@@ -46,7 +48,7 @@ def _read_backbone(experiment, source, model):
             f"the backbone in {source} is of images {loaded.image_shape}, and "
             f"data.name {experiment.data.name!r} has {model.image_shape}"
         )
-    _check_heldout(experiment, pathlib.Path(source))
+    _check_heldout(experiment, source)
     if loaded.backbone != model.backbone:
         raise ConfigError(
             f"{source} holds another backbone than backbone.stage_one "

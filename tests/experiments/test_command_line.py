@@ -1,14 +1,17 @@
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from experiments import command_line
+from experiments import command_line, main, options
 from experiments.configs import default
 from experiments.data import datasets
 from experiments.options import flat
+from experiments.rundir import of_run
 from jebm import kernels, spec
 from tests.experiments.runs import CONFIG, ROOT, run_main, start_main
 
@@ -152,7 +155,11 @@ def test_unknown_name_is_answered_with_the_known_ones(absent, override, known):
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [([], "--config=FILE is needed"), (["--config=nope.py"], "no file nope.py")],
+    [
+        ([], "--config=FILE is needed"),
+        (["--config="], "--config=FILE is needed"),
+        (["--config=nope.py"], "no file nope.py"),
+    ],
 )
 def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word):
     message = error_of(f"--workdir={absent}", *arguments)
@@ -166,8 +173,26 @@ def test_missing_config_is_answered_with_the_known_ones(absent, arguments, word)
         ("--mode=score", ["--mode=score and --images=FOLDER go together"]),
         ("--images=there", ["--mode=score and --images=FOLDER go together"]),
         ("--mode=fly", ["fly", "train", "eval", "sample", "figures", "score"]),
-        ("--config.learning.batch_size=many", ["learning.batch_size", "many"]),
-        ("--config.likelihood.scale=wide", ["likelihood.scale", "wide"]),
+        ("--mode=evl", ["did you mean 'eval'"]),
+        (
+            "--config.learning.batch_size=many",
+            ["learning.batch_size must be an integer, got 'many'"],
+        ),
+        (
+            "--config.learning.num_steps=1.5",
+            ["learning.num_steps must be an integer, got '1.5'"],
+        ),
+        (
+            "--config.likelihood.scale=wide: open",
+            ["likelihood.scale must be a number, got 'wide: open'"],
+        ),
+        (
+            "--config.data.binarize=maybe",
+            ["data.binarize must be true or false, got 'maybe'"],
+        ),
+        ("--config.backbone=3", ["backbone must be a section of fields", "got '3'"]),
+        ("--num_processes=two", ["--num_processes must be an integer, got 'two'"]),
+        ("--config.data.labels=(1.5,)", ["data.labels must be an integer, got 1.5"]),
         ("--nope=1", ["nope"]),
     ],
 )
@@ -225,6 +250,20 @@ def test_stray_argument_is_named(absent):
     assert "'nope'" in error_of(CONFIG, f"--workdir={absent}", "nope")
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/a", "s3://bucket/a"])
+def test_bucket_as_workdir_is_refused_before_any_work(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    assert repr(address) in error_of(CONFIG, f"--workdir={address}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tilde_of_workdir_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    message = error_of(CONFIG, "--workdir=~/a", "--mode=eval")
+    assert f"no run in {tmp_path / 'home' / 'a'}" in message
+
+
 def test_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     assert "not a directory" in error_of(CONFIG, f"--workdir={tmp_path / 'run'}")
@@ -256,3 +295,103 @@ def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
     assert "Total: 1,344 -- 5,376 bytes" in lines
     assert lines[-1] == f"Look at {path / 'report.html'}"
     assert (path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample", "figures"])
+def test_run_that_is_not_there_is_named_without_a_config_too(absent, mode):
+    message = error_of(f"--workdir={absent}", f"--mode={mode}")
+    assert f"no run in {absent}: train it first" in message
+
+
+@pytest.fixture
+def own_run(trained_run, tmp_path):
+    """A run whose settings are other than those of its config's file."""
+    path = shutil.copytree(trained_run, tmp_path / "run")
+    values = json.loads((path / "config.json").read_text())
+    values["log"]["num_samples"] = 4
+    values["eval"]["num_samples"] = 7
+    (path / "config.json").write_text(json.dumps(values))
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the modes that read a run are called with."""
+    kept = []
+    monkeypatch.setattr(main.samples, "sample", lambda *given: kept.append(given))
+    return kept
+
+
+def test_settings_of_a_run_are_not_typed_again(own_run, asked, capsys):
+    run_main(f"--workdir={own_run}", "--mode=sample")
+    run_main("--mode", "sample", CONFIG, "--workdir", own_run)
+    assert [path for _, path in asked] == [own_run, own_run]
+    for experiment, _ in asked:
+        assert experiment == options.read(of_run.get_config(str(own_run)))
+    assert (
+        capsys.readouterr().out == f"Settings are those of {own_run}. Others in "
+        f"{CONFIG.removeprefix('--config=')}: eval.num_samples, log.num_samples.\n"
+    )
+
+
+def test_config_of_the_default_workdir_is_enough(own_run, asked, monkeypatch, tmp_path):
+    (tmp_path / "runs").mkdir()
+    own_run.rename(tmp_path / "runs" / "test")
+    monkeypatch.chdir(tmp_path)
+    run_main(CONFIG, "--mode=sample")
+    assert asked[0][0].log.num_samples == 4
+
+
+def test_settings_of_a_run_are_overridden_by_type(own_run, asked):
+    flags = ("chains.prior.num_steps=9", "data.image_shape=(8,8,1)", "prior=gaussian")
+    run_main(f"--workdir={own_run}", "--mode=sample", *(f"--config.{f}" for f in flags))
+    experiment = asked[0][0]
+    assert experiment.chains["prior"]["num_steps"] == 9
+    assert experiment.data.image_shape == (8, 8, 1)
+    assert experiment.prior == "gaussian"  # check_settings refuses it
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("chains.prior.num_step=9", "did you mean 'num_steps'"),
+        ("data.heldout_digit=3", "now called config.data.heldout_class"),
+        ("seed=x", "seed"),
+    ],
+)
+def test_wrong_overrides_of_a_run_are_told_as_of_a_config(own_run, override, words):
+    message = error_of(f"--workdir={own_run}", "--mode=sample", f"--config.{override}")
+    assert words in message
+
+
+def test_damaged_settings_of_a_run_are_told_by_name(own_run):
+    (own_run / "config.json").write_text("{")
+    message = error_of(f"--workdir={own_run}", "--mode=sample")
+    assert f"{own_run / 'config.json'} cannot be read" in message
+
+
+@pytest.mark.slow
+def test_overrides_are_named_and_others_refused(own_run, capsys):
+    run_main(
+        f"--workdir={own_run}", "--mode=sample", "--config.chains.prior.num_steps=2"
+    )
+    printed = capsys.readouterr().out
+    assert "Overridden: chains.prior.num_steps=2 (4 in the run).\n" in printed
+    assert "chains.prior.num_steps=2/ebm_0000008.png" in printed
+    message = error_of(
+        f"--workdir={own_run}", "--mode=sample", "--config.prior=gaussian"
+    )
+    assert "prior is ebm there, gaussian here" in message
+
+
+@pytest.mark.slow
+def test_as_a_script_it_works_from_anywhere(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    file = os.path.relpath(ROOT / "experiments" / "main.py", tmp_path)
+    done = subprocess.run(
+        [sys.executable, file, CONFIG, "--workdir=a", "--config.seed=x"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "error: seed must be an integer, got 'x'"

@@ -21,7 +21,7 @@ ROOMS = {
     "options": {"errors", "section"},
     "command_line": {"errors", "configs", "options"},
     "runtime": {"errors"},
-    "data": {"errors", "options"},
+    "data": {"errors", "options", "runtime"},
     "rundir": {"errors", "options", "pictures", "configs", "runtime", "data"},
     "models": {"errors", "options", "configs", "runtime"},
     "runs": {"errors", "options", "runtime", "data", "rundir"},
@@ -32,7 +32,8 @@ ROOMS = {
     | {"command_line", "runtime", "data", "rundir", "models", "runs", "training"}
     | {"evaluation"},
     "main": BOTTOM
-    | {"command_line", "runtime", "models", "training", "evaluation", "drawing"},
+    | {"command_line", "runtime", "rundir", "models"}
+    | {"training", "evaluation", "drawing"},
 }
 
 

@@ -4,10 +4,10 @@
         [--data_dir=DIR] [--inception=FILE] [--batch_size=500] [--against=FILE.npz]
 
 The file goes to the cache where evaluation looks for it, named by data set, split,
-resolution and protocol; evaluation would make it too. A file that is there is left as
-it is. --against tells the Frechet distance to other statistics, such as those that the
-authors of the FID publish (TTUR: `mu` and `sigma` in an .npz), which
-`--config.eval.fid.reference` also reads.
+resolution, protocol and a digest of the pixels; evaluation would make it too. A file
+that is there is left as it is. --against tells the Frechet distance to other
+statistics, such as those that the authors of the FID publish (TTUR: `mu` and `sigma` in
+an .npz), which `--config.eval.fid.reference` also reads.
 """
 
 import argparse

@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.data import loaders, sources
+from experiments.data.decoding import decode
 from experiments.errors import USER_ERRORS, ConfigError
 from jebm.files import written_whole
 from jebm.names import unknown_name_message
@@ -141,7 +142,7 @@ def _checked(examples, split, expected, on_corrupt):
         num += 1
         if isinstance(example["image"], bytes):
             try:
-                sources.decode(example["image"], channels=3)
+                decode(example["image"], channels=3)
             except Exception as error:  # Pillow's are of many kinds
                 told = f"image {key} cannot be read: {error}"
                 if on_corrupt == "error":

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 import pytest
 
-from experiments.data import sources
+from experiments.data import decoding, sources
 from experiments.data.batches import Batches, prefetched
 from experiments.errors import ConfigError
 from tests.data_files import encoded, random_images
@@ -23,7 +23,7 @@ CHANGES = {"binarize": True, "augment": ("flip", "affine")}
 
 
 def streamed(files):
-    fit = functools.partial(sources.fit, size=(6, 6))
+    fit = functools.partial(decoding.fit, size=(6, 6))
     return sources.Streamed(sources.Encoded(files), (6, 6, 3), fit)
 
 

@@ -7,9 +7,10 @@ import pytest
 from scipy import ndimage
 
 from experiments.configs import default
-from experiments.data import batches, datasets, sources
+from experiments.data import batches, datasets, decoding, sources
 from experiments.data.augment import BENT, MOVED, affine
 from experiments.data.batches import Batches
+from experiments.data.loaders import Split
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.options import Data
@@ -169,6 +170,24 @@ def test_a_class_that_cannot_be_held_out_is_refused(labels, heldout):
         load(labels=labels, heldout_class=heldout)
 
 
+@pytest.mark.parametrize("kind", ["decoded", "streamed"])
+def test_a_class_is_held_out_file_by_file(kind, streamed):
+    splits = {
+        name: Split(streamed.subset(index), index % 3)
+        for name, index in (("train", np.arange(14)), ("test", np.arange(14, 20)))
+    }
+    if kind == "decoded":
+        splits = {k: Split(np.asarray(s.images), s.labels) for k, s in splits.items()}
+    held = datasets.hold_out_by_file(splits, 1)
+    kept = np.arange(14)[np.arange(14) % 3 != 1]
+    tested = [*range(14, 20), *(i for i in range(14) if i % 3 == 1)]
+    for name, index in (("train", kept), ("test", np.array(tested))):
+        np.testing.assert_array_equal(np.asarray(held[name].images), streamed[index])
+        np.testing.assert_array_equal(held[name].labels, index % 3)
+    with pytest.raises(ConfigError, match="one of several classes"):
+        datasets.hold_out_by_file(splits, 7)
+
+
 def test_binary_images_are_drawn_as_their_grey_tells():
     images = np.full((4, 50, 50, 1), 51, np.uint8)  # a fifth of 255
     batches = Batches(images, 4, seed=3, binarize=True)
@@ -205,7 +224,7 @@ def streamed():
     return sources.Streamed(
         sources.Encoded([encoded(photo) for photo in PHOTOS]),
         (6, 6, 3),
-        functools.partial(sources.fit, size=(6, 6)),
+        functools.partial(decoding.fit, size=(6, 6)),
     )
 
 

@@ -157,7 +157,7 @@ def test_split_too_small_for_a_batch_is_told_before_any_work(tmp_path):
     arguments = [f"--config.data.{field}={value}" for field, value in fields.items()]
     with pytest.raises(SystemExit) as stopped:
         run_main(CONFIG, f"--workdir={path}", *arguments)
-    expected = "error: learning.batch_size of 20 is more than the 8 images"
+    expected = "error: learning.batch_size of 20 is more than the 6 images"
     assert stopped.value.code.startswith(expected)
     assert not path.exists()
 

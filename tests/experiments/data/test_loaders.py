@@ -61,7 +61,7 @@ def data_dir(tmp_path_factory):
             put(root / "downloads" / "manual", files)
             prepare.prepare(name, str(root))
     folder = root / "folder"
-    for i, image in enumerate(random_images(24, (20, 30, 3))):
+    for i, image in enumerate(random_images(60, (20, 30, 3))):
         file = folder / ("" if i % 2 else "below") / f"{i}.png"
         put(file.parent, {file.name: encoded(image)})
     return root
@@ -120,6 +120,12 @@ def test_data_that_is_not_there_says_how_to_get_it(name, tmp_path):
 @pytest.mark.parametrize("name", sorted(LOADERS))
 def test_data_that_is_there_is_not_refused(name, data_dir):
     loaders.require(name, options_of(name, data_dir))
+
+
+def test_the_newest_version_is_that_of_the_largest_numbers(tmp_path):
+    names = ["3.0.9", "3.0.10", "2.11.0", "3.0.11.incompleteAB", "3.0", "a.b.c"]
+    put(tmp_path / "mnist", {f"{name}/dataset_info.json": b"{}" for name in names})
+    assert loaders.prepared("mnist", str(tmp_path)).name == "3.0.10"
 
 
 def test_every_data_set_is_known_to_the_tool_and_has_a_shape():
@@ -207,11 +213,12 @@ def test_folder_of_all_kinds_of_pictures(tmp_path, capsys):
     })  # fmt: skip
     put(tmp_path, {"notes.txt": b"no image", "README": b"", "data.csv": b"1,2"})
     splits = LOADERS["folder"](folder_options(tmp_path))
-    assert splits["train"].images.shape == (5, 6, 8, 3)
-    assert splits["test"].images.shape == (1, 6, 8, 3)
-    assert f"3 files of {tmp_path} are no images" in capsys.readouterr().out
+    num = {name: len(split.images) for name, split in splits.items()}
+    assert num == {"train": 4, "test": 2}
+    assert {split.images.shape[1:] for split in splits.values()} == {(6, 8, 3)}
+    assert "README, data.csv, notes.txt" in capsys.readouterr().out
     grey = Options(str(tmp_path), image_shape=(5, 5, 1))
-    assert LOADERS["folder"](grey)["train"].images.shape == (5, 5, 5, 1)
+    assert LOADERS["folder"](grey)["train"].images.shape == (4, 5, 5, 1)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -236,6 +243,21 @@ def test_damaged_files_of_a_folder(streamed, tmp_path, capsys, monkeypatch):
     assert {
         image.tobytes() for image in seen[1]
     } <= kept  # the others stay where they are
+
+
+def test_a_picture_more_moves_nobody(tmp_path):
+    images = random_images(200, (6, 8, 3))
+    put(tmp_path, {f"{i:03}.png": encoded(image) for i, image in enumerate(images)})
+
+    def sides():
+        splits = LOADERS["folder"](folder_options(tmp_path))
+        return [{i.tobytes() for i in splits[name].images} for name in splits]
+
+    training, others = sides()
+    put(tmp_path, {"!new.png": encoded(random_images(1, (6, 8, 3), seed=1)[0])})
+    again = sides()
+    assert training <= again[0] and others <= again[1]
+    assert sum(map(len, again)) == 201
 
 
 @pytest.mark.parametrize(

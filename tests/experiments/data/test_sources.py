@@ -1,4 +1,3 @@
-import io
 import os
 import sys
 
@@ -6,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import sources
+from experiments.data import decoding, sources
 from experiments.errors import ConfigError
 from tests.data_files import encoded, random_images, write_lmdb
 
@@ -15,110 +14,11 @@ SHAPE = (6, 8, 3)
 
 
 def fit(image, place):
-    return sources.fit(image, place, SIZE)
+    return decoding.fit(image, place, SIZE)
 
 
 def streamed(encoded_images, **options):
     return sources.Streamed(sources.Encoded(encoded_images), SHAPE, fit, **options)
-
-
-def flat(value, mode="RGB", kind="png", size=SIZE, **options):
-    """An image file of one colour."""
-    buffer = io.BytesIO()
-    Image.new(mode, size, value).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def palette():
-    image = Image.new("P", SIZE, 3)
-    image.putpalette([0] * 9 + [10, 20, 30])
-    buffer = io.BytesIO()
-    image.save(buffer, "png", transparency=0)
-    return buffer.getvalue()
-
-
-def of_array(values, kind="png"):
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, kind)
-    return buffer.getvalue()
-
-
-DEEP = np.full((6, 8), 0x8080, np.uint16)  # 128 of 255, in 16 bits
-
-
-@pytest.mark.parametrize(
-    ("data", "colour", "tolerance"),
-    [
-        pytest.param(flat((10, 20, 30)), (10, 20, 30), 0, id="RGB"),
-        pytest.param(flat(77, "L"), (77, 77, 77), 0, id="grey"),
-        pytest.param(flat(1, "1"), (255, 255, 255), 0, id="one bit"),
-        pytest.param(flat((77, 5), "LA"), (77, 77, 77), 0, id="grey, transparent"),
-        pytest.param(flat((10, 20, 30, 5), "RGBA"), (10, 20, 30), 0, id="transparent"),
-        pytest.param(palette(), (10, 20, 30), 0, id="palette"),
-        pytest.param(of_array(DEEP), (128, 128, 128), 0, id="16 bits"),
-        pytest.param(of_array(DEEP, "tiff"), (128, 128, 128), 0, id="16 bits, TIFF"),
-        pytest.param(
-            of_array(DEEP.astype(np.int32), "tiff"), (128, 128, 128), 0, id="32 bits"
-        ),
-        pytest.param(
-            flat((245, 235, 225, 0), "CMYK", "jpeg"), (10, 20, 30), 3, id="CMYK"
-        ),
-        pytest.param(flat((10, 20, 30), kind="webp", lossless=True), (10, 20, 30), 0,
-                     id="webp"),
-        pytest.param(flat((10, 20, 30), kind="gif"), (10, 20, 30), 3, id="gif"),
-    ],
-)  # fmt: skip
-def test_every_kind_of_picture_becomes_rgb_and_grey(data, colour, tolerance):
-    rgb = np.asarray(sources.decode(data, channels=3))
-    assert rgb.shape == SHAPE
-    assert rgb.dtype == np.uint8
-    expected = np.broadcast_to(np.array(colour), SHAPE)
-    np.testing.assert_allclose(rgb.astype(int), expected, atol=tolerance)
-    grey = np.asarray(sources.decode(data, channels=1)).astype(int)
-    assert grey.shape == SHAPE[:2]
-    luma = round(np.dot(colour, [0.299, 0.587, 0.114]))
-    np.testing.assert_allclose(grey, luma, atol=tolerance + 1)
-
-
-def test_pixels_without_a_known_range_are_refused():
-    for values in (np.ones((6, 8), np.float32), np.full((6, 8), 70000, np.int32)):
-        with pytest.raises(ValueError, match="no known range"):
-            sources.decode(of_array(values, "tiff"), channels=3)
-
-
-def test_photographs_are_turned_as_the_camera_says():
-    image = Image.new("L", (4, 2))
-    image.paste(255, (0, 0, 2, 2))  # left half white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    buffer = io.BytesIO()
-    image.save(buffer, "png", exif=exif)
-    turned = np.asarray(sources.decode(buffer.getvalue(), channels=1))
-    assert turned.tolist() == [[255, 255]] * 2 + [[0, 0]] * 2
-
-
-@pytest.mark.parametrize("size", [(8, 6), (80, 60), (100, 6), (9, 300), (3, 2), (1, 1)])
-def test_images_of_any_size_are_brought_to_one(size):
-    for place in (0.0, 0.5, 1.0):
-        assert fit(Image.new("RGB", size), place).size == SIZE
-
-
-def test_what_is_too_long_is_cut_at_the_place():
-    wide = np.zeros((6, 24, 1), np.uint8)
-    wide[:, :8], wide[:, 8:16], wide[:, 16:] = 10, 20, 30
-    image = Image.fromarray(wide[..., 0])
-    for place, value in ((0.0, 10), (0.5, 20), (1.0, 30)):
-        assert np.unique(fit(image, place)).tolist() == [value]
-    image = Image.fromarray(wide[..., 0].T.repeat(8, 1).repeat(2, 0)[:, :8])
-    for place, value in ((0.0, 10), (0.5, 20), (1.0, 30)):  # a high one, 8 x 48
-        assert np.unique(sources.fit(image, place, (8, 6))).tolist() == [value]
-
-
-def test_scaling_averages_over_what_it_covers():
-    image = Image.fromarray(random_images(1, (64, 64))[0])
-    small = np.asarray(sources.fit(image, 0.5, (4, 4))).astype(float)
-    # Mean of noise, uniform in 0..255, over at least 16 x 16 pixels: 255/sqrt(12)/16.
-    assert abs(small - 127.5).max() < 5 * 4.6
 
 
 IMAGES = random_images(5, SHAPE)
@@ -235,7 +135,7 @@ def test_files_that_cannot_be_opened_are_damaged_images(tmp_path):
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nothing")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
-    files = sources.Files(sorted(tmp_path.iterdir()))
+    files = sources.Files(tmp_path, sorted(f.name for f in tmp_path.iterdir()))
     images = sources.Streamed(files, SHAPE, fit)
     for i, name in enumerate(("dangling", "loop", "pipe")):
         with pytest.raises(ConfigError, match=rf"{name}.png cannot be read"):
@@ -253,7 +153,7 @@ def test_file_that_may_not_be_read_is_a_damaged_image(tmp_path, monkeypatch):
                 parent.chmod(0o755)
         os.seteuid(65534)
     try:
-        images = sources.Streamed(sources.Files([path]), SHAPE, fit)
+        images = sources.Streamed(sources.Files(tmp_path, [path.name]), SHAPE, fit)
         with pytest.raises(ConfigError, match=r"secret.png cannot be read: .*denied"):
             images[0]
     finally:

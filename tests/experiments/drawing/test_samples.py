@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 import jebm
-from experiments import pictures
+from experiments import pictures, runs
 from experiments.drawing import samples
 from experiments.drawing.samples import Samples
+from experiments.errors import ConfigError
 from experiments.streams import Stream
 from tests.experiments.drawing.made_up import grey
 
@@ -42,11 +43,32 @@ def test_model_without_energy_has_samples_of_its_own_prior_only(make_run, tmp_pa
 
 
 def test_grids_are_drawn_of_each_kind():
-    drawn = samples.draw(Samples(grey(4), None, grey(9)))
+    drawn = samples.draw(Samples(grey(4), None, grey(16)))
     assert list(drawn) == ["gaussian", "reconstruction"]
-    for name, num in (("gaussian", 4), ("reconstruction", 9)):
+    for name, num in (("gaussian", 4), ("reconstruction", 16)):
         expected = np.asarray(pictures.grid(grey(num)))
         np.testing.assert_array_equal(np.asarray(drawn[name]), expected)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 8])
+def test_few_pairs_stay_in_one_row(pairs):
+    drawn = samples.draw(Samples(grey(4), None, grey(2 * pairs)))["reconstruction"]
+    columns = {1: 2, 2: 2, 3: 4, 5: 4, 8: 4}[pairs]
+    expected = pictures.grid(grey(2 * pairs), columns)
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
+
+
+def test_without_images_the_priors_are_sampled_and_it_says_why(fresh_run, capsys):
+    def missing():
+        raise ConfigError("data.data_dir photos is not a folder")
+
+    blind = dataclasses.replace(fresh_run, splits=runs.Later(missing))
+    files = samples.write_samples(blind)
+    assert [file.name[:4] for file in files] == ["gaus", "ebm_"]
+    for ours, seen in zip(files, samples.write_samples(fresh_run), strict=False):
+        assert ours.read_bytes() == seen.read_bytes()
+    words = "No reconstructions: data.data_dir photos is not a folder."
+    assert words in capsys.readouterr().out
 
 
 def test_files_are_named_by_step_and_noise_depends_on_the_seed_alone(fresh_run):
@@ -81,7 +103,7 @@ def test_progress_is_samples_and_curves(fresh_run):
 def test_mode_sample_says_what_it_wrote_and_where_to_look(
     fresh_run, monkeypatch, capsys
 ):
-    monkeypatch.setattr(samples, "open_run", lambda *arguments: fresh_run)
+    monkeypatch.setattr(samples, "open_run", lambda *arguments, **named: fresh_run)
     path = fresh_run.path
     samples.sample(fresh_run.experiment, path)
     expected = [f"wrote {path / 'samples' / f'{name}_0000008.png'}" for name in NAMES]

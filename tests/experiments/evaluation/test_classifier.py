@@ -216,3 +216,10 @@ def test_shifted_moves_each_image_by_some_pixels_and_loses_nothing_inside():
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {
         (row, column) for row in range(1, 6) for column in range(1, 6)
     }
+
+
+@pytest.mark.parametrize("name", ["folder", "celeb_a", "fake", "cifar10"])
+def test_what_to_do_without_a_classifier_can_be_done(name):
+    sentence = classifier.absent(name)
+    assert ("train_classifier --data=cifar10" in sentence) == (name == "cifar10")
+    assert ("eval.protocol=ood" in sentence) == (name != "cifar10")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import html
 import json
 import re
 
@@ -194,11 +195,16 @@ def test_what_cannot_be_evaluated_is_said_at_the_end_of_training(
     printed = capsys.readouterr().out
     assert "Not evaluated" not in printed
     assert f"wrote {copied_run / 'eval.json'}" in printed
-    before = contents(copied_run)
+    whole = numbers(copied_run / "eval.json")
     monkeypatch.setattr(classifier, "known", lambda *_: [])
     evaluate.evaluate_if_possible(of_run(copied_run), copied_run)
     assert sentence in capsys.readouterr().out
-    assert contents(copied_run) == before
+    rest = numbers(copied_run / "eval.json")
+    assert whole["prior_acceptance"] == rest["prior_acceptance"]
+    assert not [name for name in rest if name.startswith("frechet")]
+    page = html.unescape((copied_run / "report.html").read_text())
+    assert "Not evaluated by 'classifier': data set 'digits' has no" in page
+    assert table.measured(copied_run) == []
 
 
 @pytest.mark.slow
@@ -330,7 +336,8 @@ def test_what_an_evaluator_lacks_is_refused_or_said(copied_run, monkeypatch, cap
     with pytest.raises(ConfigError, match=r"^a lamp is missing$"):
         evaluate.evaluate(experiment, copied_run)
     evaluate.evaluate_if_possible(experiment, copied_run)
-    assert capsys.readouterr().out == "Not evaluated: a lamp is missing.\n"
+    assert capsys.readouterr().out.startswith("Not evaluated: a lamp is missing.\n")
+    assert (copied_run / "eval_brightness_seed=13.json").is_file()
 
 
 def test_shipped_evaluators_have_their_defaults_in_the_configuration_alone():

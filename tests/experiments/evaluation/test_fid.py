@@ -13,7 +13,7 @@ import jebm
 from experiments import main
 from experiments.data import datasets
 from experiments.data.loaders import Split
-from experiments.data.pixels import to_unit
+from experiments.data.pixels import digest, to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import (
     activations,
@@ -153,6 +153,7 @@ def test_numbers_are_those_of_samples_drawn_at_once(evaluated, protocol):
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol):
     path, values = evaluation(evaluated, protocol)
+    of_images = digest(datasets.load(experiment_of().data)["train"].images)[:16]
     about = {
         "step": 8,
         "seed": 0,
@@ -167,7 +168,7 @@ def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol
         "chain": "4 Langevin steps of 0.4 in eps-space",
         "timed_set": "chain",
         "score_splits": {"paper": 1, "clean": 10}[protocol],
-        "reference": f"digits_train_8x8_{protocol}_inception01234567.npz",
+        "reference": f"digits_train_8x8_{protocol}_{of_images}_inception01234567.npz",
         "training_images": 160,
     }
     assert {name: values[name] for name in about} == about
@@ -319,22 +320,18 @@ def test_statistics_are_named_by_what_they_are_of(extractor):
     published = extractor._replace(sha256=inception.PUBLISHED_SHA256)
     images = np.zeros((12, 256, 256, 3), np.uint8)
     data = experiment_of().data
-    special = dataclasses.replace(
-        data, name="celeb_a_hq/256", labels=(0, 1), binarize=True, heldout_class=3
-    )
-    name = reference.cached(special, "test", images, published).name
-    assert name == "celeb_a_hq-256_test_256x256_paper_labels0,1_heldout3_binarized.npz"
-    names = {
-        reference.cached(
-            dataclasses.replace(data, name=name), "train", some, published
-        ).name
-        for name, some in (
-            ("fake", images), ("folder", images), ("folder", images[:-1]),
-            ("folder", images + np.uint8(1)),
-        )
-    }  # fmt: skip
-    assert len(names) == 4
-    assert "fake-digits_train_256x256_paper.npz" in names
+
+    def name_of(some, name="celeb_a_hq/256", split="test"):
+        of_name = dataclasses.replace(data, name=name)
+        return reference.cached(of_name, split, some, published).name
+
+    name = name_of(images)
+    assert name == f"celeb_a_hq-256_test_256x256_paper_{digest(images)[:16]}.npz"
+    assert name_of(images, "fake").startswith("fake-digits_test_256x256_paper_")
+    one_other = images.copy()
+    one_other[7, 100, 100, 2] = 1
+    names = {name_of(some) for some in (images, images[:-1], one_other)}
+    assert len(names) == 3
 
 
 @pytest.mark.parametrize(

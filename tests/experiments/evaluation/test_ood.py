@@ -80,6 +80,41 @@ def test_outliers_are_what_they_are_called(images):
     assert np.unique(made["noise"]).size > 100
 
 
+@pytest.mark.parametrize("name", [*sorted(outliers.MADE), "colours"])
+def test_outliers_of_binary_images_are_binary(name, colours):
+    rng = np.random.default_rng(0)
+    binary = rng.integers(0, 2, (20, *SHAPE)).astype(np.uint8) * np.uint8(255)
+    made = made_of(name, binary)
+    assert made.shape == binary.shape
+    assert made.dtype == np.uint8
+    assert set(np.unique(made)) <= {0, 255}
+    np.testing.assert_array_equal(made, made_of(name, binary))
+    if name == "colours":  # as their grey says
+        grey = made_of(name, rng.integers(0, 256, (20, *SHAPE), np.uint8))
+        difference = made.mean(axis=(1, 2, 3)) - grey.mean(axis=(1, 2, 3))
+        assert abs(difference).max() < 4 * 127.5 / 8
+
+
+def test_photographs_of_elsewhere_are_cut_and_not_squeezed(monkeypatch, images):
+    wide = np.zeros((6, 8, 24, 1), np.uint8)
+    wide[:, :, 8:16] = 200
+    split = Split(wide, np.zeros(6, int))
+    monkeypatch.setitem(LOADERS, "wide", lambda options: {"test": split})
+    np.testing.assert_array_equal(made_of("wide", images), np.full_like(images, 200))
+
+
+def test_outliers_of_a_folder_are_sought_where_data_is_prepared(images, monkeypatch):
+    seen = []
+    split = Split(images, np.zeros(len(images), int))
+    loader = lambda options: seen.append(options) or {"test": split}  # noqa: E731
+    monkeypatch.setitem(LOADERS, "others", loader)
+    for name in ("folder", "digits"):
+        fields = {"data.name": name, "data.data_dir": "pictures"}
+        data = experiment_of(**fields, **{"data.image_shape": (8, 8, 1)}).data
+        outliers.outliers("others", images, data)
+    assert [options.data_dir for options in seen] == [None, "pictures"]
+
+
 def test_images_of_another_data_set_are_converted(images, colours):
     made = made_of("colours", images)
     grey = colours[:6, 0, 0] @ [0.299, 0.587, 0.114]
@@ -105,8 +140,6 @@ def test_scores_are_those_of_every_k(images):
         x = to_unit(jnp.asarray(images))
         expected = jebm.scores.score(first, model, params, x, k, num_samples=2)
         np.testing.assert_allclose(score, expected, rtol=1e-5)
-    as_floats = scores_of(key, run, np.asarray(x))
-    np.testing.assert_allclose(as_floats, scores, rtol=1e-5)
 
 
 def test_false_positives_are_counted_where_four_of_five_are_found():

@@ -70,7 +70,8 @@ def test_report_embeds_samples_and_figures(finished_run, page):
 
 
 def test_report_tells_the_settings_and_how_far_the_run_is(page):
-    expected = "joint EBM prior on digits, 8 of 8 training steps, seed 0"
+    images = "digits (1,437 for training, 360 held out)"
+    expected = f"joint EBM prior on {images}, 8 of 8 training steps, seed 0"
     assert expected in page.text
     cells = list(zip(page.text, page.text[1:], strict=False))
     assert ("learning.batch_size", "20") in cells
@@ -175,9 +176,66 @@ def test_report_escapes_what_it_is_told(finished_run, tmp_path):
     assert "b" not in [tag for tag, _ in page.tags]
 
 
+def test_pictures_are_in_the_order_of_their_steps_and_others_are_none(tmp_path):
+    names = ["ebm_9999999.png", "ebm_10000000.png", "ebm_0000002.png", "my_own.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = report._by_name(tmp_path)
+    assert list(found) == ["ebm"]
+    assert [file.name for file in found["ebm"]] == [names[2], names[0], names[1]]
+
+
 def test_report_thins_the_history_and_keeps_its_ends():
     assert report._thin([1, 2, 3], 8) == [1, 2, 3]
     thinned = report._thin(list(range(100)), 8)
     assert len(thinned) == 8
     assert (thinned[0], thinned[-1]) == (0, 99)
     assert thinned == sorted(set(thinned))
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def written(path):
+    report.write(path)
+    return Page((path / "report.html").read_text())
+
+
+def test_folder_is_named_with_its_images_and_when_they_changed(copied_run):
+    settings = json.loads((copied_run / "config.json").read_text())
+    settings["data"] |= {"name": "folder", "data_dir": "/home/me/<photos>"}
+    (copied_run / "config.json").write_text(json.dumps(settings))
+    entries = [
+        {"step": step, "train": {"num": 27 + step}, "test": {"num": 3}}
+        for step in (0, 4, 6)
+    ]
+    (copied_run / "data.json").write_text(json.dumps(entries))
+    page = written(copied_run)
+    images = "the pictures of /home/me/<photos> (33 for training, 3 held out)"
+    assert f"joint EBM prior on {images}, 8 of 8 training steps, seed 0" in page.text
+    assert "Other images from step 4, 6 on." in page.text
+
+
+def test_run_of_an_older_version_has_no_number_of_images(copied_run):
+    (copied_run / "data.json").unlink()
+    expected = "joint EBM prior on digits, 8 of 8 training steps, seed 0"
+    assert expected in written(copied_run).text
+
+
+def test_what_two_evaluations_have_alike_is_shown_once(copied_run):
+    values = json.loads((copied_run / "eval.json").read_text())
+    first, *chains = values["report"]
+    values["report"] = [first | {"about": "Of another kind."}, *chains]
+    values["protocol"] = "ood"
+    (copied_run / "eval_ood.json").write_text(json.dumps(values))
+    text = written(copied_run).text
+    for part in (first, *chains):
+        assert text.count(part["about"]) == 1
+    assert "Of another kind." in text
+
+
+def test_samples_come_before_what_was_measured(finished_run):
+    text = (finished_run / "report.html").read_text()
+    assert text.index("<img") < text.index('<section class="measured">')

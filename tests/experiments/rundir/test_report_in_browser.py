@@ -139,3 +139,12 @@ def test_text_and_curves_are_readable_in_light_and_dark(page, scheme):
         above = luminance(colour)
         ratio = (max(above, below) + 0.05) / (min(above, below) + 0.05)
         assert ratio > 4.5, (colour, ratio)
+
+
+def test_no_column_of_what_was_measured_is_cut_off(page):
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('.measured > div')]"
+        ".map(d => [d.scrollWidth, d.clientWidth])"
+    )
+    assert len(widths) == 3
+    assert all(needed <= there for needed, there in widths), widths

@@ -15,7 +15,7 @@ from experiments.rundir.metrics import (
     read_metrics,
     training_budget,
 )
-from experiments.rundir.settings import check_settings
+from experiments.rundir.settings import check_settings, folder_name, variant_of
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
 from tests.experiments.runs import (
@@ -207,6 +207,7 @@ def test_run_with_other_settings_is_refused_and_left_as_it_is(
         ("log.num_samples", 4),
         ("learning.num_steps", 12),
         ("data.data_dir", "/elsewhere"),
+        ("data.on_corrupt", "skip"),
         ("eval.num_samples", 7),
         ("monitor.energy_gap_nats", 7.0),
     ],
@@ -337,3 +338,16 @@ def test_what_training_took_is_read_from_its_metrics(tmp_path, test_config):
         add_hardware(tmp_path, hardware)
     found = training_budget(tmp_path, options.read(test_config))
     assert found["training_hardware"] == "8 x TPU; 1 x GPU"
+
+
+def test_long_variant_has_a_short_folder_and_is_known_by_it(tmp_path):
+    variants = [f"chains.prior.step_size=0.{i}{300 * '1'}" for i in range(2)]
+    names = [folder_name(tmp_path, variant) for variant in variants]
+    assert len(set(names)) == 2 and max(map(len, names)) <= 160
+    assert [variant_of(tmp_path, name) for name in names] == variants
+
+
+def test_short_variant_is_its_folder_and_nothing_is_written(tmp_path):
+    assert folder_name(tmp_path, "seed=3") == variant_of(tmp_path, "seed=3") == "seed=3"
+    assert folder_name(tmp_path, "") == ""
+    assert list(tmp_path.iterdir()) == []

@@ -225,3 +225,11 @@ def test_settings_are_fields_and_numbers():
     assert stability.parse_setting("") == {}
     assert stability.parse_setting("energy_lr=3,gradient_penalty=0") == RUNAWAY
     assert doctest.testmod(stability).failed == 0
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+def test_settings_and_lengths_that_are_not_finite_are_refused(value):
+    with pytest.raises(ConfigError, match="energy_lr must be finite"):
+        stability.parse_setting(f"energy_lr={value}")
+    with pytest.raises(ConfigError, match="--length must be finite"):
+        stability.lengthened(tiny().to_dict(), float(value))
