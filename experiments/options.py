@@ -217,6 +217,7 @@ class Eval(Section):
     num_samples: Pair
     num_posterior_samples: Positive
     num_temperatures: Count
+    exact_length: Count
     batch_size: Positive
     num_diagnosed: Positive
     evaluators: Mapping[str, Mapping[str, Any]]

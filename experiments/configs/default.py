@@ -136,6 +136,9 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.num_diagnosed = 256  # chains whose acceptance and stiffness are taken
     # Replicas of the tempered sampler, to hold the prior's chain against; 0: left out.
     config.eval.num_temperatures = 0
+    # Steps of the samples of the density's own law, times those of the prior's chain;
+    # 0: these are left out.
+    config.eval.exact_length = 10
     # "anomaly": the score of experiments/evaluation/anomaly.py, where the weights are
     # w, r and t.
     config.eval.anomaly = config_dict.ConfigDict()

@@ -6,6 +6,8 @@ decoder's means.
 
     frechet              samples as the run draws them
     frechet_long_chain   with a prior chain 4 times as long
+    frechet_exact        by tested steps of half the size, `eval.exact_length` times as
+                         many (0: left out), which keep the density's own law
     frechet_tempered     by the sampler of `jebm.tempering`, as long as the run's chain,
                          with `eval.num_temperatures` replicas where that is not 0
     frechet_untilted     of the Gaussian prior of the same generator
@@ -24,7 +26,7 @@ import jebm
 from experiments.data.pixels import to_unit
 from experiments.evaluation import classifier
 from experiments.evaluation.contract import Evaluator, Result, Table, rows_of
-from experiments.evaluation.samplers import lengthened, tempered
+from experiments.evaluation.samplers import exact, lengthened, tempered
 from experiments.models import active_chains
 from experiments.options import Experiment
 from experiments.runs import Run
@@ -35,6 +37,7 @@ from jebm.metrics import feature_statistics, frechet_distance
 _TITLES = {
     "frechet": "samples",
     "frechet_long_chain": "samples by a chain 4 times as long",
+    "frechet_exact": "samples of the density's own law, by many short tested steps",
     "frechet_tempered": "samples by the tempered sampler, as long as the chain",
     "frechet_untilted": "samples of the Gaussian prior of the same generator",
     "frechet_posterior": "held-out images from their posterior: the floor of any prior",
@@ -118,6 +121,8 @@ def _other_samplers(run):
         return samplers
     if num_temperatures := run.experiment.eval.num_temperatures:
         samplers["tempered"] = {"kernel": tempered(run.model, num_temperatures)}
+    if length := run.experiment.eval.exact_length:
+        samplers["exact"] = {"kernel": exact(run.model, length)}
     samplers["long_chain"] = {"num_steps": lengthened(prior).num_steps}
     samplers["untilted"] = {"prior": "gaussian"}
     return samplers

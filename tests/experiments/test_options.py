@@ -250,6 +250,7 @@ COUNTS = {  # the least value of integers
     "learning.warmup_steps": 0,
     "monitor.max_rollbacks": 0,
     "eval.batch_size": 1,
+    "eval.exact_length": 0,
     "eval.num_diagnosed": 1,
     "eval.num_posterior_samples": 1,
     "eval.num_samples": 2,

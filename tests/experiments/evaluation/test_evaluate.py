@@ -29,6 +29,7 @@ from tools.site import table
 
 DISTANCES = {
     "frechet",
+    "frechet_exact",
     "frechet_long_chain",
     "frechet_posterior",
     "frechet_real",
@@ -36,6 +37,8 @@ DISTANCES = {
 }
 OF_THE_ENERGY = {
     "energy_gap_nats",
+    "exact_acceptance",
+    "frechet_exact",
     "frechet_long_chain",
     "frechet_untilted",
     "prior_acceptance",

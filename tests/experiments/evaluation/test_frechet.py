@@ -33,15 +33,21 @@ class Fakes:
             ),
         )
 
-    def sample(self, key, model, params, num, *, prior="ebm", num_steps=7):
+    def sample(self, key, model, params, num, *, prior="ebm", num_steps=7, kernel=None):
         """Held-out images; 0.2 brighter at 28 steps, half as bright without energy."""
+        if kernel is not None:  # of the exact law, 0.1 brighter
+            assert kernel == jebm.MALA(70, self.model.chains.prior.step_size / 2)
+            num_steps = kernel.num_steps
         batches = self.drawn.setdefault((prior, num_steps), [])
         index = len(batches) * num + np.arange(num)
         batches.append(jax.random.key_data(key))
         x = self.heldout[index % len(self.heldout)]
-        x = {("ebm", 7): x, ("ebm", 28): x + 0.2, ("gaussian", 7): x / 2}[
-            prior, num_steps
-        ]
+        x = {
+            ("ebm", 7): x,
+            ("ebm", 28): x + 0.2,
+            ("ebm", 70): x + 0.1,
+            ("gaussian", 7): x / 2,
+        }[prior, num_steps]
         x = np.where((index < self.num)[:, None, None, None], x, np.float32(1e6))
         return jebm.Samples(x, (x,))
 
@@ -74,6 +80,7 @@ def test_distances_of_images_that_are_known_are_the_closed_form(
     assert numbers["frechet_posterior"] < 1e-6
     assert abs(numbers["energy_gap_nats"]) < 1e-6
     # A shift of 0.2 of 64 pixels; half of every pixel, mean and deviation.
+    assert numbers["frechet_exact"] == pytest.approx(64 * 0.1**2, rel=1e-5)
     assert numbers["frechet_long_chain"] == pytest.approx(64 * 0.2**2, rel=1e-5)
     x = (heldout / 255).reshape(30, 64)
     half = ((x.mean(0) / 2) ** 2).sum() + x.var(0, ddof=1).sum() / 4
@@ -86,8 +93,8 @@ def test_batches_of_samples_have_keys_of_their_own_but_the_same_for_every_chain(
     fakes = Fakes(monkeypatch, heldout, num=30)
     fakes.distances(batch_size=7)
     drawn = [np.stack(keys).tolist() for keys in fakes.drawn.values()]
-    assert len(drawn) == 3
-    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(drawn) == 4
+    assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
     assert len(np.unique(drawn[0], axis=0)) == 5
 
 
