@@ -14,6 +14,7 @@ import jebm
 from experiments.data.batches import prefetched, training_batches
 from experiments.data.loaders import Split
 from experiments.errors import Diverged
+from experiments.models import active_chains
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.rundir.metrics import Metrics
@@ -192,7 +193,8 @@ def _values(job, opened, interval, monitor):
         results = opened.diagnose_fn(key, interval.state, images[:, :per_device])
         results = steps.means([results])
         values |= {name: float(value) for name, value in results.items()}
-        warn_of_stiffness(opened.progress, interval.step, values, opened.warned)
+        chains = active_chains(job.model)
+        warn_of_stiffness(opened.progress, interval.step, values, chains, opened.warned)
     if job.model.energy is not None:
         values["rollbacks"] = int(monitor.rollbacks)
     return values

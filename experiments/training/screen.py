@@ -2,12 +2,14 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 
 import jax
 from clu import parameter_overview
 from tqdm import tqdm
 
 import jebm
+from jebm.kernels import Chain
 
 _MANY = 200  # arrays of parameters: more than anyone reads
 _STIFF = 0.5
@@ -44,10 +46,17 @@ def _short(value):
 
 
 def warn_of_stiffness(
-    progress: tqdm, step: int, values: dict[str, float], warned: set[str]
+    progress: tqdm,
+    step: int,
+    values: dict[str, float],
+    chains: Mapping[str, Chain],
+    warned: set[str],
 ) -> None:
-    """Says once per chain that its step size nears what the density allows."""
-    for chain in ("prior", "posterior"):
+    """Says once per chain that its step size nears what the density allows.
+
+    A chain whose steps are tested cannot blow up.
+    """
+    for chain in (name for name, value in chains.items() if not value.adjusted):
         stiffness = values.get(f"{chain}_stiffness", 0.0)
         if stiffness > _STIFF and chain not in warned:
             warned.add(chain)

@@ -134,6 +134,6 @@ def contents(path):
 def rolled_back_fields(digests):
     """What a rollback changes: its record, and the factor of the energies' steps."""
     monitored = {f"['train_state']['guard'].{field}" for field in ("rescues", "good")}
-    factor = {name for name in digests if name.endswith("['step_size']")}
+    factor = {name for name in digests if "hyperparams['step_size']" in name}
     assert len(factor) == 1 and monitored <= digests.keys()
     return monitored | factor

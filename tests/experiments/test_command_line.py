@@ -20,8 +20,9 @@ CONFIG_NAMES = (
     "cifar10_nvae.py, cifar10_svhn_ood.py, default.py, digits.py, lsun.py, "
     "mnist.py, mnist01.py, mnist_anomaly.py, mnist_anomaly_vae.py, "
     "mnist_anomaly_vae1.py, mnist_ladder.py, mnist_ladder_ebm.py, "
-    "mnist_ood.py, nvae_celeba64.py, nvae_celeba_hq256.py, nvae_cifar10.py, "
-    "nvae_lsun.py, nvae_mnist.py, nvae_mnist_ebm.py, svhn.py, test.py, vae_mnist.py"
+    "mnist_ood.py, mnist_uncorrected.py, nvae_celeba64.py, "
+    "nvae_celeba_hq256.py, nvae_cifar10.py, nvae_lsun.py, nvae_mnist.py, "
+    "nvae_mnist_ebm.py, svhn.py, test.py, vae_mnist.py"
 )
 
 

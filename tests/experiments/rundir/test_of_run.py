@@ -44,6 +44,8 @@ def test_older_runs_have_defaults_and_the_names_of_today(tmp_path):
     del values["learning"]["target_acceptance"], values["chains"]["prior"]["name"]
     values["guard"] = {"max_rescues": values.pop("monitor").pop("max_rollbacks")}
     (tmp_path / "config.json").write_text(json.dumps(values))
+    # What it did without these fields, not what is done by default today.
+    config.chains.prior.name, config.learning.target_acceptance = "langevin", 0.0
     assert options.read(of_run.get_config(str(tmp_path))) == options.read(config)
 
 

@@ -81,12 +81,17 @@ def test_metrics_are_finite_numbers_by_name_at_increasing_steps(trained_run):
             "grad_norm",
             "images_per_second",
             "log_likelihood_nats",
+            "log_z_effective_samples",
+            "log_z_error_nats",
+            "log_z_nats",
             "log_prior_negative_nats",
             "log_prior_positive_nats",
             "loss_nats",
             "posterior_grad_norm",
+            "prior_acceptance_rate",
             "prior_eps_square",
             "prior_grad_norm",
+            "prior_step_size",
             "rollbacks",
         }
         if line["step"] in (4, 8):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from experiments import models, options
-from experiments.configs import test
+from experiments.configs import default, test
 from experiments.errors import ConfigError
+from experiments.evaluation import evaluate
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import check_settings
 from experiments.sweeps import stability
+from experiments.training import train
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
 from tests.experiments.runs import build_model, contents, create_state, metrics
@@ -23,7 +25,9 @@ SETTINGS = [{}, RUNAWAY, {"energy_lr": 1e9}]
 
 
 def tiny():
-    return test.get_config()
+    config = default.uncorrected(test.get_config())
+    config.log.num_walkers = 0  # a sweep has none
+    return config
 
 
 def run(path, settings=SETTINGS, seeds=2, config=None, length=1.0):
@@ -65,12 +69,20 @@ def test_results_are_of_every_seed_of_every_setting(results):
     ]
 
 
-def test_run_as_configured_is_the_ordinary_training_of_its_seed(many, trained_run):
+@pytest.fixture(scope="module")
+def ordinary_run(tmp_path_factory):
+    """One training by the settings of the sweep."""
+    path = tmp_path_factory.mktemp("ordinary") / "run"
+    train.train(options.read(tiny()), path)
+    return path
+
+
+def test_run_as_configured_is_the_ordinary_training_of_its_seed(many, ordinary_run):
     """Not to the bit: the rates are float32, the batch is on one device."""
     state = checkpoint_items(create_state(tiny(), build_model(tiny())))
     start, ordinary, vmapped = (
         jax.tree.leaves((items["ema"], items["train_state"]["params"]))
-        for items in (state, state_of(trained_run, 8), state_of(many, 8))
+        for items in (state, state_of(ordinary_run, 8), state_of(many, 8))
     )
     for first, trained, of_many in zip(start, ordinary, vmapped, strict=True):
         moved = np.abs(trained - first).max()
@@ -79,8 +91,8 @@ def test_run_as_configured_is_the_ordinary_training_of_its_seed(many, trained_ru
         assert np.abs(of_many[1] - trained).max() > 0.1 * moved  # another seed
 
 
-def test_metrics_of_a_run_are_those_of_the_ordinary_training(many, trained_run):
-    ours, theirs = read_metrics(many), metrics(trained_run)
+def test_metrics_of_a_run_are_those_of_the_ordinary_training(many, ordinary_run):
+    ours, theirs = read_metrics(many), metrics(ordinary_run)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for line, ordinary in zip(ours, theirs, strict=True):
         assert line["violations"][:2] == [None, None]
@@ -94,10 +106,11 @@ def test_metrics_of_a_run_are_those_of_the_ordinary_training(many, trained_run):
 
 
 @pytest.mark.slow
-def test_distances_of_a_run_are_those_of_the_ordinary_training(results, finished_run):
-    found = json.loads((finished_run / "eval.json").read_text())
+def test_distances_of_a_run_are_those_of_the_ordinary_training(results, ordinary_run):
+    evaluate.evaluate(options.read(tiny()), ordinary_run)
+    found = json.loads((ordinary_run / "eval.json").read_text())
     names = [name for name in found if name.startswith("frechet")]
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         assert results[0][name] == pytest.approx(found[name], rel=1e-3)
     assert results[0]["frechet"] != results[1]["frechet"]

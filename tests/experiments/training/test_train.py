@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from unittest import mock
 
@@ -105,9 +106,14 @@ def test_step_runs_one_posterior_chain_and_one_prior_chain(again):
         call.kwargs.get("x") is not None for call in calls["run_chains"].mock_calls
     ]
     assert given == [True, False] * traces
-    used = [call.args[3] for call in calls["run_chains"].mock_calls]
+    # The step of the prior's chain is traced: it follows the acceptance.
+    used = [
+        dataclasses.replace(call.args[3], step_size=1.0)
+        for call in calls["run_chains"].mock_calls
+    ]
     own = build_model(config_with()).chains
-    assert used == [own.posterior, own.prior] * traces
+    steps = [dataclasses.replace(c, step_size=1.0) for c in (own.posterior, own.prior)]
+    assert used == steps * traces
 
 
 def test_samples_are_drawn_with_the_averaged_parameters(again):
@@ -381,22 +387,29 @@ def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(tmp_p
 
 def test_step_that_follows_no_test_is_refused(tmp_path):
     config = config_with()
-    config.learning.target_acceptance = 0.7
+    config.chains.prior.name = "langevin"
     with pytest.raises(ConfigError, match="target_acceptance is of a prior chain"):
         run(config, tmp_path / "run")
 
 
 def test_stiff_chain_is_warned_of_once():
     progress, warned = mock.Mock(), set()
+    chains = {"prior": jebm.Langevin(), "posterior": jebm.Langevin()}
     for step, prior, posterior in ((2, 0.5, 0.6), (4, 0.7, 0.8), (6, 0.9, 0.4)):
         stiffness = {"prior_stiffness": prior, "posterior_stiffness": posterior}
-        screen.warn_of_stiffness(progress, step, stiffness, warned)
-    screen.warn_of_stiffness(progress, 8, {"loss_nats": 1.0}, warned)
+        screen.warn_of_stiffness(progress, step, stiffness, chains, warned)
+    screen.warn_of_stiffness(progress, 8, {"loss_nats": 1.0}, chains, warned)
     first, second = (call.args[0] for call in progress.write.mock_calls)
     assert "at step 2 the posterior chain has a stiffness of 0.60" in first
     assert "chains.posterior.step_size" in first
     assert "at step 4 the prior chain has a stiffness of 0.70" in second
     assert "chains.prior.step_size" in second
+
+
+def test_chain_whose_steps_are_tested_cannot_be_too_stiff():
+    progress, stiffness = mock.Mock(), {"prior_stiffness": 0.9}
+    screen.warn_of_stiffness(progress, 2, stiffness, {"prior": jebm.MALA()}, set())
+    assert not progress.write.called
 
 
 def test_run_without_its_samples_and_figures_is_still_a_run(trained_run, tmp_path):
