@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -134,3 +136,28 @@ def test_stop_before_the_first_step_leaves_nothing_half_done(
     with pytest.raises(Stopped, match="SIGTERM"):
         train.train(options.read(test_config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+_BUSY = """
+import jax, jax.numpy as jnp
+from experiments.runtime import stop
+@jax.jit
+def long(x):
+    return jax.lax.fori_loop(0, 3000, lambda i, x: jnp.tanh(x @ x), x)
+x = jnp.ones((300, 300))
+long(x).block_until_ready()
+late = [long(x) for _ in range(20)]
+print("busy", flush=True)
+stop.leave(stop.Stopped("Stopped by SIGTERM."))
+"""
+
+
+@pytest.mark.slow
+def test_program_leaves_at_once_while_it_computes():
+    """What runs in threads of XLA is not waited for, and nothing is taken from it."""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", _BUSY],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "busy\nStopped by SIGTERM.\n")
+    assert "egmentation" not in done.stderr
