@@ -40,7 +40,8 @@ def load(data: Data) -> dict[str, Split]:
     if data.labels:
         splits = _keep_classes(data.name, splits, data.labels)
     if data.heldout_class is not None:
-        splits = hold_out(splits, data.heldout_class)
+        divide = hold_out_by_file if data.name == "folder" else hold_out
+        splits = divide(splits, data.heldout_class)
     if data.binarize:
         rng, test = np.random.default_rng(0), splits["test"]
         images = draw_binary(rng, test.images)
@@ -106,12 +107,7 @@ def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
     Raises:
       ConfigError: if training has no such class, or no other.
     """
-    known = _classes(splits)
-    if heldout not in known or len(known) == 1:
-        raise ConfigError(
-            f"data.heldout_class must be one of several classes, {sorted(known)}, "
-            f"got {heldout}"
-        )
+    _check_class(splits, heldout)
     pool = Split(*map(np.concatenate, zip(*splits.values(), strict=True)))
     order = np.random.RandomState(42).permutation(len(pool.labels))
     normal = order[pool.labels[order] != heldout]
@@ -121,6 +117,39 @@ def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
         "train": _keep(pool, normal[:num_train]),
         "test": _keep(pool, np.concatenate([normal[num_train:], anomalous])),
     }
+
+
+def hold_out_by_file(splits: dict[str, Split], heldout: int) -> dict[str, Split]:
+    """Moves all images of a class to "test"; the others stay on their side.
+
+    So one more picture in a folder moves no other one.
+
+    Raises:
+      ConfigError: as `hold_out`.
+    """
+    _check_class(splits, heldout)
+    train, test = splits["train"], splits["test"]
+    anomalous = _keep(train, train.labels == heldout)
+    labels = np.concatenate([test.labels, anomalous.labels])
+    images: np.ndarray | sources.Streamed
+    if isinstance(test.images, sources.Streamed):
+        images = test.images.joined(anomalous.images)
+    else:
+        images = np.concatenate([test.images, anomalous.images])
+    return {
+        "train": _keep(train, train.labels != heldout),
+        "test": Split(images, labels),
+    }
+
+
+def _check_class(splits, heldout):
+    """Refuses a class that training does not have, and the only one."""
+    known = _classes(splits)
+    if heldout not in known or len(known) == 1:
+        raise ConfigError(
+            f"data.heldout_class must be one of several classes, {sorted(known)}, "
+            f"got {heldout}"
+        )
 
 
 def _keep(split, index):

@@ -21,6 +21,9 @@ _OF_SYSTEMS = {
 }  # fmt: skip
 
 
+_OF_A_RUN = {"config.json", "model.json"}  # files of the directory of a run
+
+
 class Listing(NamedTuple):
     """What is in and below a folder.
 
@@ -30,6 +33,7 @@ class Listing(NamedTuple):
       others: of files that are no pictures.
       num_hidden: hidden files and folders, which are left out.
       loops: links to folders that the folder is in, which are not followed.
+      runs: directories of runs, whose pictures are drawn by a model.
     """
 
     folder: pathlib.Path
@@ -37,6 +41,7 @@ class Listing(NamedTuple):
     others: list[str]
     num_hidden: int
     loops: list[str]
+    runs: list[str]
 
     @property
     def left_out(self) -> str:
@@ -51,6 +56,8 @@ class Listing(NamedTuple):
             parts.append(f"{self.num_hidden} hidden")
         if self.loops:
             parts.append(f"links that lead back: {', '.join(self.loops)}")
+        if self.runs:
+            parts.append(f"directories of runs: {', '.join(self.runs)}")
         if not parts:
             return ""
         return readable(f"Left out of {self.folder}: {'; '.join(parts)}")
@@ -71,7 +78,9 @@ def list_pictures(folder: pathlib.Path) -> Listing:
     for name in found.files():
         is_picture = name.lower().endswith(SUFFIXES) or _begins_so(folder / name)
         (names if is_picture else others).append(name)
-    return Listing(folder, sorted(names), sorted(others), found.num_hidden, found.loops)
+    names.sort()
+    others.sort()
+    return Listing(folder, names, others, found.num_hidden, found.loops, found.runs)
 
 
 class _Found:
@@ -80,6 +89,7 @@ class _Found:
     def __init__(self, folder: pathlib.Path):
         self.num_hidden = 0
         self.loops: list[str] = []
+        self.runs: list[str] = []
         self._folder = folder
 
     def files(self) -> Iterator[str]:
@@ -112,6 +122,10 @@ class _Found:
                         below.clear()
                         continue
                     seen.add(real)
+                    if real != root and set(names) >= _OF_A_RUN:
+                        self.runs.append(os.path.relpath(folder, self._folder))
+                        below.clear()
+                        continue
                     below[:] = self._visible(below)
                     paths = [os.path.join(folder, name) for name in below]
                     links += filter(os.path.islink, paths)

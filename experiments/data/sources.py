@@ -282,6 +282,16 @@ class Streamed:
             self._indices[index],
         )
 
+    def joined(self, other: "Streamed") -> "Streamed":
+        """Returns these images and those of another part of the same source."""
+        return Streamed(
+            self._encoded,
+            self.shape[1:],
+            self._cut,
+            self._on_corrupt,
+            np.concatenate([self._indices, other._indices]),
+        )
+
     def _try(self, i, place):
         number, shape = int(self._indices[i]), self.shape[1:]
         try:

@@ -37,7 +37,12 @@ def warn(
     Without `splits` nothing is read, and only the names and sizes of files are known.
     """
     entries = read(path)
-    if not entries:  # a run of an older version
+    if data.name == "folder" and (not entries or entries[0]["step"]):
+        print(
+            f"warning: {path} was begun by an older version, which held other pictures "
+            "of the folder out: of those held out now it has learned from most."
+        )
+    if not entries:
         return
     then, now = entries[-1], identity(data, splits)
     if told := differences(then, now):

@@ -228,10 +228,12 @@ def _layer_table(file, caption, head, values_of):
 
 
 def _by_name(directory):
-    files = {}
-    for file in sorted(directory.glob("*_*.png")):
+    """The pictures NAME_STEP.png of each name, in the order of their steps."""
+    files: dict[str, list[pathlib.Path]] = {}
+    known = (f for f in directory.glob("*_*.png") if f.stem.rsplit("_", 1)[1].isdigit())
+    for file in sorted(known, key=lambda file: int(file.stem.rsplit("_", 1)[1])):
         files.setdefault(file.stem.rsplit("_", 1)[0], []).append(file)
-    return files
+    return dict(sorted(files.items()))
 
 
 def _thin(files, count):

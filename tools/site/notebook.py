@@ -52,7 +52,8 @@ def run(path: pathlib.Path, settings: dict[str, str]) -> None:
 
 def smaller(png: str) -> str:
     """A picture, base64, in 64 colours: a quarter of the bytes of a figure."""
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    content = io.BytesIO(base64.b64decode(png))
+    picture = Image.open(content, formats=["PNG"]).convert("RGB")
     file = io.BytesIO()
     picture.quantize(64, dither=Image.Dither.NONE).save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -10,6 +10,7 @@ from experiments.configs import default
 from experiments.data import batches, datasets, decoding, sources
 from experiments.data.augment import BENT, MOVED, affine
 from experiments.data.batches import Batches
+from experiments.data.loaders import Split
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.options import Data
@@ -167,6 +168,24 @@ def test_the_held_out_split_is_always_the_same():
 def test_a_class_that_cannot_be_held_out_is_refused(labels, heldout):
     with pytest.raises(ConfigError, match=rf"one of several classes, .* got {heldout}"):
         load(labels=labels, heldout_class=heldout)
+
+
+@pytest.mark.parametrize("kind", ["decoded", "streamed"])
+def test_a_class_is_held_out_file_by_file(kind, streamed):
+    splits = {
+        name: Split(streamed.subset(index), index % 3)
+        for name, index in (("train", np.arange(14)), ("test", np.arange(14, 20)))
+    }
+    if kind == "decoded":
+        splits = {k: Split(np.asarray(s.images), s.labels) for k, s in splits.items()}
+    held = datasets.hold_out_by_file(splits, 1)
+    kept = np.arange(14)[np.arange(14) % 3 != 1]
+    tested = [*range(14, 20), *(i for i in range(14) if i % 3 == 1)]
+    for name, index in (("train", kept), ("test", np.array(tested))):
+        np.testing.assert_array_equal(np.asarray(held[name].images), streamed[index])
+        np.testing.assert_array_equal(held[name].labels, index % 3)
+    with pytest.raises(ConfigError, match="one of several classes"):
+        datasets.hold_out_by_file(splits, 7)
 
 
 def test_binary_images_are_drawn_as_their_grey_tells():

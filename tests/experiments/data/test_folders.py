@@ -51,6 +51,16 @@ def test_what_is_hidden_or_of_the_system_is_left_out(tmp_path):
     assert names(tmp_path / ".Trash-1000") == ["files/a.png"]
 
 
+def test_what_a_run_has_drawn_is_no_picture_to_learn_from(tmp_path):
+    run = {"config.json": b"", "model.json": b"", "samples/ebm_0000002.png": PICTURE}
+    put(tmp_path, {"a.png": PICTURE} | {f"runs/mine/{n}": d for n, d in run.items()})
+    listing = list_pictures(tmp_path)
+    assert listing.names == ["a.png"]
+    assert "directories of runs: runs/mine" in listing.left_out
+    # It can be scored by its own name.
+    assert names(tmp_path / "runs" / "mine") == ["samples/ebm_0000002.png"]
+
+
 def test_links_are_followed_once_and_loops_are_not(tmp_path):
     elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
     put(elsewhere, {"1.png": PICTURE, "deeper/2.png": PICTURE})

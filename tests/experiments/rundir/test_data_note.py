@@ -58,7 +58,16 @@ def test_nothing_is_said_where_nothing_has_changed(path, folder, tmp_path, capsy
     assert told(path, folder, capsys) == ""
     folder.rename(tmp_path / "moved")
     assert told(path, tmp_path / "moved", capsys) == ""
-    assert told(tmp_path, tmp_path / "moved", capsys) == ""  # of an older version
+
+
+def test_run_of_an_older_version_is_told_to_have_held_out_others(path, folder, capsys):
+    (path / "data.json").unlink()
+    assert "begun by an older version" in told(path, folder, capsys)
+    data_note.note(path, data_of(folder), load(folder), step=4)  # it was resumed
+    assert "begun by an older version" in told(path, folder, capsys)
+    digits = options.read(test.get_config()).data
+    data_note.warn(path.parent, digits, datasets.load(digits))
+    assert capsys.readouterr().out == ""
 
 
 def test_one_picture_more_is_told_in_a_sentence(path, folder, capsys):

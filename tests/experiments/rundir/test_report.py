@@ -176,6 +176,15 @@ def test_report_escapes_what_it_is_told(finished_run, tmp_path):
     assert "b" not in [tag for tag, _ in page.tags]
 
 
+def test_pictures_are_in_the_order_of_their_steps_and_others_are_none(tmp_path):
+    names = ["ebm_9999999.png", "ebm_10000000.png", "ebm_0000002.png", "my_own.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = report._by_name(tmp_path)
+    assert list(found) == ["ebm"]
+    assert [file.name for file in found["ebm"]] == [names[2], names[0], names[1]]
+
+
 def test_report_thins_the_history_and_keeps_its_ends():
     assert report._thin([1, 2, 3], 8) == [1, 2, 3]
     thinned = report._thin(list(range(100)), 8)

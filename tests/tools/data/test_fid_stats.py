@@ -5,7 +5,7 @@ import pytest
 
 from experiments.data import datasets
 from experiments.data.loaders import LOADERS, Split
-from experiments.data.pixels import to_unit
+from experiments.data.pixels import digest, to_unit
 from jebm import metrics
 from jebm.metrics import inception
 from tools.convert import inception as convert_inception
@@ -34,7 +34,9 @@ def test_statistics_are_those_of_the_images_and_are_made_once(cache, tmp_path, c
     options = ["--data=seven", "--batch_size=4", f"--against={other}"]
     fid_stats.main(options)
     (file,) = cache.iterdir()
-    assert file.name == "seven_train_8x8_paper_inception01234567.npz"
+    images = LOADERS["seven"](None)["train"].images
+    of_images = digest(images)[:16]
+    assert file.name == f"seven_train_8x8_paper_{of_images}_inception01234567.npz"
     printed = capsys.readouterr().out
     assert f"wrote {file}" in printed
 

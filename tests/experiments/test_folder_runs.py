@@ -1,0 +1,62 @@
+"""Whole runs on a folder of pictures, from the command line."""
+
+import pytest
+
+from experiments.data import datasets
+from tests.data_files import encoded, put, random_images
+from tests.experiments.runs import CONFIG, run_main, start_main
+
+pytestmark = pytest.mark.slow
+
+
+def pictures(num):
+    images = random_images(num, (8, 8))
+    return {f"{i:03}.png": encoded(image) for i, image in enumerate(images)}
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Of a run on the folder "pictures"."""
+    datasets.read.cache_clear()
+    fields = {"name": "folder", "data_dir": tmp_path / "pictures"}
+    fields |= {"image_shape": "(8,8,1)"}
+    changes = [f"--config.data.{field}={value}" for field, value in fields.items()]
+    return [CONFIG, f"--workdir={tmp_path / 'run'}", *changes]
+
+
+def test_a_folder_that_has_changed_is_told_by_all_that_read_the_run(
+    tmp_path, arguments, capsys
+):
+    put(tmp_path / "pictures", pictures(60))
+    run_main(*arguments, "--config.learning.num_steps=4")
+    assert "have changed" not in capsys.readouterr().out
+    put(tmp_path / "pictures", {"!new.png": pictures(61)["060.png"]})
+    told = f"have changed since step 0 of {tmp_path / 'run'}: "
+    for mode in ("sample", "score"):
+        images = [f"--images={tmp_path / 'pictures'}"] if mode == "score" else []
+        datasets.read.cache_clear()
+        steps = "--config.learning.num_steps=4"
+        run_main(*arguments, steps, f"--mode={mode}", *images)
+        out = capsys.readouterr().out
+        assert out.count(told) == 1 and "files: 60 then, 61 now" in out
+    run_main(*arguments, "--config.learning.num_steps=8")
+    assert told in capsys.readouterr().out
+    run_main(*arguments, "--config.learning.num_steps=8", "--mode=sample")
+    assert "have changed" not in capsys.readouterr().out  # since step 4 it knows of it
+
+
+def test_two_pictures_are_enough_to_train_draw_and_measure(tmp_path, arguments):
+    put(tmp_path / "pictures", pictures(2))
+    few = {
+        "learning.batch_size": 1, "learning.persistent_chains": 2,
+        "learning.num_steps": 2, "log.num_samples": 4,
+    }  # fmt: skip
+    arguments = arguments[1:]  # the config is there already
+    arguments += [f"--config.{field}={value}" for field, value in few.items()]
+    measuring = ["--mode=eval", "--config.eval.protocol=ood"]
+    for more in ([], measuring):  # on one device, which one image can be given to
+        process = start_main(*arguments, *more)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "figures" / "latent_planes.png").is_file()
+    assert (tmp_path / "run" / "eval_ood.json").is_file()
