@@ -26,7 +26,7 @@ OPTIONS = [
 
 @pytest.fixture
 def handlers():
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = [signal.getsignal(number) for number in signals]
     yield
     assert [signal.getsignal(number) for number in signals] == before
@@ -51,6 +51,24 @@ def test_request_where_nothing_is_to_be_saved_stops_at_once(handlers, number):
             pass
         with pytest.raises(Stopped, match=number.name):
             signal.raise_signal(number)
+
+
+class Swallows:
+    """What a destructor raises, Python prints and forgets."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_request_that_gets_lost_is_repeated(handlers):
+    with Requests():
+        Swallows()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            time.sleep(10)
+        with pytest.raises(Stopped, match="SIGTERM"):  # if that was lost as well
+            time.sleep(10)
+    time.sleep(1.5)  # and then no more
 
 
 def test_stop_is_not_taken_for_an_error():
