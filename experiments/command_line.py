@@ -23,6 +23,9 @@ python -m experiments.main --config=experiments/configs/digits.py
 modes (--mode)
 {modes}
 
+All but train take their settings from config.json of the run in --workdir, and need
+no --config; --config.FIELD=VALUE overrides one of them.
+
 configs (--config), in experiments/configs
 {configs}
 

@@ -10,6 +10,7 @@ import functools
 import io
 import pathlib
 import sys
+from collections.abc import Callable
 
 if not __package__:  # as a script: its folder is where modules are looked for
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -54,8 +55,15 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
 
 
-def main(argv: list[str], hooks: Hooks = HOOKS) -> None:
-    """Runs the mode on the configuration; training calls the hooks."""
+def main(
+    argv: list[str],
+    hooks: Hooks = HOOKS,
+    stopped: Callable[[stop.Stopped], None] = print,
+) -> None:
+    """Runs the mode on the configuration; training calls the hooks.
+
+    `stopped` is called when training was asked to stop, and has.
+    """
     del argv  # its flags are parsed, and it may hold nothing else
     if isinstance(sys.stdout, io.TextIOWrapper):  # for names of files that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -74,8 +82,8 @@ def main(argv: list[str], hooks: Hooks = HOOKS) -> None:
                 run(_MODE.value, experiment, workdir, hooks, _IMAGES.value)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    except stop.Stopped as stopped:
-        print(stopped)
+    except stop.Stopped as request:
+        stopped(request)
 
 
 def run(
@@ -142,4 +150,4 @@ parse = functools.partial(
 )
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(functools.partial(main, stopped=stop.leave), flags_parser=parse)

@@ -147,6 +147,28 @@ class _Found:
         return is_loop
 
 
+def classes(names: Sequence[str]) -> list[str]:
+    """Returns the classes of pictures: the folders that they are in, in order.
+
+    There are none where a picture is in no folder, or all are in one.
+
+    Example:
+      >>> classes(["dogs/0.png", "cats/1.png", "cats/young/2.png"])
+      ['cats', 'dogs']
+      >>> classes(["dogs/0.png", "1.png"])
+      []
+    """
+    if not all(os.sep in name for name in names):
+        return []
+    found = sorted({class_of(name) for name in names})
+    return found if len(found) > 1 else []
+
+
+def class_of(name: str) -> str:
+    """Returns the first folder of a relative name."""
+    return name.split(os.sep, 1)[0]
+
+
 def is_hidden(name: str) -> bool:
     """Says whether a file or folder of this name is one that people do not see.
 

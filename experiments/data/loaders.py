@@ -19,9 +19,11 @@ from PIL import Image
 
 from experiments.data import fake, sources
 from experiments.data.decoding import fit
-from experiments.data.folders import held_out, list_pictures
+from experiments.data.folders import class_of, classes, held_out, list_pictures
 from experiments.errors import ConfigError
+from experiments.runtime.files import readable
 
+_CLASSES_TOLD = 20
 _IN_MEMORY = 2**30  # bytes; a larger split is decoded as it is read
 
 SHAPES = {
@@ -223,11 +225,25 @@ def _folder(options):
     if len(listing.names) < 2:
         raise ConfigError(f"2 images are needed, and {folder} has {len(listing.names)}")
     images = streamed("folder", sources.Files(folder, listing.names), options)
-    training, others = held_out(listing.names, 1 / 10)
+    labels = _labels_of(listing)
     return {
-        "train": _settled(images.subset(training), options),
-        "test": _settled(images.subset(others), options),
+        split: _settled(images.subset(index), options, labels[index])
+        for split, index in zip(
+            ("train", "test"), held_out(listing.names, 1 / 10), strict=True
+        )
     }
+
+
+def _labels_of(listing):
+    """The places of pictures' folders among the classes, and says which these are."""
+    found = {name: i for i, name in enumerate(classes(listing.names))}
+    if not found:
+        return np.zeros(len(listing.names), int)
+    told = [f"{i} {name}" for name, i in found.items()]
+    more = ", ..." if told[_CLASSES_TOLD:] else ""
+    told = ", ".join(told[:_CLASSES_TOLD])
+    print(readable(f"Classes of {listing.folder}: {told}{more}"))
+    return np.array([found[class_of(name)] for name in listing.names])
 
 
 def _held_out(images, options, share):

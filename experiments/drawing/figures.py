@@ -5,7 +5,7 @@ returns arrays and numbers, and its `draw` makes a matplotlib Figure of these al
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -113,18 +113,24 @@ FIGURES: dict[str, Entry] = {
 
 
 def figures(experiment: Experiment, path: pathlib.Path) -> None:
-    """Draws all figures of the run in `path` and its report."""
-    for file in draw_figures(open_run(experiment, path)):
-        print(f"wrote {file}")
+    """Draws all figures of the run in `path`, says when each is there; its report."""
+    for file in each_figure(open_run(experiment, path)):
+        print(f"wrote {file}", flush=True)
     report.write(path)
 
 
 def draw_figures(run: Run) -> list[pathlib.Path]:
-    """Draws the figures whose condition holds, and probes the layers; returns files."""
-    files = [draw_figure(name, run) for name in FIGURES if FIGURES[name].condition(run)]
+    """Draws all figures of a run; returns their files."""
+    return list(each_figure(run))
+
+
+def each_figure(run: Run) -> Iterator[pathlib.Path]:
+    """Draws the figures whose condition holds, and probes the layers; yields files."""
+    for name, entry in FIGURES.items():
+        if entry.condition(run):
+            yield draw_figure(name, run)
     if len(np.unique(run.splits["train"].labels)) > 1:
-        files.append(write_probes(run))
-    return files
+        yield write_probes(run)
 
 
 def draw_figure(name: str, run: Run) -> pathlib.Path:

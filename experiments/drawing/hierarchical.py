@@ -14,6 +14,7 @@ from experiments.evaluation import classifier
 from experiments.runs import Run
 
 _ROWS, _COLUMNS = 64, 16  # z_{>k} kept, draws given each
+_ALL_ROWS = 128  # of every k together: more layers are not to cost more chains
 _SHOWN = 8  # of either
 _PRIORS = {"ebm": "tilted", "gaussian": "Gaussian"}
 
@@ -45,9 +46,12 @@ def compute(key: jax.Array, run: Run) -> Hierarchical:
     """Draws rows for some k below L, of the tilted and of the Gaussian prior."""
     name, layers = run.experiment.data.name, len(run.model.backbone.latent_shapes)
     labels = classifier.labels(name) if name in classifier.known() else None
+    cuts = layer_cuts(layers)
+    # Without labels to compare, only what is shown is drawn.
+    num = min(_ROWS, _ALL_ROWS // len(cuts)) if labels else _SHOWN
     panels = [
-        _sample_rows(jax.random.fold_in(key, 2 * k + i), run, k, prior, labels)
-        for k in layer_cuts(layers)
+        _sample_rows(jax.random.fold_in(key, 2 * k + i), run, k, prior, labels, num)
+        for k in cuts
         for i, prior in enumerate(_PRIORS)
     ]
     return Hierarchical(layers, tuple(panels))
@@ -92,17 +96,19 @@ def agreement_of(labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _sample_rows(key, run, k, prior, labels: Callable | None) -> Rows:
-    """Draws z_{>k} once per row, and the layers below for each of its images."""
+def _sample_rows(key, run, k, prior, labels: Callable | None, num: int) -> Rows:
+    """Draws z_{>k} for `num` rows, and the layers below for each image of a row."""
     key_above, key_below = jax.random.split(key)
-    model, params, num = run.model, run.params, _ROWS * _COLUMNS
-    above = jebm.sample(key_above, model, params, _ROWS, prior=prior).latents[k:]
+    model, params, shape = run.model, run.params, (num, _COLUMNS)
+    above = jebm.sample(key_above, model, params, num, prior=prior).latents[k:]
     above = jax.tree.map(lambda z: jnp.repeat(z, _COLUMNS, axis=0), above)
-    x = jebm.sample(key_below, model, params, num, prior=prior, above=above).x
+    x = jebm.sample(
+        key_below, model, params, num * _COLUMNS, prior=prior, above=above
+    ).x
     agreement = None
     if labels is not None:  # of a chain that has diverged, x is not finite
-        agreement = agreement_of(labels(np.nan_to_num(x)).reshape(_ROWS, _COLUMNS))
-    images = np.asarray(x).reshape(_ROWS, _COLUMNS, *model.image_shape)
+        agreement = agreement_of(labels(np.nan_to_num(x)).reshape(shape))
+    images = np.asarray(x).reshape(*shape, *model.image_shape)
     return Rows(k, prior, images[:_SHOWN, :_SHOWN], agreement)
 
 

@@ -12,12 +12,13 @@ from experiments.options import Experiment, flat, nested, upgrade
 from experiments.rundir.metrics import read_metrics
 from experiments.runtime.files import local_path, read_json, short_name, write_json
 
-# What may change while a run goes on (a longer num_steps stretches the decay of the
-# learning rates). Everything else makes it another run.
+# What may change while a run goes on: a longer num_steps stretches the decay of the
+# learning rates, and another backbone.checkpoint must hold the same, which training
+# checks. Everything else makes it another run.
 _FREE: dict[str, tuple[str, ...]] = {
     "train": (
         "log.", "eval.", "monitor.", "learning.num_steps", "data.data_dir",
-        "data.num_workers", "data.on_corrupt", "remat",
+        "data.num_workers", "data.on_corrupt", "backbone.checkpoint", "remat",
     )
 }  # fmt: skip
 # May also differ when a trained run is read, and is then told by the name of what comes

@@ -22,7 +22,7 @@ from experiments.training.learner import TrainState, create_state
 from experiments.training.loop import Job, run_steps
 from experiments.training.screen import print_overview
 from experiments.training.state import restore
-from experiments.training.two_stage import load_backbone
+from experiments.training.two_stage import check_backbone, load_backbone
 
 
 def train(experiment: Experiment, path: pathlib.Path, hooks: Hooks = Hooks()) -> None:
@@ -56,6 +56,7 @@ def train(experiment: Experiment, path: pathlib.Path, hooks: Hooks = Hooks()) ->
             if parallel.is_first():
                 held.enter_context(lock(path))
                 state = restore(path, state)
+                check_backbone(experiment, path, state.learner.params, backbone)
         state = parallel.share(state)
         if _begin(experiment, path, model, splits, state):
             run_steps(

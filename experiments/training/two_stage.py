@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 import jebm
 from experiments.errors import ConfigError
@@ -37,6 +38,26 @@ def load_backbone(
     with parallel.together():
         params = _read_backbone(experiment, source, model)
     return parallel.share(params.backbone)
+
+
+def check_backbone(
+    experiment: Experiment, path: pathlib.Path, params: jebm.Params, backbone
+) -> None:
+    """Refuses a `backbone.checkpoint` that is not the backbone of a run's parameters.
+
+    It may have moved since the run was begun, but holds the same.
+    """
+    source = experiment.backbone.get("checkpoint")
+    if source is None or backbone is None:
+        return
+    pairs = zip(
+        jax.tree.leaves(params.backbone), jax.tree.leaves(backbone), strict=True
+    )
+    if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+        raise ConfigError(
+            f"the backbone in {source} is not the one that the run in {path} was begun "
+            "with: name the latter as backbone.checkpoint, or choose another --workdir"
+        )
 
 
 def _read_backbone(experiment, source, model):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from experiments.data.folders import held_out, list_pictures
+from experiments.data.folders import classes, held_out, list_pictures
 from tests.data_files import encoded, put, random_images
 
 PICTURE = encoded(random_images(1, (4, 4, 3))[0])
@@ -148,3 +148,17 @@ def test_accents_are_the_same_however_they_are_written():
     one, other = "caf\u00e9.png", "cafe\u0301.png"
     rest = MANY[:100]
     assert held_out([one, *rest], 0.1) == held_out([other, *rest], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ([], []),
+        (["0.png", "1.png"], []),
+        (["a/0.png", "a/1.png"], []),
+        (["a/0.png", "b/1.png", "2.png"], []),
+        (["b/0.png", "a/x/1.png", "a/y/2.png"], ["a", "b"]),
+    ],
+)
+def test_classes_are_the_folders_that_all_pictures_are_in(listed, expected):
+    assert classes(listed) == expected

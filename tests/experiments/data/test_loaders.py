@@ -24,6 +24,7 @@ from tests.data_files import (
     random_images,
     svhn_files,
 )
+from tests.experiments.evaluation.saved import experiment_of
 from tests.tools.serving import serve
 from tools.data import prepare
 from tools.data.named import named
@@ -317,3 +318,48 @@ def test_made_up_images_of_one_shape_differ_between_data_sets():
 def test_made_up_images_are_like_a_known_data_set():
     with pytest.raises(ConfigError, match=r"data.fake_like must be one of .*'mnist'"):
         LOADERS["fake"](Options(fake_like="folder"))
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """Dogs are white and cats are black, in folders of those names."""
+    for name, grey in (("dogs", 255), ("cats", 0)):
+        picture = encoded(np.full((6, 8, 3), grey, np.uint8))
+        put(tmp_path, {f"{name}/{i:02}.png": picture for i in range(20)})
+    return tmp_path
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_class_folders_give_labels(animals, capsys, streamed):
+    splits = LOADERS["folder"](folder_options(animals, streamed=streamed))
+    assert f"Classes of {animals}: 0 cats, 1 dogs\n" in capsys.readouterr().out
+    assert sum(len(split.labels) for split in splits.values()) == 40
+    for images, labels in splits.values():
+        np.testing.assert_array_equal(np.asarray(images)[:, 0, 0, 0], labels * 255)
+
+
+def test_class_folders_keep_their_labels_where_images_are_skipped(animals):
+    (animals / "cats" / "03.png").write_bytes(b"damaged")
+    splits = LOADERS["folder"](folder_options(animals, on_corrupt="skip"))
+    assert sum(len(split.labels) for split in splits.values()) == 39
+    for images, labels in splits.values():
+        np.testing.assert_array_equal(images[:, 0, 0, 0], labels * 255)
+
+
+def test_class_of_a_folder_is_held_out(animals):
+    data = experiment_of(**{
+        "data.name": "folder", "data.data_dir": str(animals),
+        "data.image_shape": (6, 8, 3), "data.heldout_class": 1,
+    }).data  # fmt: skip
+    splits = datasets.load(data)
+    assert set(splits["train"].labels) == {0}
+    assert sum(splits["test"].labels == 1) == 20
+    assert not np.asarray(splits["train"].images).any()
+
+
+def test_folders_without_classes_have_one_label(tmp_path, capsys):
+    picture = encoded(random_images(1, (6, 8, 3))[0])
+    put(tmp_path, {f"{name}.png": picture for name in ("0", "a/1", "b/2")})
+    splits = LOADERS["folder"](folder_options(tmp_path))
+    assert not any(split.labels.any() for split in splits.values())
+    assert "Classes" not in capsys.readouterr().out

@@ -129,6 +129,15 @@ def test_mode_figures_says_what_it_wrote_and_writes_the_page(
     assert "The tilted prior's chain far beyond" in page.replace("&#x27;", "'")
 
 
+def test_each_figure_is_there_before_the_next_is_begun(fresh_run, monkeypatch):
+    monkeypatch.setattr(figures, "write_probes", lambda run: run.path / "probes.json")
+    for name in FIGURES:
+        entry = FIGURES[name]._replace(module=Blank(), numbers=None)
+        monkeypatch.setitem(FIGURES, name, entry)
+    first = next(figures.each_figure(fresh_run))
+    assert [first] == list((fresh_run.path / "figures").iterdir())
+
+
 def test_images_of_one_label_have_no_probes(fresh_run, monkeypatch):
     train = fresh_run.splits["train"]
     train = train._replace(labels=np.zeros_like(train.labels))

@@ -34,8 +34,9 @@ def test_hierarchical_json_has_agreement_of_both_priors(drawn_run):
         assert 0 <= values["k=1"][prior]["in_rows"] <= 1
 
 
-def test_images_of_a_row_share_the_layers_above(run, monkeypatch):
-    monkeypatch.setattr(classifier, "known", lambda: [])
+@pytest.mark.parametrize(("known", "num"), [([], 8), (["digits"], 64)])
+def test_images_of_a_row_share_the_layers_above(run, monkeypatch, known, num):
+    monkeypatch.setattr(classifier, "known", lambda *_: known)
     with mock.patch.object(jebm, "sample", wraps=jebm.sample) as sample:
         results = hierarchical.compute(jax.random.key(0), run)
     assert [(rows.k, rows.prior) for rows in results.panels] == [
@@ -45,9 +46,9 @@ def test_images_of_a_row_share_the_layers_above(run, monkeypatch):
     kept = [c.kwargs["above"] for c in sample.call_args_list if "above" in c.kwargs]
     assert len(kept) == 2
     for (above,) in kept:  # z_2 alone
-        rows = np.asarray(above).reshape(64, 16, 2)
+        rows = np.asarray(above).reshape(num, 16, 2)
         assert (rows == rows[:, :1]).all()
-        assert len(np.unique(rows[:, 0], axis=0)) == 64
+        assert len(np.unique(rows[:, 0], axis=0)) == num
     for rows in results.panels:
         assert rows.images.shape == (8, 8, 8, 8, 1)
         assert len(np.unique(rows.images[0], axis=0)) == 8
@@ -62,6 +63,32 @@ def test_without_a_classifier_there_are_pictures_and_no_numbers(run, monkeypatch
         "tilted prior, z_2 kept",
         "Gaussian prior, z_2 kept",
     ]
+
+
+def test_images_shown_are_the_same_with_and_without_a_classifier(run, monkeypatch):
+    with_labels = hierarchical.compute(jax.random.key(0), run)
+    monkeypatch.setattr(classifier, "known", lambda: [])
+    without = hierarchical.compute(jax.random.key(0), run)
+    for ours, theirs in zip(with_labels.panels, without.panels, strict=True):
+        assert ours.agreement is not None and theirs.agreement is None
+        np.testing.assert_allclose(ours.images, theirs.images, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(2, 64), (3, 64), (4, 42), (10, 32)])
+def test_more_layers_cost_no_more_chains(make_run, monkeypatch, layers, rows):
+    """Each chain costs what its layers cost: together the figure is in proportion."""
+    deep = make_run(**{"backbone.latent_dims": (2,) * layers})
+    monkeypatch.setattr(classifier, "labels", lambda name: lambda x: np.zeros(len(x)))
+    drawn = []
+
+    def draw(key, run, k, prior, labels, num):
+        drawn.append(num)
+        return made_up(layers, (k,)).panels[0]
+
+    monkeypatch.setattr(hierarchical, "_sample_rows", draw)
+    hierarchical.compute(jax.random.key(0), deep)
+    assert set(drawn) == {rows}
+    assert sum(drawn) <= 2 * 128
 
 
 def test_numbers_are_named_by_k_and_prior():

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -24,7 +26,7 @@ OPTIONS = [
 
 @pytest.fixture
 def handlers():
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = [signal.getsignal(number) for number in signals]
     yield
     assert [signal.getsignal(number) for number in signals] == before
@@ -49,6 +51,24 @@ def test_request_where_nothing_is_to_be_saved_stops_at_once(handlers, number):
             pass
         with pytest.raises(Stopped, match=number.name):
             signal.raise_signal(number)
+
+
+class Swallows:
+    """What a destructor raises, Python prints and forgets."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_request_that_gets_lost_is_repeated(handlers):
+    with Requests():
+        Swallows()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            time.sleep(10)
+        with pytest.raises(Stopped, match="SIGTERM"):  # if that was lost as well
+            time.sleep(10)
+    time.sleep(1.5)  # and then no more
 
 
 def test_stop_is_not_taken_for_an_error():
@@ -134,3 +154,28 @@ def test_stop_before_the_first_step_leaves_nothing_half_done(
     with pytest.raises(Stopped, match="SIGTERM"):
         train.train(options.read(test_config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+_BUSY = """
+import jax, jax.numpy as jnp
+from experiments.runtime import stop
+@jax.jit
+def long(x):
+    return jax.lax.fori_loop(0, 3000, lambda i, x: jnp.tanh(x @ x), x)
+x = jnp.ones((300, 300))
+long(x).block_until_ready()
+late = [long(x) for _ in range(20)]
+print("busy", flush=True)
+stop.leave(stop.Stopped("Stopped by SIGTERM."))
+"""
+
+
+@pytest.mark.slow
+def test_program_leaves_at_once_while_it_computes():
+    """What runs in threads of XLA is not waited for, and nothing is taken from it."""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", _BUSY],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "busy\nStopped by SIGTERM.\n")
+    assert "egmentation" not in done.stderr

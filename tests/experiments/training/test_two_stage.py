@@ -12,6 +12,8 @@ import jebm
 from experiments import models, options
 from experiments.errors import ConfigError
 from experiments.models import stage_one
+from experiments.rundir.files import write_model
+from experiments.rundir.settings import read_settings
 from experiments.training import two_stage
 from jebm import objectives
 from jebm.backbones.vector import Vector
@@ -19,6 +21,7 @@ from jebm.chains import draw_noise, encode, to_eps
 from jebm.learning import losses
 from tests.experiments.runs import (
     build_model,
+    contents,
     create_state,
     make_train_step,
     metrics,
@@ -97,6 +100,28 @@ def test_second_stage_goes_on_from_a_checkpoint_to_the_same_bits(
 
 
 @pytest.mark.slow
+def test_backbone_may_move_but_not_change(both, second_config, tmp_path):
+    path, here, there = (tmp_path / name for name in ("run", "here", "there"))
+    shutil.copytree(both, path)
+    shutil.copytree(both / "backbone", here)
+    second_config.backbone.checkpoint = str(here)
+    second_config.learning.num_steps = 12
+    run(second_config, path)
+    here.rename(there)
+    second_config.backbone.checkpoint = str(there)
+    second_config.learning.num_steps = 16
+    run(second_config, path)
+    assert read_settings(path)["backbone"]["checkpoint"] == str(there)
+    model, params = jebm.load(there)
+    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+    shutil.rmtree(there / "checkpoints")
+    write_model(there, jebm.to_spec(model), changed, 8)
+    before = contents(path)
+    with pytest.raises(ConfigError, match=r"there is not the one that the run in"):
+        run(second_config, path)
+    assert contents(path) == before
+
+
 def test_the_image_decoder_is_no_part_of_a_step(both, second_config, monkeypatch):
     second_config.backbone.checkpoint = str(both / "backbone")
     model = build_model(second_config)
