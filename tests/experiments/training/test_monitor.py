@@ -128,8 +128,8 @@ def test_each_rollback_halves_the_steps_of_the_energies_alone(test_config, rollb
 def runaway(config, **fields):
     """Sets what makes the pair of energy and sampler run away within a few steps."""
     config.chains.prior.name = "langevin"  # tested steps do not run away
-    config.learning.update(num_steps=24, energy_lr=10.0, gradient_penalty=0.0)
-    config.learning.target_acceptance = 0.0
+    config.learning.update(num_steps=24, energy_lr=3.0, gradient_penalty=0.0)
+    config.learning.update(target_acceptance=0.0, reinit_probability=0.5)
     config.log.update(sample_every=24, diagnose_every=24)
     config.monitor.update(fields)
     return config
@@ -138,8 +138,9 @@ def runaway(config, **fields):
 RUNAWAY = [
     "--config.chains.prior.name=langevin",
     "--config.learning.target_acceptance=0",
+    "--config.learning.reinit_probability=0.5",
     "--config.learning.num_steps=24",
-    "--config.learning.energy_lr=10.0",
+    "--config.learning.energy_lr=3.0",
     "--config.learning.gradient_penalty=0.0",
     "--config.log.sample_every=24",
     "--config.log.diagnose_every=24",
@@ -156,7 +157,7 @@ def check_rollbacks(path, said, most):
         assert re.fullmatch(
             rf"Rollback {count} of at most {most}: .* beyond .*, by step \d+\. Back to "
             rf"step {line['step']} with half the energy learning rate, "
-            rf"{10 * 0.5**count:.3g}\.",
+            rf"{3 * 0.5**count:.3g}\.",
             line["rollback"],
         )
         assert line["rollback"] in page
