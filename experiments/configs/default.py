@@ -178,7 +178,7 @@ def get_config() -> config_dict.ConfigDict:
     config.log.diagnose_every = 100  # steps between acceptance and stiffness of chains
     # Walkers that follow the averaged energies, moved every log.every steps: their
     # weights tell log Z as learning goes. 0: none.
-    config.log.num_walkers = 256
+    config.log.num_walkers = 512
     config.log.num_samples = 100  # pictures per grid, a square number
     return config
 

@@ -22,7 +22,7 @@ def test_every_line_tells_log_z_with_its_error(trained_run):
     for line in lines:
         assert np.isfinite(line["log_z_nats"])
         assert 0 <= line["log_z_error_nats"] < 1
-        assert 1 <= line["log_z_effective_samples"] <= 256.01
+        assert 1 <= line["log_z_effective_samples"] <= 512.01
 
 
 def test_its_last_value_is_that_of_annealing(trained_run):
@@ -66,13 +66,13 @@ def test_one_device_and_two_move_them_alike(saved, test_config):
         found.append((learner.collect(moved).walkers, metrics))
     assert len(jax.local_devices()) == 2
     for one, two in zip(*map(jax.tree.leaves, found), strict=True):
-        # A step that rounding decides would move one of 256 walkers.
+        # A step that rounding decides would move one of 512 walkers.
         close = np.isclose(one, two, rtol=1e-3, atol=1e-3)
         assert close.mean() > 0.98
 
 
 def test_walkers_that_do_not_divide_among_devices_are_refused(test_config, tmp_path):
-    test_config.log.num_walkers = 255
+    test_config.log.num_walkers = 511
     with pytest.raises(
         ConfigError, match="num_walkers must be a multiple of the 2 dev"
     ):
@@ -82,5 +82,5 @@ def test_walkers_that_do_not_divide_among_devices_are_refused(test_config, tmp_p
 def test_none_are_none(test_config):
     test_config.log.num_walkers = 0
     assert create_state(test_config, build_model(test_config)).walkers == ()
-    test_config.log.num_walkers, test_config.prior = 256, "gaussian"
+    test_config.log.num_walkers, test_config.prior = 512, "gaussian"
     assert create_state(test_config, build_model(test_config)).walkers == ()
