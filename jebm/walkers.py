@@ -216,4 +216,4 @@ def of_arrived(log_w: jax.Array) -> Estimate:
     num, missing = arrived.sum(), jnp.log(arrived.mean())
     # The relative variance of the weights is num / effective - 1.
     error = jnp.sqrt(jnp.maximum(num / effective - 1, 0) / jnp.maximum(num - 1, 1))
-    return Estimate(value - missing, error, effective)
+    return Estimate(value - missing, error, jnp.where(num > 0, effective, 0))

@@ -26,7 +26,7 @@ PANELS = (
     Panel("energies", ("energy_positive_nats", "energy_negative_nats"), "nats"),
     Panel("gap  E- minus E+", ("energy_gap_nats",), "nats"),
     Panel("log Z, by walkers", ("log_z_nats",), "nats"),
-    Panel("effective walkers (few: no trust)", ("log_z_effective_samples",), "number"),
+    Panel("effective walkers (log Z needs 20)", ("log_z_effective_samples",), "number"),
     Panel("chain gradients", ("posterior_grad_norm", "prior_grad_norm"), "norm"),
     Panel(
         "acceptance under MALA",

@@ -28,6 +28,7 @@ from experiments.training.screen import progress_bar, show, warn_of_stiffness
 from experiments.training.state import checkpoint_items, restore, sums
 from jebm import checkpoints
 
+_FEWEST_WALKERS = 20  # effective ones, that log Z is told from
 _NUM_DIAGNOSED = 16  # images whose chains are examined
 
 
@@ -178,12 +179,9 @@ def _finish(job, opened, interval, monitor) -> _Violation | None:
 
 def _values(job, opened, interval, monitor):
     """Returns the metrics of an interval, as numbers."""
-    # log Z is not finite before a walker has reached the prior.
-    values = {
-        name: float(value)
-        for name, value in interval.values.items()
-        if np.isfinite(value) or not name.startswith("log_z")
-    }
+    values = {name: float(value) for name, value in interval.values.items()}
+    if values.get("log_z_effective_samples", _FEWEST_WALKERS) < _FEWEST_WALKERS:
+        del values["log_z_nats"], values["log_z_error_nats"]  # they would mislead
     if interval.rate is not None:
         batch_size = job.experiment.learning.batch_size
         values["images_per_second"] = interval.rate * batch_size
