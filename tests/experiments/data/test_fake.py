@@ -131,7 +131,7 @@ def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monke
     for words in (
         str(tmp_path / "data" / "lsun" / "church_outdoor_train_lmdb"),
         "`python -m tools.data.prepare lsun/church_outdoor`",
-        "--config.data.name=fake",
+        "--config.data.name=fake and another --workdir",
     ):
         assert words in message
     assert not (tmp_path / "run").exists()
