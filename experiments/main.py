@@ -109,6 +109,8 @@ def run(
         figures.figures(experiment, path)
     elif images is not None:
         score.score(experiment, path, local_path("images", images))
+    if mode != "train":  # which says so itself, of each stage
+        print(f"Look at {path / 'report.html'}")
 
 
 def with_settings_of_run(argv: list[str]) -> list[str]:

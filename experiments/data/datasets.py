@@ -73,7 +73,10 @@ def _keep_classes(name, splits, labels):
     """Keeps the images of these classes in both splits."""
     if missing := set(labels) - _classes(splits):
         raise ConfigError(f"data.labels: {name!r} has no images of {sorted(missing)}")
-    return {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
+    kept = {k: _keep(s, np.isin(s.labels, labels)) for k, s in splits.items()}
+    if not len(kept["test"].labels):
+        raise ConfigError(f"data.labels: no held-out image is of {sorted(labels)}")
+    return kept
 
 
 def _classes(splits):
@@ -129,6 +132,10 @@ def hold_out_by_file(splits: dict[str, Split], heldout: int) -> dict[str, Split]
     """
     _check_class(splits, heldout)
     train, test = splits["train"], splits["test"]
+    if np.all(test.labels == heldout):
+        raise ConfigError(
+            f"data.heldout_class {heldout}: no held-out image is of another class"
+        )
     anomalous = _keep(train, train.labels == heldout)
     labels = np.concatenate([test.labels, anomalous.labels])
     images: np.ndarray | sources.Streamed
@@ -147,8 +154,8 @@ def _check_class(splits, heldout):
     known = _classes(splits)
     if heldout not in known or len(known) == 1:
         raise ConfigError(
-            f"data.heldout_class must be one of several classes, {sorted(known)}, "
-            f"got {heldout}"
+            "data.heldout_class must be one of several classes, and training has "
+            f"{sorted(known)}, got {heldout}"
         )
 
 

@@ -6,6 +6,7 @@ Training, scoring, evaluation and the preparation of data sets read every image 
 
 import io
 import math
+import re
 import warnings
 
 import numpy as np
@@ -76,14 +77,16 @@ def decode(data: bytes, channels: int) -> Image.Image:
       ('L', (4, 2), 76)
     """
     try:
-        opened = Image.open(io.BytesIO(data), formats=_known_formats())
+        with Image.open(io.BytesIO(data), formats=_known_formats()) as opened:
+            _check_size(opened)
+            opened.load()
+            turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+            return as_mode(opened if turn is None else opened.transpose(turn), channels)
     except Image.UnidentifiedImageError:
         raise ValueError(f"it is damaged, or none of {', '.join(FORMATS)}") from None
-    with opened:
-        _check_size(opened)
-        opened.load()
-        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-        return as_mode(opened if turn is None else opened.transpose(turn), channels)
+    except Image.DecompressionBombError as error:  # by a larger limit of Pillow's own
+        size = max(map(int, re.findall(r"\d+", str(error))))  # that limit is in it too
+        raise _too_large(f"{size:,}") from None
 
 
 def _known_formats():
@@ -98,10 +101,14 @@ def _check_size(opened):
     tags = getattr(opened, "tag_v2", {})  # a tile is decoded whole, whatever is shown
     tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
     if max(width * height, tile) > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-        raise ValueError(
-            f"it has {width:,} x {height:,} pixels, and at most {MOST_PIXELS:,} are "
-            f"read, {LONGEST_SIDE:,} a side"
-        )
+        raise _too_large(f"{width:,} x {height:,}")
+
+
+def _too_large(size):
+    return ValueError(
+        f"it has {size} pixels, and at most {MOST_PIXELS:,} are read, "
+        f"{LONGEST_SIDE:,} a side"
+    )
 
 
 def as_mode(image: Image.Image, channels: int) -> Image.Image:

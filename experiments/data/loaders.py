@@ -64,14 +64,17 @@ def data_directory(data_dir: str | None) -> epath.Path:
     return epath.Path(path).expanduser()
 
 
-def unprepared(name: str, options: Options, where) -> ConfigError:
+class Unprepared(ConfigError):
+    """A published data set is not there."""
+
+
+def unprepared(name: str, options: Options, where) -> Unprepared:
     """Returns the error that explains how to get data that is not there."""
     chosen = f" --data_dir={options.data_dir}" if options.data_dir else ""
-    return ConfigError(
+    return Unprepared(
         f"data set {name!r} is not prepared: there is no {where}. Prepare it by "
-        f"`python -m tools.data.prepare {name}{chosen}`, set TFDS_DATA_DIR (or "
-        "config.data.data_dir) to where it is, or try the configuration on made-up "
-        "images with --config.data.name=fake"
+        f"`python -m tools.data.prepare {name}{chosen}`, or set TFDS_DATA_DIR (or "
+        "config.data.data_dir) to where it is"
     )
 
 

@@ -47,7 +47,6 @@ def sample(experiment: Experiment, path: pathlib.Path) -> None:
     for file in write_samples(open_run(experiment, path, images=False)):
         print(f"wrote {file}")
     report.write(path)
-    print(f"Look at {path / 'report.html'}")
 
 
 def draw_progress(run: Run) -> None:

@@ -181,6 +181,6 @@ def _sheet(names, images, anomaly):
 
 
 def _short(name):
-    """The last part of a name, as a title has room for it."""
-    name = readable(pathlib.PurePosixPath(name).name)
-    return name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"
+    """A name with its folders, as a title has room for it."""
+    name = readable(name)
+    return name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"

@@ -2,7 +2,8 @@
 
 It holds a list, an entry for each step from which on the images were others: "step",
 for each split how many images it has and a digest of them, and of a folder likewise all
-of its files.
+of its files. Files, and images that are decoded as they are needed, are told apart
+unread, by `mark` of their source: another one of the same name and size is not noticed.
 """
 
 import hashlib

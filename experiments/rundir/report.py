@@ -27,8 +27,8 @@ h1 {{ margin-bottom: 0; }}
         gap: 1.5rem; }}
 figure {{ margin: 0; }}
 figcaption {{ opacity: .75; font-size: .9em; }}
-img {{ width: 100%; max-width: 62rem; border-radius: 4px; background: white; }}
-.samples img {{ image-rendering: pixelated; }}
+img {{ max-width: min(100%, 62rem); border-radius: 4px; background: white; }}
+.samples img {{ width: 100%; image-rendering: pixelated; }}
 .grid > * {{ min-width: 0; overflow-x: auto; }}
 .measured {{ display: flex; flex-wrap: wrap; gap: 1.5rem; }}
 .measured > * {{ flex: 1 1 20rem; min-width: min-content; max-width: 100%;

@@ -117,11 +117,13 @@ def run(experiment: Experiment, path: pathlib.Path, seeds: int) -> list[dict]:
     *before, _ = stages(experiment)
     for first in before:
         generator = build_model(first, images.shape[1:])
-        state, _ = train_vmapped(first, path / "backbone", generator, runs, names)
+        state, _ = train_vmapped(
+            first, path / "backbone", generator, runs, names, splits
+        )
         backbones = state.learner.ema.backbone
         runs = [r._replace(backbone=of_run(backbones, r.seed)) for r in runs]
     model = build_model(experiment, images.shape[1:])
-    state, history = train_vmapped(experiment, path, model, runs, names)
+    state, history = train_vmapped(experiment, path, model, runs, names, splits)
     digit, results = experiment.data.heldout_class, []
     scored = dict(experiment.eval.evaluators["anomaly"])
     scored["num_posterior_samples"] = experiment.eval.num_posterior_samples

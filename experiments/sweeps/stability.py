@@ -68,7 +68,8 @@ def run(
     model = build_model(experiment, images.shape[1:])
     names = [(setting, seed) for setting in settings for seed in range(seeds)]
     runs = [VmappedRun(images, seed, setting) for setting, seed in names]
-    state, history = train_vmapped(experiment, path, model, runs, [*map(list, names)])
+    labels = [*map(list, names)]
+    state, history = train_vmapped(experiment, path, model, runs, labels, splits)
     results, step = [], experiment.learning.num_steps
     for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
         own = dataclasses.replace(experiment, seed=seed)

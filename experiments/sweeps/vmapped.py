@@ -9,6 +9,7 @@ checkpoint.
 import contextlib
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,11 @@ from grain.experimental import ZipIterDataset
 
 import jebm
 from experiments.data.batches import prefetched, training_batches
+from experiments.data.loaders import Split
 from experiments.data.sources import Streamed
 from experiments.errors import ConfigError
 from experiments.options import Experiment
+from experiments.rundir import data_note
 from experiments.rundir.files import lock
 from experiments.rundir.metrics import Metrics, read_metrics
 from experiments.rundir.settings import check_settings, write_settings
@@ -59,16 +62,18 @@ def train_vmapped(
     model: jebm.Model,
     runs: list[VmappedRun],
     names: list,
+    splits: Mapping[str, Split],
 ):
     """Trains all runs for `learning.num_steps`, on one device.
 
     Args:
       experiment: the options that they share.
-      path: where config.json, model.json (with the runs' names), metrics.jsonl (with
-        a list over runs for every metric) and checkpoints go.
+      path: where config.json, model.json (with the runs' names), data.json,
+        metrics.jsonl (with a list over runs for every metric) and checkpoints go.
       model: the model.
       runs: what is trained.
       names: what distinguishes them, values of JSON.
+      splits: of the data that the images of the runs are of.
 
     Returns:
       the state, every leaf with a leading axis over runs, and the `History`.
@@ -86,7 +91,7 @@ def train_vmapped(
     check_settings(path, experiment, "sweep")
     with lock(path):
         _begin(experiment, path, names)
-        return _train(experiment, path, model, runs)
+        return _train(experiment, path, model, runs, splits)
 
 
 def _begin(experiment, path, names):
@@ -98,11 +103,12 @@ def _begin(experiment, path, names):
     write_settings(path, experiment, spec)
 
 
-def _train(experiment, path, model, runs):
+def _train(experiment, path, model, runs, splits):
     log, last = experiment.log, experiment.learning.num_steps
     keyed, state, step_fn, diagnose_fn = _program(experiment.learning, model, runs)
     state = restore(path, state)
     step = int(state.learner.step[0])
+    _note_data(experiment, path, splits, step)
     history = History(path, step, len(runs), experiment.monitor.limits)
     batches = [training_batches(experiment, run.images, run.seed) for run in runs]
     batches = ZipIterDataset([each.dataset(step, last) for each in batches])
@@ -131,6 +137,14 @@ def _train(experiment, path, model, runs):
                 items = checkpoint_items(parallel.unreplicate(state))
                 checkpoints.save(manager, step, items)
     return parallel.unreplicate(state), history
+
+
+def _note_data(experiment, path, splits, step):
+    """Says how the images have changed, and notes which are trained on from here."""
+    if step:
+        data_note.warn(path, experiment.data, splits)
+    if step < experiment.learning.num_steps:
+        data_note.note(path, experiment.data, splits, step)
 
 
 def _program(learning, model, runs):

@@ -9,9 +9,10 @@ import jax
 import jebm
 from experiments.data import datasets
 from experiments.data.batches import training_batches
+from experiments.data.loaders import Split, Unprepared
 from experiments.errors import ConfigError
 from experiments.models import build_model
-from experiments.options import Experiment
+from experiments.options import Data, Experiment
 from experiments.rundir import data_note
 from experiments.rundir.files import lock, naming
 from experiments.rundir.metrics import add_hardware
@@ -81,13 +82,24 @@ def _prepare(experiment, path):
             f"log.num_walkers must be a multiple of the {num_devices} devices, got "
             f"{experiment.log.num_walkers}"
         )
-    splits = datasets.load(experiment.data)
+    splits = _load(experiment.data)
     images = splits["train"].images
     training_batches(experiment, images, experiment.seed)  # refuses too few images
     model = build_model(experiment, images.shape[1:])
     if parallel.is_first():
         check_settings(path, experiment, "train")
     return model, splits
+
+
+def _load(data: Data) -> dict[str, Split]:
+    """Loads the splits; where they are not there, made-up images are proposed."""
+    try:
+        return datasets.load(data)
+    except Unprepared as error:
+        raise ConfigError(
+            f"{error}, or try the configuration on made-up images with "
+            "--config.data.name=fake and another --workdir"
+        ) from error
 
 
 def _begin(experiment, path, model, splits, state: TrainState) -> bool:

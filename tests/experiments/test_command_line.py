@@ -329,10 +329,13 @@ def test_settings_of_a_run_are_not_typed_again(own_run, asked, capsys):
     assert [path for _, path in asked] == [own_run, own_run]
     for experiment, _ in asked:
         assert experiment == options.read(of_run.get_config(str(own_run)))
-    assert (
-        capsys.readouterr().out == f"Settings are those of {own_run}. Others in "
-        f"{CONFIG.removeprefix('--config=')}: eval.num_samples, log.num_samples.\n"
-    )
+    look = f"Look at {own_run / 'report.html'}"
+    assert capsys.readouterr().out.splitlines() == [
+        look,
+        f"Settings are those of {own_run}. Others in "
+        f"{CONFIG.removeprefix('--config=')}: eval.num_samples, log.num_samples.",
+        look,
+    ]
 
 
 def test_config_of_the_default_workdir_is_enough(own_run, asked, monkeypatch, tmp_path):

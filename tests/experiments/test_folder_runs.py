@@ -45,8 +45,13 @@ def test_a_folder_that_has_changed_is_told_by_all_that_read_the_run(
     assert "have changed" not in capsys.readouterr().out  # since step 4 it knows of it
 
 
-def test_two_pictures_are_enough_to_train_draw_and_measure(tmp_path, arguments):
-    put(tmp_path / "pictures", pictures(2))
+@pytest.mark.parametrize("folders", [(".", "."), ("a", "b"), ("a", "b", "c")])
+def test_one_picture_a_class_is_enough_for_all_that_is_done(
+    tmp_path, arguments, folders
+):
+    files = pictures(len(folders)).items()
+    named = {f"{d}/{name}": p for d, (name, p) in zip(folders, files, strict=True)}
+    put(tmp_path / "pictures", named)
     few = {
         "learning.batch_size": 1, "learning.persistent_chains": 2,
         "learning.num_steps": 2, "log.num_samples": 4,
@@ -54,9 +59,12 @@ def test_two_pictures_are_enough_to_train_draw_and_measure(tmp_path, arguments):
     arguments = arguments[1:]  # the config is there already
     arguments += [f"--config.{field}={value}" for field, value in few.items()]
     measuring = ["--mode=eval", "--config.eval.protocol=ood"]
-    for more in ([], measuring):  # on one device, which one image can be given to
+    scoring = ["--mode=score", f"--images={tmp_path / 'pictures'}"]
+    for more in ([], measuring, ["--mode=sample"], scoring):  # a device, for one image
         process = start_main(*arguments, *more)
-        _, errors = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    assert (tmp_path / "run" / "figures" / "latent_planes.png").is_file()
-    assert (tmp_path / "run" / "eval_ood.json").is_file()
+        last = printed.splitlines()[-1]
+        assert last == f"Look at {tmp_path / 'run' / 'report.html'}"
+    for name in ("figures/latent_planes.png", "eval_ood.json", "scores/pictures.csv"):
+        assert (tmp_path / "run" / name).is_file()

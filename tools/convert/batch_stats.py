@@ -15,7 +15,6 @@ left as it is.
 import argparse
 import functools
 import json
-import pathlib
 import sys
 
 import flax.linen as nn
@@ -30,6 +29,7 @@ from jebm import checkpoints
 from jebm.hierarchy import top_down, transport
 from jebm.langevin import normal_like
 from jebm.model import float_dtype
+from tools.paths import path_argument
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=pathlib.Path)
-    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("run", type=path_argument)
+    parser.add_argument("out", type=path_argument)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--num_batches", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=16)

@@ -26,6 +26,7 @@ from experiments.errors import USER_ERRORS, ConfigError
 from jebm.files import cache_directory, written_whole
 from jebm.metrics import inception
 from tools.convert import tensors
+from tools.paths import path_argument
 
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -141,8 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=pathlib.Path, nargs="?")
-    parser.add_argument("--out", type=pathlib.Path, default=inception.default_file())
+    parser.add_argument("checkpoint", type=path_argument, nargs="?")
+    parser.add_argument("--out", type=path_argument, default=inception.default_file())
     parser.add_argument("--sha256", default=inception.PUBLISHED_SHA256)
     given = parser.parse_args(argv)
     try:

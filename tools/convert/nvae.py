@@ -28,6 +28,7 @@ from experiments.errors import USER_ERRORS, ConfigError
 from experiments.rundir.files import write_model
 from experiments.runtime.files import write_json
 from tools.convert import tensors
+from tools.paths import path_argument
 
 _MOST = 10_000  # of anything that is counted
 _SIZES = {"mnist": 28, "omniglot": 28, "cifar10": 32, "ffhq": 256}
@@ -344,8 +345,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=pathlib.Path)
-    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("checkpoint", type=path_argument)
+    parser.add_argument("out", type=path_argument)
     parser.add_argument("--min_log_scale", type=float)
     given = parser.parse_args(argv)
     try:

@@ -26,6 +26,7 @@ from experiments.rundir.settings import read_settings
 from experiments.runtime.files import write_json
 from jebm import pretrained
 from jebm.files import written_whole
+from tools.paths import path_argument
 
 _MEASURED = (
     "frechet",
@@ -66,10 +67,10 @@ def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("run", type=path_argument)
     parser.add_argument("name")
     folder = pathlib.Path(pretrained.__file__).parent
-    parser.add_argument("--out", type=pathlib.Path, default=folder)
+    parser.add_argument("--out", type=path_argument, default=folder)
     given = parser.parse_args(argv)
     try:
         export(given.run, given.name, given.out)

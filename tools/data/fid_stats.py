@@ -11,7 +11,6 @@ an .npz), which `--config.eval.fid.reference` also reads.
 """
 
 import argparse
-import pathlib
 import sys
 
 import jax
@@ -21,6 +20,7 @@ from experiments.evaluation import reference
 from experiments.evaluation.inception_features import PROTOCOLS, Extractor
 from jebm.metrics import frechet_distance
 from tools.data.named import named
+from tools.paths import path_argument
 
 
 def statistics(given: argparse.Namespace) -> None:
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir")
     parser.add_argument("--inception")
     parser.add_argument("--batch_size", type=int, default=500)
-    parser.add_argument("--against", type=pathlib.Path)
+    parser.add_argument("--against", type=path_argument)
     given = parser.parse_args(argv)
     try:
         statistics(given)

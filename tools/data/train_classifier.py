@@ -25,6 +25,7 @@ from experiments.data.pixels import to_unit
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import classifier
 from tools.data.named import named
+from tools.paths import path_argument
 
 
 class Settings(NamedTuple):
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="A data set of experiments.")
     parser.add_argument("--data_dir", help="Where TFDS finds prepared data.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=classifier.DIRECTORY)
+    parser.add_argument("--out", type=path_argument, default=classifier.DIRECTORY)
     args = parser.parse_args(argv)
     settings = SETTINGS.get(args.data, Settings())
     try:

@@ -22,6 +22,7 @@ from experiments.errors import USER_ERRORS, ConfigError
 from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.settings import read_settings
 from experiments.runtime.files import write_text
+from tools.paths import path_argument
 
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 _PRIORS = {"ebm": "joint EBM prior", "gaussian": "Gaussian prior"}
@@ -253,11 +254,11 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "runs", type=pathlib.Path, nargs="+", metavar="RUN", help="of a run"
+        "runs", type=path_argument, nargs="+", metavar="RUN", help="of a run"
     )
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=path_argument,
         default=pathlib.Path("table"),
         help="where to write, without .html and .md (default: %(default)s)",
     )

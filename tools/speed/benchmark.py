@@ -54,6 +54,7 @@ from experiments.training import learner
 from jebm import langevin, mala
 from jebm.chains import example_keys, run_chains
 from jebm.densities import logdensity
+from tools.paths import path_argument
 
 CIFAR10, MNIST = (32, 32, 3), (28, 28, 1)
 # Steps that are timed at once, by batch size: a tenth of a second and more of either
@@ -557,9 +558,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", action="append", choices=BENCHMARKS)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=pathlib.Path)
-    parser.add_argument("--picture", type=pathlib.Path)
-    parser.add_argument("--page", type=pathlib.Path)
+    parser.add_argument("--json", type=path_argument)
+    parser.add_argument("--picture", type=path_argument)
+    parser.add_argument("--page", type=path_argument)
     given = parser.parse_args(argv)
     if given.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {given.repeats}")

@@ -22,6 +22,7 @@ import jebm
 from jebm import langevin
 from jebm.densities import logdensity
 from tools.convert import nvae as convert_nvae
+from tools.paths import path_argument
 from tools.verify import nvae as verify_nvae
 
 _CHANNELS, _WIDTHS, _STEP_SIZE = 64, (200, 200), 0.2
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--code", type=pathlib.Path, required=True)
+    parser.add_argument("--code", type=path_argument, required=True)
     parser.add_argument("--groups", type=int, default=30)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)

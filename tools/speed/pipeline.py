@@ -14,7 +14,6 @@ import functools
 import importlib
 import io
 import json
-import pathlib
 import time
 
 import jax
@@ -31,6 +30,7 @@ from experiments.models import build_model
 from experiments.options import Data
 from experiments.runtime import parallel
 from experiments.training import learner
+from tools.paths import path_argument
 
 _NUM_FILES = 256  # made of a large data set, and read again and again
 _FILES = {  # format and size, width and height, in which images are published
@@ -140,7 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", choices=known, default=known)
     parser.add_argument("--steps", type=int, default=0, help="Train steps to time.")
-    parser.add_argument("--json", type=pathlib.Path, help="Writes a list there.")
+    parser.add_argument("--json", type=path_argument, help="Writes a list there.")
     arguments = parser.parse_args()
     found = []
     for name in arguments.only:

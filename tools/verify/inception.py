@@ -19,7 +19,6 @@ writes pytorch-fid's numbers of a small network, which the tests hold ours again
 import argparse
 import contextlib
 import functools
-import pathlib
 import sys
 from unittest import mock
 
@@ -31,6 +30,7 @@ from flax import traverse_util
 from jebm import metrics
 from jebm.metrics import inception
 from tools.convert import inception as convert_inception
+from tools.paths import path_argument
 
 FIXTURE_REDUCTION = 16
 SIDES = (32, 64, 299, 310)  # of images; the last one shrinks
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--reduction", type=int, default=1)
     parser.add_argument("--num_images", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fixture", type=pathlib.Path)
+    parser.add_argument("--fixture", type=path_argument)
     given = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
     if given.fixture:

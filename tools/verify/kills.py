@@ -28,6 +28,7 @@ from experiments.rundir.metrics import read_metrics
 from experiments.training import learner
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
+from tools.paths import path_argument
 from tools.verify import processes
 
 _INTERVAL = 2  # steps between saves
@@ -158,7 +159,7 @@ def _history(run):
 
 def _main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--workdir", type=path_argument, required=True)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

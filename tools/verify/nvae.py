@@ -31,6 +31,7 @@ from flax import traverse_util
 import jebm
 from jebm.hierarchy import infer, log_prior, top_down, transport
 from tools.convert import nvae as convert_nvae
+from tools.paths import path_argument
 
 _ARGS = {
     "arch_instance": "res_mbconv", "use_se": True, "res_dist": True, "num_x_bits": 8,
@@ -338,10 +339,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--code", type=pathlib.Path, required=True)
+    parser.add_argument("--code", type=path_argument, required=True)
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fixture", type=pathlib.Path)
+    parser.add_argument("--fixture", type=path_argument)
     given_args = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
     module = import_official(given_args.code)

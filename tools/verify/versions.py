@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+from tools.paths import path_argument
+
 ROOT = pathlib.Path(__file__).parents[2]
 TOLD = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 VERSIONS = """
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--output", type=path_argument)
     given, arguments = parser.parse_known_args(argv)
     sets = {"oldest": least_versions((ROOT / "setup.cfg").read_text()), "newest": []}
     results = {}

@@ -188,6 +188,17 @@ def test_a_class_is_held_out_file_by_file(kind, streamed):
         datasets.hold_out_by_file(splits, 7)
 
 
+def test_a_held_out_side_of_one_class_is_refused(monkeypatch):
+    images = np.zeros((3, 1, 1, 1), np.uint8)
+    labels = {"train": np.array([0, 1, 2]), "test": np.ones(3, int)}
+    splits = {name: Split(images, each) for name, each in labels.items()}
+    with pytest.raises(ConfigError, match="no held-out image is of another class"):
+        datasets.hold_out_by_file(splits, 1)
+    monkeypatch.setattr(datasets, "read", lambda *_: splits)
+    with pytest.raises(ConfigError, match=r"no held-out image is of \[0, 2\]"):
+        load(labels=(2, 0))
+
+
 def test_binary_images_are_drawn_as_their_grey_tells():
     images = np.full((4, 50, 50, 1), 51, np.uint8)  # a fifth of 255
     batches = Batches(images, 4, seed=3, binarize=True)

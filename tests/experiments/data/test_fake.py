@@ -16,9 +16,11 @@ from experiments.configs import lsun, nvae_lsun, test
 from experiments.data import datasets, fake
 from experiments.drawing import figures, samples
 from experiments.drawing.figures import FIGURES
+from experiments.errors import ConfigError
 from experiments.evaluation import evaluate
 from experiments.models import model_spec
 from experiments.rundir.files import write_model
+from experiments.rundir.settings import check_settings, write_settings
 from experiments.runs import open_run
 from experiments.training import train
 from tests.data_files import encoded, put, random_images
@@ -131,10 +133,32 @@ def test_church_without_its_data_ends_at_once_with_how_to_get_it(tmp_path, monke
     for words in (
         str(tmp_path / "data" / "lsun" / "church_outdoor_train_lmdb"),
         "`python -m tools.data.prepare lsun/church_outdoor`",
-        "--config.data.name=fake",
+        "--config.data.name=fake and another --workdir",
     ):
         assert words in message
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_told_of_a_run_that_has_begun_can_be_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    path, config = tmp_path / "run", test.get_config()
+    config.data.name = config.data.fake_like = "mnist"
+    write_settings(path, options.read(config), {})
+    fields = ("--config.data.name=mnist", "--config.data.fake_like=mnist")
+    messages = []
+    for arguments in ((CONFIG, *fields), ("--mode=eval",)):
+        with pytest.raises(SystemExit) as stopped:
+            run_main(*arguments, f"--workdir={path}")
+        messages.append(stopped.value.code)
+        assert messages[-1].startswith("error: data set 'mnist' is not prepared")
+    training, reading = messages
+    assert training.endswith("with --config.data.name=fake and another --workdir")
+    assert "fake" not in reading
+    config.data.name = "fake"
+    made_up = options.read(config)
+    check_settings(tmp_path / "other", made_up, "train")
+    with pytest.raises(ConfigError, match=r"data\.name is mnist there, fake here"):
+        check_settings(path, made_up, "train")
 
 
 def test_outliers_that_are_not_there_are_told_before_training(tmp_path, monkeypatch):

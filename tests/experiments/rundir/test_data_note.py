@@ -98,6 +98,8 @@ def test_streamed_images_are_known_by_names_and_sizes(
     data_note.note(path, data_of(folder), load(folder), step=0)
     assert "pixels" not in read_json(path / "data.json", list)[0]["train"]
     assert told(path, folder, capsys) == ""
+    put(folder, {"07.png": bytes(len(PICTURES["07.png"]))})  # is not noticed
+    assert told(path, folder, capsys) == ""
     (folder / "07.png").rename(folder / "other.png")
     assert "files: 60 then and now, but others" in told(path, folder, capsys)
 

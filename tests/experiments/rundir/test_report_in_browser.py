@@ -63,6 +63,15 @@ def test_every_picture_loads(page):
     assert all(loaded)
 
 
+def test_figures_are_not_drawn_larger_than_they_are(page):
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('h2 ~ figure img')]"
+        ".map(i => [i.clientWidth, i.naturalWidth])"
+    )
+    assert len(widths) > 3
+    assert all(shown <= own for shown, own in widths), widths
+
+
 def test_page_fits_its_window(page):
     width = page.execute_script("return document.documentElement.scrollWidth")
     assert width <= page.execute_script("return window.innerWidth")

@@ -72,7 +72,7 @@ def test_areas_are_those_of_the_averaged_parameters(found):
     model = build_model(experiment, (8, 8, 1))
     splits = datasets.load(experiment.data)
     runs = [VmappedRun(splits["train"].images, seed, {}) for seed in (0, 1)]
-    state, _ = train_vmapped(experiment, path / "4", model, runs, [0, 1])
+    state, _ = train_vmapped(experiment, path / "4", model, runs, [0, 1], splits)
     params, own = of_run(state.learner.ema, 1), dataclasses.replace(experiment, seed=1)
     run = Run(path / "4", own, model, params, 8, splits)
     evaluator = anomaly.evaluator_of(experiment)

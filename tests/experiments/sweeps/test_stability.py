@@ -10,8 +10,10 @@ from experiments import models, options
 from experiments.configs import default, test
 from experiments.errors import ConfigError
 from experiments.evaluation import evaluate
+from experiments.rundir import data_note
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import check_settings
+from experiments.runtime.files import write_json
 from experiments.sweeps import stability
 from experiments.training import train
 from experiments.training.state import checkpoint_items
@@ -103,6 +105,24 @@ def test_metrics_of_a_run_are_those_of_the_ordinary_training(many, ordinary_run)
                 np.testing.assert_allclose(
                     line[name][0], ordinary[name], rtol=1e-3, atol=1e-5, err_msg=name
                 )
+
+
+def test_images_are_noted_as_by_the_ordinary_training(many, ordinary_run):
+    [entry] = data_note.read(many)
+    assert entry["step"] == 0 and {"train", "test"} < set(entry)
+    assert data_note.read(ordinary_run) == [entry]
+
+
+def test_images_that_have_changed_are_told(many, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "runs"
+    shutil.copytree(many, path)
+    [entry] = data_note.read(path)
+    entry["train"]["num"] += 1
+    write_json(path / "data.json", [entry])
+    monkeypatch.setattr(stability, "distances", lambda *_: {})
+    run(path)
+    assert f"have changed since step 0 of {path}: train: " in capsys.readouterr().out
+    assert data_note.read(path) == [entry]  # nothing more was learned
 
 
 @pytest.mark.slow
