@@ -12,6 +12,7 @@ from experiments.runs import Run
 from jebm.chains import example_keys, run_chains
 from jebm.diagnostics import chain_diagnostics
 
+_LEAST_ACCEPTANCE = 0.4
 _COLUMNS = {
     "acceptance": "acceptance under MALA",
     "stiffness": "stiffness",
@@ -27,8 +28,24 @@ def evaluate(key: jax.Array, run: Run) -> Result:
     accept least.
     """
     numbers = diagnose(key, run)
-    about = "The chains' steps. Unstable from a stiffness of 1 on."
-    return Result(numbers, {}, about, (chain_table(numbers, _COLUMNS),))
+    about = (
+        "The chains' steps. From a stiffness of 1 on, those that are not tested are "
+        "unstable, and those that are tested are mostly refused."
+    )
+    tables = (chain_table(numbers, _COLUMNS),)
+    return Result(numbers, {}, about, tables, tuple(_refused(run, numbers)))
+
+
+def _refused(run, numbers):
+    """Warns of chains whose tested steps are mostly refused."""
+    for name, chain in active_chains(run.model).items():
+        rate = numbers[f"{name}_acceptance"]
+        if chain.adjusted and rate < _LEAST_ACCEPTANCE:
+            yield (
+                f"The {name} chain accepts {rate:.0%} of its steps of "
+                f"{chain.step_size:g} and hardly moves: a smaller "
+                f"chains.{name}.step_size is better"
+            )
 
 
 def diagnose(key: jax.Array, run: Run) -> dict[str, float]:

@@ -148,10 +148,19 @@ def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_to_be(
 
 
 @pytest.mark.slow
+def test_chain_whose_steps_are_refused_is_warned_of(copied_run, capsys):
+    evaluate.evaluate(of_run(copied_run, **{"chains.prior.step_size": 4.0}), copied_run)
+    words = r"prior chain accepts \d+% of its steps of 4 and hardly moves"
+    assert re.search(words, capsys.readouterr().out)
+    assert re.search(words, (copied_run / "report.html").read_text())
+
+
+@pytest.mark.slow
 def test_numbers_of_a_chain_that_diverges_are_left_out_aloud(copied_run, capsys):
-    divergent = of_run(copied_run, **{"chains.prior.step_size": 1000.0})
-    evaluate.evaluate(divergent, copied_run)
-    file = copied_run / "eval_chains.prior.step_size=1000.0.json"
+    changes = {"chains.prior.name": "langevin", "chains.prior.step_size": 1000.0}
+    evaluate.evaluate(of_run(copied_run, **changes), copied_run)
+    name = "chains.prior.name=langevin,chains.prior.step_size=1000.0"
+    file = copied_run / f"eval_{name}.json"
     values = numbers(file)
     assert "frechet_long_chain" not in values
     line = r"(?m)^  frechet_long_chain +not finite, left out$"

@@ -80,7 +80,7 @@ def test_page_fits_its_window(page):
 def test_curves_show_every_metric_and_where_it_stands(page, finished_run):
     lines = read_metrics(finished_run)
     expected = curves.panels(lines)
-    assert len(expected) == 6
+    assert len(expected) == 8
     for panel, about in zip(panels(page), expected, strict=True):
         assert about.title in panel.get_attribute("aria-label")
         assert {"training step", about.unit} <= set(texts(panel))
