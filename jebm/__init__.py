@@ -17,6 +17,7 @@ from jebm import (
     partition,
     scores,
     tempering,
+    walkers,
 )
 from jebm.checkpoints import load
 from jebm.contract import check_backbone
@@ -67,4 +68,5 @@ __all__ = [
     "tempering",
     "to_spec",
     "variational",
+    "walkers",
 ]

@@ -24,6 +24,7 @@ _MODULES = (
     "tempering",
     "scores",
     "partition",
+    "walkers",
     "diagnostics",
     "hierarchy",
     "energies",
