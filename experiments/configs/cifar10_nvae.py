@@ -52,6 +52,7 @@ def get_config():
     config.learning.energy_weight_decay = 3e-5
     config.learning.gradient_penalty = 0.003
     config.eval.batch_size = 64
+    config.log.num_walkers = 0  # as many chains through NVAE at once are too many
     config.log.checkpoint_every = 1000
     config.log.sample_every = 1000
     return config

@@ -37,6 +37,7 @@ def get_config():
     config.learning.gradient_penalty = 3e-3
     config.eval.num_samples = 1000
     config.eval.batch_size = 100  # a chain through NVAE holds 25 MB an image
+    config.log.num_walkers = 0
     config.log.every = 20
     config.log.checkpoint_every = 200
     config.log.sample_every = 800

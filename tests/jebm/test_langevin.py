@@ -115,10 +115,12 @@ def test_run_equals_the_loop_of_steps_and_trajectory_stores_it(kernel):
         infos.append(i)
         path.append(expected.position)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        state,
+        expected,
     )
     np.testing.assert_allclose(
-        info.grad_norm, np.mean([i.grad_norm for i in infos]), rtol=1e-5
+        info.grad_norm, np.mean([i.grad_norm for i in infos]), rtol=1e-4, atol=1e-7
     )
     _, _, stored = langevin.trajectory(
         key, position, logdensity_fn, num_steps=6, every=3, **options
@@ -126,7 +128,9 @@ def test_run_equals_the_loop_of_steps_and_trajectory_stores_it(kernel):
     for leaf, *expected_leaves in zip(
         *map(jax.tree.leaves, [stored, *path[::3]]), strict=True
     ):
-        np.testing.assert_allclose(leaf, np.stack(expected_leaves), rtol=1e-5)
+        np.testing.assert_allclose(
+            leaf, np.stack(expected_leaves), rtol=1e-4, atol=1e-7
+        )
 
 
 def test_trajectory_ends_where_run_ends_to_the_bit():

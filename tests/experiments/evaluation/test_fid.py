@@ -165,7 +165,7 @@ def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol
         "num_compared": 24,
         "num_reference": 30,
         "temperature": 1.0,
-        "chain": "4 Langevin steps of 0.4 in eps-space",
+        "chain": "4 MALA steps of 0.4 in eps-space",
         "timed_set": "chain",
         "score_splits": {"paper": 1, "clean": 10}[protocol],
         "reference": f"digits_train_8x8_{protocol}_{of_images}_inception01234567.npz",
@@ -263,9 +263,14 @@ def test_posterior_and_long_chain_have_numbers_of_their_own(copied_run, evaluate
 
 @pytest.mark.slow
 def test_samples_that_are_not_finite_are_told_and_left_out(copied_run, capsys):
-    changes = {"eval.protocol": "paper", "chains.prior.step_size": 1e18}
+    changes = {
+        "eval.protocol": "paper",
+        "chains.prior.name": "langevin",
+        "chains.prior.step_size": 1e18,
+    }
     evaluate_lib.evaluate(of_run(copied_run, **OPTIONS | changes), copied_run)
-    file = copied_run / "eval_paper_chains.prior.step_size=1e+18.json"
+    name = "chains.prior.name=langevin,chains.prior.step_size=1e+18"
+    file = copied_run / f"eval_paper_{name}.json"
     values = json.loads(file.read_text())
     assert "fid" not in values
     assert values["fid_untilted"] > 0

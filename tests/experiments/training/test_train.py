@@ -341,8 +341,11 @@ def test_chains_that_always_restart_are_fresh_chains():
     (*_, fresh), starts = steps_of(config)
     assert starts == []
     assert fresh.learner.persistent == ()
-    one, two = (checkpoints.digests(s.learner.params) for s in (restarted, fresh))
-    assert one == two
+    # Two programs, and a test of each step: they differ by rounding.
+    for one, two in zip(
+        *(jax.tree.leaves(s.learner.params) for s in (restarted, fresh)), strict=True
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
