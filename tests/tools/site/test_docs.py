@@ -43,7 +43,7 @@ def test_every_config_has_its_page_with_command_and_settings(site):
         assert f"--config=experiments/configs/{name}.py" in text
     text = text_of(site / "configs" / "mnist.html")
     assert re.search(r"learning\.num_steps\s+16000", text)
-    assert "7 min" in text
+    assert "9 min" in text
     assert "energy.activation" not in text  # as in the default
 
 
