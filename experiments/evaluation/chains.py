@@ -6,11 +6,12 @@ import numpy as np
 
 from experiments.data.pixels import to_unit
 from experiments.evaluation.contract import Result, Table
-from experiments.evaluation.samplers import exact, tempered
+from experiments.evaluation.samplers import tempered
 from experiments.models import active_chains
 from experiments.runs import Run
 from jebm.chains import example_keys, run_chains
 from jebm.diagnostics import chain_diagnostics
+from jebm.kernels import Chain
 
 _LEAST_ACCEPTANCE = 0.4
 _COLUMNS = {
@@ -23,9 +24,7 @@ _COLUMNS = {
 def evaluate(key: jax.Array, run: Run) -> Result:
     """Takes acceptance under MALA and stiffness, see `jebm.diagnostics`.
 
-    Of the chain of `frechet_exact`, the share of its steps that were accepted: well
-    below .5 it has hardly moved. Of the tempered sampler, the exchange that neighbours
-    accept least.
+    Of the tempered sampler, the exchange that neighbours accept least.
     """
     numbers = diagnose(key, run)
     about = (
@@ -60,14 +59,20 @@ def diagnose(key: jax.Array, run: Run) -> dict[str, float]:
         result = _diagnose(keys, model, params, chain, x=given)
         numbers[f"{name}_acceptance"] = result.acceptance_rate.mean().item()
         numbers[f"{name}_stiffness"] = result.stiffness.mean().item()
-    if options.exact_length and "prior" in chains:
-        info = _run(keys, model, params, exact(model, options.exact_length)).info
-        numbers["exact_acceptance"] = info.acceptance_rate.mean().item()
     if options.num_temperatures and "prior" in chains:
         chain = tempered(model, options.num_temperatures)
         info = _run(keys, model, params, chain).info
         numbers["tempered_exchange"] = info.exchange.mean(axis=0).min().item()
     return numbers
+
+
+def acceptance_rate(key: jax.Array, run: Run, chain: Chain) -> float:
+    """Returns the share of a prior chain's steps that are accepted.
+
+    Of `eval.num_diagnosed` chains; steps that are not tested all are.
+    """
+    keys = example_keys(key, jnp.arange(run.experiment.eval.num_diagnosed))
+    return _run(keys, run.model, run.params, chain).info.acceptance_rate.mean().item()
 
 
 _run = jax.jit(run_chains)
@@ -78,7 +83,7 @@ _diagnose = jax.jit(chain_diagnostics)
 
 def chain_table(numbers, columns: dict[str, str]) -> Table:
     """Makes a row per chain of the numbers CHAIN_NAME, a column per NAME."""
-    chains = ("prior", "exact", "tempered", "posterior")
+    chains = ("prior", "tempered", "posterior")
     shown = {
         name: title
         for name, title in columns.items()

@@ -7,7 +7,9 @@ decoder's means.
     frechet              samples as the run draws them
     frechet_long_chain   with a prior chain 4 times as long
     frechet_exact        by tested steps of half the size, `eval.exact_length` times as
-                         many (0: left out), which keep the density's own law
+                         many (0: left out), which keep the density's own law;
+                         exact_acceptance is the share of them that was accepted: well
+                         below .5 these chains have hardly moved
     frechet_tempered     by the sampler of `jebm.tempering`, as long as the run's chain,
                          with `eval.num_temperatures` replicas where that is not 0
     frechet_untilted     of the Gaussian prior of the same generator
@@ -24,7 +26,7 @@ import numpy as np
 
 import jebm
 from experiments.data.pixels import to_unit
-from experiments.evaluation import classifier
+from experiments.evaluation import chains, classifier
 from experiments.evaluation.contract import Evaluator, Result, Table, rows_of
 from experiments.evaluation.samplers import exact, lengthened, tempered
 from experiments.models import active_chains
@@ -68,6 +70,11 @@ class Frechet(Evaluator):
             f"Frechet distance to {facts['num_reference']} held-out images at step "
             f"{run.step}: {facts['num_samples']} samples, {facts['features']}."
         )
+        if "frechet_exact" in numbers:
+            chain = exact(run.model, run.experiment.eval.exact_length)
+            accepted = chains.acceptance_rate(key, run, chain)
+            numbers["exact_acceptance"] = accepted
+            about += f" Of the exact law's steps {accepted:.0%} were accepted."
         if (gap := numbers.get("energy_gap_nats")) is not None:
             about += f" Gap E- minus E+: {gap:.3g} nats."
         table = Table(["", "Frechet distance, no FID"], rows_of(numbers, _TITLES))
