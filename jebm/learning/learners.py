@@ -110,6 +110,10 @@ def second_stage(
 
         loss = mean E(z+) - mean E(z-),      z+ ~ q(z|x),  z- ~ p(z), held fixed
 
+    `update` takes images, or in their place latents z+ drawn already, a tuple bottom to
+    top of [B, *shape_i]: a frozen encoder need not run at every update, and a backbone
+    without one is enough.
+
     In the first `nce_steps` updates the energies tell z+ from draws of the Gaussian
     prior, without chains: `objectives.noise_contrastive_loss`. (arXiv 2010.02917)
 
@@ -120,7 +124,8 @@ def second_stage(
       >>> state = learner.init(jax.random.key(0), pretrained.backbone)
     """
     checks.integer("nce_steps", nce_steps)
-    rule = _rule(model, chain, optimizer, options, encoder=True, frozen=True)
+    encoder = has_encoder(model.backbone)
+    rule = _rule(model, chain, optimizer, options, encoder=encoder, frozen=True)
     rule = rule._replace(nce_steps=nce_steps)
     if model.energy is None:
         raise ValueError("second_stage learns energies alone, and the model has none")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm import chains, checks, persistent, spectral
+from jebm.hierarchy import Latents, has_encoder
 from jebm.kernels import ANCESTRAL
 from jebm.langevin import global_norm
 from jebm.learning.losses import Batch, Found
@@ -21,17 +22,17 @@ def update(
     loss: Callable[[Params, Batch], tuple[jax.Array, Found]],
     key: jax.Array,
     state: LearnerState,
-    x: jax.Array,
+    x: jax.Array | Latents,
     index: jax.Array | None = None,
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
     """Takes one step of a learning rule: `Learner.update`."""
     checks.key(key)
     checks.instance("state", state, LearnerState)
     checks.params(rule.model, state.params)
-    checks.images(rule.model, x)
-    x = x.astype(float_dtype(state.params))
-    index = jnp.arange(x.shape[0]) if index is None else index
-    checks.index(index, x.shape[0])
+    x = _given(rule, state, x)
+    num = len(jax.tree.leaves(x)[0])
+    index = jnp.arange(num) if index is None else index
+    checks.index(index, num)
     positive_keys, prior_keys, reinit_keys = (
         chains.example_keys(
             jax.random.fold_in(jax.random.fold_in(key, role), state.step), index
@@ -41,7 +42,7 @@ def update(
     positive, info = _posterior_samples(rule, positive_keys, state.params, x)
     negative = eps = None
     if rule.model.energy is not None:
-        checks.persistent(rule.options.persistent_chains, len(x), state.persistent)
+        checks.persistent(rule.options.persistent_chains, num, state.persistent)
         negative, eps, moved, prior_info = _prior_samples(
             rule, prior_keys, reinit_keys, state
         )
@@ -65,8 +66,26 @@ def update(
     return _step(rule, state, grads, aux._replace(statistics=statistics)), info
 
 
+def _given(rule, state, x):
+    """The images, or of a second stage the latents z+ that it may have instead."""
+    dtype = float_dtype(state.params)
+    if isinstance(x, tuple | list):
+        if not rule.frozen:
+            raise ValueError("x must be images: only second_stage takes latents")
+        checks.latents(rule.model, x)
+        return jax.tree.map(lambda z: z.astype(dtype), tuple(x))
+    checks.images(rule.model, x)
+    if rule.frozen and not has_encoder(rule.model.backbone):
+        raise ValueError(
+            "second_stage needs a backbone with an encoder, or latents instead of x"
+        )
+    return x.astype(dtype)
+
+
 def _posterior_samples(rule, keys, params, x):
     """z+ by the posterior chain or a frozen encoder; None: the loss draws them."""
+    if isinstance(x, tuple):
+        return x, {}
     if rule.posterior.num_steps:
         end = chains.run_chains(keys, rule.model, params, rule.posterior, x=x)
         return end.latents, {"posterior_grad_norm": end.info.grad_norm}

@@ -1,0 +1,49 @@
+"""Priors of a frozen generator, each a law of the noise behind it: see `base`.
+
+frozen = priors.freeze(model, params)
+prior = priors.Flow()
+state = prior.init(key, frozen, frozen.draws(key, x))
+state, info = prior.update(key, frozen, state, frozen.draws(key, x))   # again and again
+law = priors.Law(prior, frozen, state)
+jebm.sample(key, model, params, 100, prior=law)
+"""
+
+from jebm.priors.base import (
+    NORMALISED,
+    UNNORMALISED,
+    Draws,
+    Frozen,
+    Gradient,
+    Law,
+    Prior,
+    State,
+    freeze,
+)
+from jebm.priors.flow import Flow
+from jebm.priors.gaussian import Gaussian
+from jebm.priors.joint import Concatenated, Joint
+
+# By name, in the order of a table.
+PRIORS: dict[str, type[Prior]] = {
+    "joint": Joint,
+    "gaussian": Gaussian,
+    "concatenated": Concatenated,
+    "flow": Flow,
+}
+
+__all__ = [
+    "NORMALISED",
+    "PRIORS",
+    "UNNORMALISED",
+    "Concatenated",
+    "Draws",
+    "Flow",
+    "Frozen",
+    "Gaussian",
+    "Gradient",
+    "Joint",
+    "Law",
+    "Prior",
+    "State",
+    "freeze",
+]
