@@ -4,6 +4,7 @@ Chains and their laws are those of `jebm.chains`; a call runs as one compiled pr
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jebm import checks, types
 from jebm.chains import decode, example_keys, override, run_chains
 from jebm.kernels import ANCESTRAL, ENCODED, STARTS, Chain, Chains
 from jebm.model import Model, Params, check_chains, float_dtype
+from jebm.priors.base import Law
 
 
 class Samples(NamedTuple):
@@ -29,11 +31,11 @@ def sample(
     params: Params,
     num_samples: int,
     *,
-    prior: str = "ebm",
+    prior: str | Law = "ebm",
     kernel: Chain | None = None,
     num_steps: int | None = None,
     step_size: jax.typing.ArrayLike | None = None,
-    temperature: jax.typing.ArrayLike = 1.0,
+    temperature: jax.typing.ArrayLike | None = None,
     above: types.Latents = (),
 ) -> Samples:
     """Draws images from the model.
@@ -44,12 +46,13 @@ def sample(
       params: its parameters.
       num_samples: N.
       prior: "ebm" for the tilted prior, by a chain; "gaussian" for the hierarchy
-        p_beta alone, exactly. For a model without energy the two are one.
+        p_beta alone, exactly. For a model without energy the two are one. Or a
+        `jebm.priors.Law` of this very generator, which draws in its own way.
       kernel: the chain, `jebm.Langevin`, `jebm.MALA` or `jebm.Tempered`; None for the
         model's own. None runs with prior="gaussian".
       num_steps: of the chain; None for the kernel's. Each new value compiles anew.
       step_size: of the chain; None for the kernel's.
-      temperature: scales every sigma_i of the hierarchy, for both priors.
+      temperature: scales every sigma_i of the hierarchy, for both priors; None for 1.
       above: z_{>k}, the top layers' latents, bottom to top, each [N, *shape_i]: these
         are kept and the k >= 1 layers below are drawn given them. () draws all.
 
@@ -72,7 +75,11 @@ def sample(
     checks.key(key)
     checks.params(model, params)
     checks.positive_int("num_samples", num_samples)
+    if isinstance(prior, Law):
+        chosen = kernel, num_steps, step_size, temperature
+        return _of_law(key, model, params, num_samples, prior, chosen, above)
     checks.one_of("prior", prior, ("ebm", "gaussian"))
+    temperature = 1.0 if temperature is None else temperature
     checks.temperature(temperature)
     checks.above(model, above, num_samples)
     chain = checks.chain(kernel, model.chains.prior)
@@ -82,6 +89,29 @@ def sample(
         chain = ANCESTRAL
     keys = example_keys(key, jnp.arange(num_samples))
     return _sample(keys, model, params, chain, temperature, tuple(above))
+
+
+def _of_law(key, model, params, num_samples, law, chosen, above):
+    """Samples of another prior; it has no chain that one could choose."""
+    if any(setting is not None for setting in chosen) or above:
+        raise ValueError(
+            "a Law draws in its own way: leave out kernel, num_steps, step_size, "
+            "temperature and above"
+        )
+    ours = jax.tree.structure(law.frozen.params.backbone)
+    if law.frozen.model.backbone != model.backbone or ours != jax.tree.structure(
+        params.backbone
+    ):
+        raise ValueError("prior must be a Law of this model's backbone")
+    return _law_samples(key, law, num_samples)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _law_samples(key, law, num_samples):
+    eps = law.sample(key, num_samples)
+    latents, state = law.frozen.transport(eps)
+    frozen = law.frozen
+    return Samples(decode(frozen.model, frozen.params, latents, state), latents)
 
 
 @jax.jit

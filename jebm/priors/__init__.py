@@ -3,7 +3,7 @@
 frozen = priors.freeze(model, params)
 prior = priors.Flow()
 state = prior.init(key, frozen, frozen.draws(key, x))
-state, info = prior.update(key, frozen, state, frozen.draws(key, x))   # again and again
+state, info = prior.update(key, frozen, state, frozen.draws(key, x))  # and again
 law = priors.Law(prior, frozen, state)
 jebm.sample(key, model, params, 100, prior=law)
 """
@@ -19,6 +19,7 @@ from jebm.priors.base import (
     State,
     freeze,
 )
+from jebm.priors.energy import as_model
 from jebm.priors.flow import Flow
 from jebm.priors.gaussian import Gaussian
 from jebm.priors.joint import Concatenated, Joint
@@ -45,5 +46,6 @@ __all__ = [
     "Law",
     "Prior",
     "State",
+    "as_model",
     "freeze",
 ]

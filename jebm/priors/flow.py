@@ -2,9 +2,9 @@
 
     eps_t = (1 - t) n + t eps,    loss = |v(eps_t, t) - (eps - n)|^2,    n ~ N(0, I)
 
-The noise n flows to eps along d eps_t / dt = v(eps_t, t), from t = 0 to 1; backwards the
-log-density moves by the trace of dv/d eps: exact for few units, else Hutchinson's estimate.
-(arXiv 2210.02747; the trace: arXiv 1810.01367)
+The noise n flows to eps along d eps_t / dt = v(eps_t, t), from t = 0 to 1; backwards
+the log-density moves by the trace of dv/d eps: exact for few units, beyond by
+Hutchinson's estimate. (arXiv 2210.02747; the trace: arXiv 1810.01367)
 """
 
 import dataclasses

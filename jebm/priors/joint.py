@@ -54,7 +54,7 @@ class Joint(Prior):
     density: ClassVar[str | None] = UNNORMALISED
     cannot: ClassVar[str] = "draw without a chain"
 
-    energy: nn.Module = Layerwise()
+    energy: nn.Module = dataclasses.field(default_factory=Layerwise)
     learning_rate: float = 2e-3
     num_steps: int = 2000
     chain_steps: int = 200
@@ -100,7 +100,7 @@ class Joint(Prior):
         return sum(leaf.size for leaf in jax.tree.leaves(state.params.energy))
 
     def model(self, frozen, state) -> tuple[Model, Params]:
-        """The model with this energy, and its averaged parameters, for `jebm.sample`."""
+        """The model with this energy and its averaged parameters: of `jebm.sample`."""
         return self._model(frozen), state.ema
 
     def _learner(self, frozen):
@@ -141,11 +141,9 @@ class Concatenated(Joint):
     Attributes are those of `Joint`.
     """
 
-    cannot: ClassVar[str] = (
-        "draw without a chain; it does not see what a layer decodes to"
-    )
+    cannot: ClassVar[str] = "draw without a chain, or see what the noise decodes to"
 
-    energy: nn.Module = JointEnergy()
+    energy: nn.Module = dataclasses.field(default_factory=JointEnergy)
     energy_spectral_bound: float = 3.0
 
     def model(self, frozen, state):
@@ -171,7 +169,7 @@ class Concatenated(Joint):
 
 
 class _Noise(nn.Module):
-    """The hierarchy whose latents are its noise: independent N(0, I), T the identity."""
+    """The hierarchy whose latents are its noise: N(0, I), and T the identity."""
 
     latent_shapes: tuple[tuple[int, ...], ...]
     output_shape: tuple[int, int, int]
