@@ -1,0 +1,1 @@
+"""Every prior of `jebm.priors` on one frozen generator, side by side."""

@@ -1,0 +1,224 @@
+"""Holds every prior of `jebm.priors` against the others on one trained generator.
+
+    python -m tools.priors --backbone=RUN --workdir=DIR [--priors=joint,flow] \\
+        [--minutes=2] [--seeds=0,1,2] [--heldout=4]
+
+All priors learn from the same draws of the encoder, each for as many minutes, and are
+measured alike. A second, shorter learning does not see the class --heldout and has to
+find it among the held-out images. DIR gets priors.md, priors.html and a picture; the
+same command goes on where it was killed, and with more seeds, or priors, it adds to
+what is there.
+"""
+
+import argparse
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import options
+from experiments.errors import ConfigError
+from experiments.evaluation import classifier
+from experiments.rundir.settings import read_settings
+from experiments.runs import Run, open_run
+from experiments.runtime.files import read_json, write_json
+from jebm import priors
+from tools.paths import path_argument
+from tools.priors import learn, measure, page, settings
+
+_HELDOUT_SHARE = 0.25  # of the minutes, for the learning that does not see a class
+_NUM_WEIGHED = 1000  # held-out images whose log p(x) is estimated
+
+
+class Bench:
+    """A generator with all that is drawn from it once, for all priors."""
+
+    def __init__(self, run: Run, workdir: pathlib.Path, minutes: float, heldout: int):
+        self.run, self.workdir = run, workdir
+        self.seconds, self.heldout = 60 * minutes, heldout
+        self.frozen = priors.freeze(run.model, run.params)
+        self.settings = settings.backbone(self.frozen)
+        self.features, self.facts = classifier.load(run.experiment.data.name)
+        self.key = jax.random.key(run.experiment.seed)
+
+    @functools.cached_property
+    def data(self) -> learn.Data:
+        """The noise behind the images of training."""
+        eps = self._kept(
+            "draws",
+            lambda: {
+                "eps": measure.encode(
+                    self._key(1), self.frozen, self.run.training, self.settings.passes
+                )
+            },
+        )["eps"]
+        return learn.Data(jax.numpy.asarray(eps), jax.numpy.asarray(self.run.training))
+
+    @functools.cached_property
+    def held(self) -> measure.Weighed:
+        """The noise behind held-out images, with weights."""
+        images, num = self.run.heldout[:_NUM_WEIGHED], self.settings.weights
+        weighed = self._kept(
+            "weighed",
+            lambda: vars(measure.weigh(self._key(2), self.frozen, images, num)),
+        )
+        return measure.Weighed(**weighed)
+
+    @functools.cached_property
+    def floor(self) -> float:
+        """The distance of held-out images from their posterior samples."""
+        num = self.settings.num_samples
+        file = self.workdir / "floor.json"
+        if not file.is_file():
+            distance = measure.floor(
+                self._key(3), self.frozen, self.run.heldout, self.features, num
+            )
+            write_json(file, {"floor": distance})
+        return read_json(file)["floor"]
+
+    def row(self, name: str, seed: int) -> None:
+        """Learns a prior and measures it, unless that has been done."""
+        path = self.workdir / name / f"seed{seed}"
+        if (path / "measured.json").is_file():
+            return
+        prior = settings.prior(name, self.frozen)
+        if lacking := prior.lacks(self.frozen):
+            write_json(path / "measured.json", {"lacks": lacking})
+            return
+        given = {"seed": seed, "batch_size": self.settings.batch_size}
+        law, learned = learn.learn(
+            name, prior, self.frozen, self.data, seconds=self.seconds,
+            path=path / "learned", **given,
+        )  # fmt: skip
+        key = jax.random.fold_in(self._key(4), seed)
+        batch = self.settings.sample_batch
+        numbers, images = measure.distances(
+            key, law, self.run.heldout, self.features, self.settings.num_samples, batch
+        )
+        numbers |= {
+            "parameters": law.prior.num_parameters(law.state),
+            "density": law.prior.density or "",
+            "cannot": law.prior.cannot,
+            "learned": learned,
+        }
+        page.save_samples(images, self.workdir, name, seed)
+        if law.prior.density is not None:
+            numbers |= measure.nats(key, law, self.held, batch)
+            numbers["auprc"] = self._auprc(name, prior, path, given, batch)
+        write_json(path / "measured.json", numbers)
+
+    def _auprc(self, name, prior, path, given, batch):
+        keep = self.run.splits["train"].labels != self.heldout
+        law, _ = learn.learn(
+            name, prior, self.frozen, self.data.without(keep),
+            seconds=_HELDOUT_SHARE * self.seconds, path=path / "heldout", **given,
+        )  # fmt: skip
+        labels = self.run.splits["test"].labels[:_NUM_WEIGHED]
+        return measure.auprc(law, self.held, labels == self.heldout, batch)
+
+    def _key(self, stream):
+        return jax.random.fold_in(self.key, 1000 + stream)
+
+    def _kept(self, name, make):
+        """What `make` returns, arrays by name, kept in a file."""
+        file = self.workdir / f"{name}.npz"
+        if not file.is_file():
+            print(f"Drawing {file}.")
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{file.name}")
+            with partial.open("wb") as opened:
+                np.savez(opened, **make())
+            partial.rename(file)
+        with np.load(file, allow_pickle=False) as loaded:
+            return {key: loaded[key] for key in loaded.files}
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--backbone", type=path_argument, required=True)
+    parser.add_argument("--workdir", type=path_argument, required=True)
+    parser.add_argument("--priors", type=_names, default=list(priors.PRIORS))
+    parser.add_argument("--minutes", type=_positive, default=2.0)
+    parser.add_argument("--seeds", type=_seeds, default=[0])
+    parser.add_argument("--heldout", type=int, default=4, help="a class")
+    arguments = parser.parse_args()
+    try:
+        run = open_run(
+            options.read(options.upgrade(read_settings(arguments.backbone))),
+            arguments.backbone,
+        )
+        bench = Bench(run, arguments.workdir, arguments.minutes, arguments.heldout)
+        _agree(arguments.workdir, bench, arguments)
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
+    rows = [(seed, name) for seed in arguments.seeds for name in arguments.priors]
+    for seed, name in tqdm(rows, desc="priors", unit="prior"):
+        bench.row(name, seed)
+        page.write(arguments.workdir, bench.floor, _about(bench, arguments.minutes))
+    print(f"Look at {arguments.workdir / 'priors.html'}")
+
+
+def _agree(workdir, bench, arguments):
+    """Refuses to mix rows of other minutes, classes or generators."""
+    asked = {
+        "backbone": str(arguments.backbone.resolve()),
+        "step": bench.run.step,
+        "minutes": arguments.minutes,
+        "heldout": arguments.heldout,
+    }
+    file = workdir / "bench.json"
+    if not file.is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(file, asked)
+    for name, value in read_json(file).items():
+        if asked[name] != value:
+            raise ConfigError(
+                f"{workdir} was begun with {name} {value}, and {asked[name]} is asked "
+                "for: choose another --workdir"
+            )
+
+
+def _about(bench, minutes):
+    experiment = bench.run.experiment
+    return (
+        f"{experiment.data.name}, generator of {bench.frozen.size} latent units at "
+        f"step {bench.run.step}. Each prior learned for {minutes:g} minutes on "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}. Frechet distances of "
+        f"{bench.settings.num_samples} samples to {len(bench.run.heldout)} held-out "
+        f"images, {bench.facts['num_features']} features of {bench.facts['file']}: no "
+        f"FIDs. Nats: {len(bench.held.eps)} held-out images, {bench.settings.weights} "
+        f"draws of the encoder each. AUPRC: class {bench.heldout} by minus log p(eps), "
+        f"a learning of {60 * _HELDOUT_SHARE * minutes:g} seconds that has not seen "
+        "it, on a generator that has."
+    )
+
+
+def _names(text):
+    names = text.split(",")
+    if unknown := sorted(set(names) - set(priors.PRIORS)):
+        known = ", ".join(priors.PRIORS)
+        raise argparse.ArgumentTypeError(f"no prior {unknown[0]!r}; known: {known}")
+    return names
+
+
+def _seeds(text):
+    if not all(part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be like 0,1,2, got {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def _positive(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What is measured of a prior that has learned.
+
+frechet, frechet_effort   to held-out images, in features of the data's classifier;
+                          and by draws four times as expensive
+nats                      log p(x) of held-out images, where there is a density
+auprc                     of a class that a second, shorter learning has not seen
+seconds_per_1000          to draw 1,000, compiled
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from experiments.data.pixels import to_unit
+from experiments.evaluation.log_likelihood import observed
+from experiments.runtime.batching import map_batches
+from jebm import priors
+from jebm.chains import draw_noise, example_keys
+from jebm.hierarchy import infer, inverse_transport, log_prior
+from jebm.metrics import feature_statistics, frechet_distance
+from jebm.partition import estimate
+
+EFFORT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighed:
+    """Draws of q(z | x) of held-out images, and their weights without a tilt.
+
+    Attributes:
+      eps: flat, float32 [N, K, size].
+      log_w: log[ p(x|z) p_beta(z) / q(z|x) ], [N, K].
+    """
+
+    eps: np.ndarray
+    log_w: np.ndarray
+
+
+def weigh(
+    key: jax.Array, frozen: priors.Frozen, images: np.ndarray, num: int
+) -> Weighed:
+    """Draws `num` latents of each of the images uint8 [N, H, W, C]."""
+    key_noise, key_draw = jax.random.split(key)
+    x = observed(key_noise, frozen.model, images)
+    model, params = frozen.model, frozen.params
+
+    @jax.jit
+    def draw(key, x, index):
+        def one(_, sample):
+            keys = example_keys(jax.random.fold_in(key, sample), index)
+            noise = draw_noise(keys, model, params)
+
+            def terms(backbone):
+                latents, log_q, laws, state = infer(backbone, x, noise)
+                eps = inverse_transport(latents, laws)
+                output = backbone.decode(state)
+                return eps, sum(log_q), log_prior(latents, laws), output
+
+            eps, log_q, log_p, output = nn.apply(terms, model.backbone)(params.backbone)
+            log_x = model.likelihood.log_prob(output, x)
+            return None, (frozen.flat(eps), log_x + log_p - log_q)
+
+        _, found = jax.lax.scan(one, None, jnp.arange(num))
+        return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), found)
+
+    found = map_batches(key_draw, lambda k, i: draw(k, x[i], i), np.arange(len(x)), 100)
+    return Weighed(*found)
+
+
+def tilts(law: priors.Law, eps: np.ndarray, batch: int) -> np.ndarray:
+    """g of flat noise [N, K, size], [N, K] in nats, up to log Z."""
+    num, samples, size = eps.shape
+    flat = eps.reshape(-1, size)
+    tilt = jax.jit(lambda law, vectors: law.log_tilt(law.frozen.layers(vectors)))
+    found = map_batches(
+        None, lambda _, i: tilt(law, flat[i]), np.arange(len(flat)), batch
+    )
+    return found.reshape(num, samples)
+
+
+def nats(key: jax.Array, law: priors.Law, held: Weighed, batch: int) -> dict[str, Any]:
+    """log p(x), the mean over images, by importance samples of the encoder."""
+    log_z = jax.device_get(jax.jit(lambda key, law: law.log_z(key))(key, law))
+    each = estimate(jnp.asarray(held.log_w + tilts(law, held.eps, batch)))
+    variance = np.mean(np.asarray(each.standard_error) ** 2) / len(held.log_w)
+    return {
+        "nats": float(np.mean(each.value) - log_z.value),
+        "nats_error": float(np.sqrt(variance + log_z.standard_error**2)),
+        "log_z": float(log_z.value),
+        "log_z_error": float(log_z.standard_error),
+    }
+
+
+def auprc(law: priors.Law, held: Weighed, anomalous: np.ndarray, batch: int) -> float:
+    """How well minus log p(eps), a mean over draws, finds the anomalous.
+
+    The generator may have seen them: what it makes of an image is left out.
+    """
+    log_normal = -0.5 * (held.eps**2).sum(axis=-1)  # up to a constant
+    score = -(log_normal + tilts(law, held.eps, batch)).mean(axis=1)
+    return float(average_precision_score(anomalous, score))
+
+
+def draw(key: jax.Array, law: priors.Law, num: int, batch: int, effort: int = 1):
+    """Draws images [num, H, W, C]; returns these and the seconds of 1,000."""
+
+    @jax.jit
+    def one(key, law):
+        return law.frozen.decode(law.sample(key, batch, effort))
+
+    jax.block_until_ready(one(key, law))  # compiled, and not counted
+    begun = time.monotonic()
+    images = map_batches(key, lambda key, _: one(key, law), np.arange(num), batch)
+    return images, 1000 * (time.monotonic() - begun) / (-(-num // batch) * batch)
+
+
+def distances(
+    key: jax.Array,
+    law: priors.Law,
+    real: np.ndarray,
+    features: Callable[[np.ndarray], np.ndarray],
+    num: int,
+    batch: int,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Measures the distances and the time of a draw; returns some images too."""
+    reference = feature_statistics(features(to_unit(real)))
+
+    def distance(images):
+        if not np.isfinite(images).all():
+            return np.nan
+        return frechet_distance(*feature_statistics(features(images)), *reference)
+
+    images, seconds = draw(key, law, num, batch)
+    expensive, slow = draw(key, law, num, batch, EFFORT)
+    return {
+        "frechet": float(distance(images)),
+        "frechet_effort": float(distance(expensive)),
+        "seconds_per_1000": seconds,
+        "seconds_per_1000_effort": slow,
+    }, images[:100]
+
+
+def floor(
+    key: jax.Array,
+    frozen: priors.Frozen,
+    real: np.ndarray,
+    features: Callable[[np.ndarray], np.ndarray],
+    num: int,
+) -> float:
+    """The distance of held-out images, each decoded from its posterior sample."""
+    x = to_unit(real)
+
+    @jax.jit
+    def decoded(key, x):
+        return frozen.decode(frozen.draws(key, x).eps)
+
+    images = map_batches(
+        key, lambda key, i: decoded(key, x[i]), np.arange(min(num, len(x))), 100
+    )
+    reference = feature_statistics(features(x))
+    return float(frechet_distance(*feature_statistics(features(images)), *reference))
+
+
+def encode(
+    key: jax.Array, frozen: priors.Frozen, images: np.ndarray, passes: int
+) -> np.ndarray:
+    """The flat noise behind images uint8 [N, H, W, C], float32 [passes, N, size]."""
+
+    @jax.jit
+    def noise(key, images):
+        return frozen.flat(frozen.draws(key, to_unit(images)).eps)
+
+    num = np.arange(len(images))
+    return np.stack(
+        [
+            map_batches(
+                jax.random.fold_in(key, i), lambda k, n: noise(k, images[n]), num, 200
+            )
+            for i in range(passes)
+        ]
+    ).astype(np.float32)
