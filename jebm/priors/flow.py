@@ -31,7 +31,7 @@ class Velocity(nn.Module):
     @nn.compact
     def __call__(self, eps: jax.Array, t: jax.Array) -> jax.Array:
         """Maps [N, D] and [N] to [N, D]."""
-        angles = t[:, None] * (2.0 ** jnp.arange(5, dtype=t.dtype))
+        angles = jnp.outer(t, 2.0 ** jnp.arange(5, dtype=t.dtype))
         time = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
         time = nn.silu(nn.Dense(self.width)(time))
         h = nn.Dense(self.width)(eps)
