@@ -22,6 +22,10 @@ from jebm.priors.base import (
 from jebm.priors.flow import Flow
 from jebm.priors.gaussian import Gaussian
 from jebm.priors.joint import Concatenated, Joint
+from jebm.priors.lars import LARS
+from jebm.priors.mixture import Mixture
+from jebm.priors.ncp import NCP
+from jebm.priors.vamp import VampPrior
 
 # By name, in the order of a table.
 PRIORS: dict[str, type[Prior]] = {
@@ -29,9 +33,15 @@ PRIORS: dict[str, type[Prior]] = {
     "gaussian": Gaussian,
     "concatenated": Concatenated,
     "flow": Flow,
+    "mixture": Mixture,
+    "vamp": VampPrior,
+    "lars": LARS,
+    "ncp": NCP,
 }
 
 __all__ = [
+    "LARS",
+    "NCP",
     "NORMALISED",
     "PRIORS",
     "UNNORMALISED",
@@ -43,7 +53,9 @@ __all__ = [
     "Gradient",
     "Joint",
     "Law",
+    "Mixture",
     "Prior",
     "State",
+    "VampPrior",
     "freeze",
 ]
