@@ -76,7 +76,7 @@ class Mixture(Prior):
     full_below: int = 64
     step_decay: float = 0.6
     step_offset: int = 20
-    shrinkage: float = 0.02
+    shrinkage: float = 0.1
 
     def init(self, key, frozen, draws) -> MixtureState:
         """Starts means at draws, each with the variances of all draws."""
