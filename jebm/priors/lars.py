@@ -78,7 +78,8 @@ class LARS(Gradient):
     def start(self, key, frozen, draws):
         """See `Gradient`; half of all proposals are accepted."""
         del draws
-        params = self._network().init(key, jnp.zeros((1, frozen.size), frozen.dtype))
+        # Networks make float32, so that a seed means one start in any precision.
+        params = self._network().init(key, jnp.zeros((1, frozen.size), jnp.float32))
         params = jax.tree.map(lambda leaf: leaf.astype(frozen.dtype), params)
         half = jnp.full((), 0.5, frozen.dtype)
         return params, Rates(half, half)
@@ -86,19 +87,29 @@ class LARS(Gradient):
     def loss(self, key, frozen, state, params, draws):
         """-log p, a mean over the batch, without the entropy of N(0, I)."""
         proposals = frozen.flat(frozen.noise(key, self.num_proposals))
-        rates = Rates(self._rate(params, proposals), self._rate(state.ema, proposals))
+        rate = self._rate(params, proposals)
         # The first batches should not stand beside a Z from before them.
         step = (state.step + 1).astype(frozen.dtype)
         decay = jnp.minimum(self.rate_decay, step / (9 + step))
-        kept = jax.tree.map(
-            lambda old, new: jax.lax.stop_gradient(decay * old + (1 - decay) * new),
-            state.memory,
-            rates,
-        )
+        kept = jax.lax.stop_gradient(decay * state.memory.learned + (1 - decay) * rate)
         # The average's value, with the batch's gradient.
-        z = rates.learned + jax.lax.stop_gradient(kept.learned - rates.learned)
+        z = rate + jax.lax.stop_gradient(kept - rate)
         value = -self._tilt(params, z, frozen.flat(draws.eps)).mean()
-        return value, (kept, {"loss": value, "log_rate": jnp.log(kept.learned)})
+        memory = state.memory._replace(learned=kept)
+        return value, (memory, {"loss": value, "log_rate": jnp.log(kept)})
+
+    def update(self, key, frozen, state, draws):
+        """See `Prior`."""
+        new, info = super().update(key, frozen, state, draws)
+        # Both on the same proposals: so the average follows the parameters at once, and
+        # does not lag behind them by its memory.
+        key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
+        proposals = frozen.flat(frozen.noise(key, self.num_proposals))
+        before = self._rate(state.ema, proposals)
+        after = self._rate(new.ema, proposals)
+        moved = state.memory.averaged * after / before
+        averaged = self.rate_decay * moved + (1 - self.rate_decay) * after
+        return new.replace(memory=new.memory._replace(averaged=averaged)), info
 
     def sample(self, key, frozen, state, num, effort=1):
         """See `Prior`; draws are exact, of M tries at most."""

@@ -101,7 +101,8 @@ class NCP(Gradient):
     def start(self, key, frozen, draws):
         """See `Gradient`; no classifier tells anything."""
         del draws
-        eps = frozen.noise(key, 1)  # for its shapes
+        # Networks make float32, so that a seed means one start in any precision.
+        eps = tuple(jnp.zeros((1, *shape), jnp.float32) for shape in frozen.shapes)
         layers = tuple(
             self._network().init(jax.random.fold_in(key, k), *self._parts(eps, k))
             for k in range(len(eps))
