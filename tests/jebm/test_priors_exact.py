@@ -31,7 +31,7 @@ SMALL = {
     ),
     "ncp": priors.NCP(
         num_steps=600, learning_rate=1e-2, ema_decay=0.98, widths=(16, 16),
-        num_proposals=300, num_normaliser=4096,
+        num_proposals=150, num_normaliser=4096, num_particles=200,
     ),
 }  # fmt: skip
 NAMES = list(SMALL)
@@ -118,7 +118,7 @@ def assert_follows(eps, log_p):
     seen = np.append(seen[common], num - seen[common].sum())
     expected = np.append(expected[common], num - expected[common].sum())
     statistic = ((seen - expected) ** 2 / np.maximum(expected, 1)).sum()
-    assert len(seen) > 30
+    assert len(seen) > 25
     assert statistic < stats.chi2.ppf(0.999, len(seen) - 1), (statistic, len(seen))
 
 
@@ -148,18 +148,17 @@ def test_draws_follow_the_density(name):
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    # Of the divergence in nats from the known law, on 4,000 held-out draws: their
-    # standard error is .01 and less.
+    # Of the divergence in nats from the known law, on held-out draws, whose standard
+    # error is .01 and less.
     [("mixture", 0.02), ("lars", 0.06), ("ncp", 0.06)],
 )
 def test_likelihood_rises_to_the_entropy_of_the_known_law(name, tolerance):
-    eps = draw_known(jax.random.key(5), 4000)
-    known = log_known(eps).mean()
-    assert known - log_standard_normal(eps).mean() > 0.5
-    law = dataclasses.replace(learned(name))
-    if name == "ncp":  # the mean of r over proposals is taken for each draw
-        law = law.replace(prior=dataclasses.replace(law.prior, num_normaliser=1000))
-    assert known - log_density(law, eps).mean() < tolerance
+    eps = draw_known(jax.random.key(5), 1500)
+    known = log_known(eps)
+    assert (known - log_standard_normal(eps)).mean() > 0.5
+    divergence = known - log_density(learned(name), eps)
+    print(name, divergence.mean(), divergence.std() / np.sqrt(len(divergence)))
+    assert divergence.mean() < tolerance
 
 
 def test_mixture_recovers_a_known_one():
@@ -313,12 +312,16 @@ def test_lars_is_its_truncated_law_by_quadrature(max_tries):
     z = (normal * a).sum() * WIDTH**2
     assert 0.02 < z < 0.6
     assert state.memory.averaged == pytest.approx(z, rel=0.02)
-    last = (1 - z) ** (max_tries - 1)
-    density = normal * ((1 - last) * a / z + last)
+
+    def density(z):
+        last = (1 - z) ** (max_tries - 1)
+        return normal * ((1 - last) * a / z + last)
+
     law = priors.Law(prior, toy(), state)
-    np.testing.assert_allclose(log_density(law), np.log(density), atol=0.02)
+    expected = np.log(density(float(state.memory.averaged)))
+    np.testing.assert_allclose(log_density(law), expected, atol=1e-3)
     eps = jax.jit(lambda key: law.sample(key, 20_000))(jax.random.key(2))
-    assert_follows(eps, np.log(density))
+    assert_follows(eps, np.log(density(z)))
 
 
 def test_log_z_of_lars_is_what_an_error_of_its_rate_leaves():
@@ -369,14 +372,14 @@ def log_conditional(eps):
 
 @pytest.mark.parametrize("kind", [Known, Scaled])
 def test_ncp_of_exact_ratios_is_the_known_conditional_law(kind):
-    frozen, prior = toy(), kind(widths=(1,), num_proposals=1000, num_normaliser=20_000)
+    frozen, prior = toy(), kind(widths=(1,), num_proposals=300, num_normaliser=20_000)
     law = priors.Law(prior, frozen, start(prior, frozen, None))
     points = draw_known(KEY, 50)
     # Ratios spread by 1 to 3: Z_k of 20,000 proposals by .01 to .02.
     np.testing.assert_allclose(
         log_density(law, points), log_conditional(points), atol=0.06
     )
-    eps = jax.jit(lambda key: law.sample(key, 4000))(jax.random.key(2))
+    eps = jax.jit(lambda key: law.sample(key, 2000))(jax.random.key(2))
     assert_follows(eps, log_conditional(GRID))
 
 
@@ -384,7 +387,7 @@ def test_effort_brings_resampled_draws_nearer_to_the_law():
     prior = Known(widths=(1,), num_proposals=1)
     law = priors.Law(prior, toy(), start(prior, toy(), None))
     draw = jax.jit(law.sample, static_argnums=(1, 2))
-    means = [float(draw(KEY, 2000, n)[1].mean()) for n in (1, 4, 256)]
+    means = [float(draw(KEY, 2000, n)[1].mean()) for n in (1, 4, 64)]
     assert means[0] == pytest.approx(0, abs=0.08)  # N(0, I) itself
     assert 0.1 < means[1] < means[2]
     assert means[2] == pytest.approx(0.6, abs=0.05)
@@ -412,7 +415,7 @@ def test_ncp_that_has_learned_draws_its_law_by_quadrature():
     log_lower = ratio(0, lower[:, None], upper[None]) + stats.norm.logpdf(LINE)[:, None]
     log_z = np.log(np.exp(log_lower).sum(axis=0) * WIDTH)
     log_p = (log_lower - log_z[None] + log_upper[None]).reshape(-1)
-    eps = jax.jit(lambda key: law.sample(key, 4000))(jax.random.key(3))
+    eps = jax.jit(lambda key: law.sample(key, 3000))(jax.random.key(3))
     assert_follows(eps, log_p)
     some = np.arange(0, len(log_p), 97)[log_p[::97] > -12]
     got = log_density(law, tuple(e[some] for e in GRID))
