@@ -31,7 +31,7 @@ SMALL = {
     ),
     "ncp": priors.NCP(
         num_steps=600, learning_rate=1e-2, ema_decay=0.98, widths=(16, 16),
-        num_proposals=150, num_normaliser=4096, num_particles=200,
+        num_proposals=150, num_normaliser=2048, num_particles=200,
     ),
 }  # fmt: skip
 NAMES = list(SMALL)
@@ -185,6 +185,7 @@ def test_mixture_of_one_is_at_the_moments_of_the_draws():
     np.testing.assert_allclose(factor @ factor.T, np.cov(points.T, ddof=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixture_has_a_floor_where_draws_are_all_the_same():
     prior = priors.Mixture(num_components=3, shrinkage=0.01)
     eps = tuple(jnp.full((50, 1), 0.7) for _ in range(2))
@@ -297,7 +298,7 @@ BACKBONES = {
     "nvae": {
         "name": "nvae",
         "latent_channels": 2,
-        "features": 4,
+        "width": 4,
     },
 }
 
@@ -370,7 +371,7 @@ def log_conditional(eps):
     )
 
 
-@pytest.mark.parametrize("kind", [Known, Scaled])
+@pytest.mark.parametrize("kind", [pytest.param(Known, marks=pytest.mark.slow), Scaled])
 def test_ncp_of_exact_ratios_is_the_known_conditional_law(kind):
     frozen, prior = toy(), kind(widths=(1,), num_proposals=300, num_normaliser=20_000)
     law = priors.Law(prior, frozen, start(prior, frozen, None))
@@ -383,6 +384,7 @@ def test_ncp_of_exact_ratios_is_the_known_conditional_law(kind):
     assert_follows(eps, log_conditional(GRID))
 
 
+@pytest.mark.slow
 def test_effort_brings_resampled_draws_nearer_to_the_law():
     prior = Known(widths=(1,), num_proposals=1)
     law = priors.Law(prior, toy(), start(prior, toy(), None))
@@ -419,7 +421,7 @@ def test_ncp_that_has_learned_draws_its_law_by_quadrature():
     assert_follows(eps, log_p)
     some = np.arange(0, len(log_p), 97)[log_p[::97] > -12]
     got = log_density(law, tuple(e[some] for e in GRID))
-    # Both Z_k by 4,096 proposals: ratios spread by 1 or less, and so .02 each.
+    # Both Z_k by 2,048 proposals: ratios spread by 1 or less, and so .02 each.
     np.testing.assert_allclose(got, log_p[some], atol=0.08)
     estimate = jax.jit(law.log_z)(KEY)
     error = np.average(got - log_p[some], weights=np.exp(log_p[some]))
@@ -431,7 +433,8 @@ def test_ncp_refuses_an_unknown_way_to_draw():
         priors.NCP(by="chance")
 
 
-@pytest.mark.parametrize("chunk", [1, 640, 10**9])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 640])
 def test_ncp_is_the_same_however_few_proposals_are_held(monkeypatch, chunk):
     from jebm.priors import ncp
 
@@ -460,6 +463,7 @@ def test_a_draw_does_not_depend_on_how_many_are_drawn(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_priors_are_of_any_shapes_and_of_float64(name, x64):
     model = jebm.build({"image_shape": (8, 8, 1), "backbone": BACKBONES["ladder"]})
@@ -489,34 +493,35 @@ def test_priors_are_of_any_shapes_and_of_float64(name, x64):
 
 @functools.cache
 def frozen_digits():
-    """The pretrained digits, and draws of both splits of its data."""
-    frozen = priors.freeze(*jebm.load_pretrained("digits"))
+    """The pretrained digits, and the images of both splits of its data."""
     splits = datasets.load(options.read(digits.get_config()).data)
-    draws = jax.jit(lambda key, x: frozen.draws(key, x))
-    return frozen, *(
-        draws(KEY, jnp.asarray(to_unit(splits[name].images)))
-        for name in ("train", "test")
-    )
+    images = (jnp.asarray(to_unit(splits[name].images)) for name in ("train", "test"))
+    return priors.freeze(*jebm.load_pretrained("digits")), *images
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "prior", "least"),
+    ("prior", "num_steps", "least"),
+    # In 1,000 updates and more: 2.0, .16, .4 and .6 nats.
     [
-        ("mixture", priors.Mixture(num_components=20), 1.0),
-        ("vamp", priors.VampPrior(num_components=20, num_steps=200), 0.05),
-        ("lars", priors.LARS(widths=(64, 64), num_steps=200), 0.3),
-        ("ncp", priors.NCP(widths=(64, 64), num_steps=200), 0.3),
+        (priors.Mixture(num_components=20), 300, 1.2),
+        (priors.VampPrior(num_components=20, num_steps=300), 300, 0.07),
+        (priors.LARS(widths=(64, 64), num_steps=400, learning_rate=5e-3), 400, 0.2),
+        (priors.NCP(widths=(64, 64), num_steps=400, learning_rate=5e-3), 400, 0.2),
     ],
 )
-def test_priors_learn_the_pretrained_digits(name, prior, least):
+def test_priors_learn_the_pretrained_digits(prior, num_steps, least):
     frozen, train, test = frozen_digits()
 
-    def draw(key, num):
-        index = jax.random.choice(key, len(train.x), (num,))
-        return tuple(e[index] for e in train.eps)
+    def draw(key, num):  # a new draw of q each time: a mixture would learn fixed ones
+        key_pick, key_draw = jax.random.split(key)
+        index = jax.random.choice(key_pick, len(train), (num,))
+        return frozen.draws(key_draw, train[index]).eps
 
-    law = learn(prior, frozen, draw, 200, batch=100)
-    tilt = jax.jit(law.log_tilt)(tuple(e[:200] for e in test.eps))
-    print(name, float(tilt.mean()), law.log_z(KEY))
+    law = learn(prior, frozen, draw, num_steps)
+    held = jax.jit(lambda x: frozen.draws(jax.random.key(9), x).eps)(test)
+    tilt = jax.jit(law.log_tilt)(held)
+    print(prior, float(tilt.mean()), float(tilt.std() / len(tilt) ** 0.5))
     assert tilt.mean() > least  # nats above the Gaussian, on held-out digits
+    drawn = jax.jit(lambda key: law.sample(key, 100))(KEY)
+    assert all(np.isfinite(e).all() for e in drawn)
