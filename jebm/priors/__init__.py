@@ -1,11 +1,13 @@
 """Priors of a frozen generator, each a law of the noise behind it: see `base`.
 
-frozen = priors.freeze(model, params)
-prior = priors.Flow()
-state = prior.init(key, frozen, frozen.draws(key, x))
-state, info = prior.update(key, frozen, state, frozen.draws(key, x))  # and again
-law = priors.Law(prior, frozen, state)
-jebm.sample(key, model, params, 100, prior=law)
+    frozen = priors.freeze(model, params)
+    prior = priors.Flow()
+    state = prior.init(key, frozen, frozen.draws(key, x))
+    state, info = prior.update(key, frozen, state, frozen.draws(key, x))  # and again
+    law = priors.Law(prior, frozen, state)
+    jebm.sample(key, model, params, 100, prior=law)
+
+Which to choose: docs/priors.md.
 """
 
 from jebm.priors.base import (
@@ -23,6 +25,10 @@ from jebm.priors.energy import as_model
 from jebm.priors.flow import Flow
 from jebm.priors.gaussian import Gaussian
 from jebm.priors.joint import Concatenated, Joint
+from jebm.priors.lars import LARS
+from jebm.priors.mixture import Mixture
+from jebm.priors.ncp import NCP
+from jebm.priors.vamp import VampPrior
 
 # By name, in the order of a table.
 PRIORS: dict[str, type[Prior]] = {
@@ -30,9 +36,15 @@ PRIORS: dict[str, type[Prior]] = {
     "gaussian": Gaussian,
     "concatenated": Concatenated,
     "flow": Flow,
+    "mixture": Mixture,
+    "vamp": VampPrior,
+    "lars": LARS,
+    "ncp": NCP,
 }
 
 __all__ = [
+    "LARS",
+    "NCP",
     "NORMALISED",
     "PRIORS",
     "UNNORMALISED",
@@ -44,8 +56,10 @@ __all__ = [
     "Gradient",
     "Joint",
     "Law",
+    "Mixture",
     "Prior",
     "State",
+    "VampPrior",
     "as_model",
     "freeze",
 ]
