@@ -19,9 +19,13 @@ from jebm.priors.base import (
     State,
     freeze,
 )
+from jebm.priors.diffusion import Diffusion
 from jebm.priors.flow import Flow
+from jebm.priors.flow_proposal import TiltedFlow
 from jebm.priors.gaussian import Gaussian
 from jebm.priors.joint import Concatenated, Joint
+from jebm.priors.noise_contrast import MultiStage
+from jebm.priors.pixel import PixelEBM
 
 # By name, in the order of a table.
 PRIORS: dict[str, type[Prior]] = {
@@ -29,6 +33,10 @@ PRIORS: dict[str, type[Prior]] = {
     "gaussian": Gaussian,
     "concatenated": Concatenated,
     "flow": Flow,
+    "multi_stage": MultiStage,
+    "diffusion": Diffusion,
+    "tilted_flow": TiltedFlow,
+    "pixel": PixelEBM,
 }
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "PRIORS",
     "UNNORMALISED",
     "Concatenated",
+    "Diffusion",
     "Draws",
     "Flow",
     "Frozen",
@@ -43,7 +52,10 @@ __all__ = [
     "Gradient",
     "Joint",
     "Law",
+    "MultiStage",
+    "PixelEBM",
     "Prior",
     "State",
+    "TiltedFlow",
     "freeze",
 ]
