@@ -128,10 +128,13 @@ class Diffusion(Gradient):
         key_noise, key_levels = jax.random.split(key)
         y = frozen.flat(frozen.noise(key_noise, num))
         steps, num_steps = state.memory.step_sizes, self.chain_steps * effort
-        for t in reversed(range(NUM_LEVELS)):
+
+        def through(y, t):
             key, level = jax.random.fold_in(key_levels, t), jnp.full(num, t)
-            y, _ = self._run(key, frozen, params, steps, y, level, num_steps)
-        return frozen.layers(y)
+            return self._run(key, frozen, params, steps, y, level, num_steps)[0], None
+
+        levels = jnp.arange(NUM_LEVELS)
+        return frozen.layers(jax.lax.scan(through, y, levels, reverse=True)[0])
 
     def _run(self, key, frozen, params, step_sizes, noisy, level, num_steps):
         """Chains of p_t(y | y+) from y+."""

@@ -31,7 +31,7 @@ class Velocity(nn.Module):
     @nn.compact
     def __call__(self, eps: jax.Array, t: jax.Array) -> jax.Array:
         """Maps [N, D] and [N] to [N, D]."""
-        angles = t[:, None] * (2.0 ** jnp.arange(5, dtype=t.dtype))
+        angles = t[:, None] * (2.0 ** jnp.arange(5, dtype=t.dtype))[None]
         time = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
         time = nn.silu(nn.Dense(self.width)(time))
         h = nn.Dense(self.width)(eps)
@@ -72,8 +72,9 @@ class Flow(Gradient):
     def start(self, key, frozen, draws):
         """See `Gradient`."""
         del draws
-        eps = jnp.zeros((1, frozen.size), frozen.dtype)
-        return self._network().init(key, eps, eps[:, 0]), ()
+        eps = jnp.zeros((1, frozen.size), jnp.float32)
+        params = self._network().init(key, eps, eps[:, 0])
+        return jax.tree.map(lambda leaf: leaf.astype(frozen.dtype), params), ()
 
     def loss(self, key, frozen, state, params, draws):
         """The squared error of the velocity, a mean over units."""
