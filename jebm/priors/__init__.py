@@ -21,25 +21,33 @@ from jebm.priors.base import (
     State,
     freeze,
 )
+from jebm.priors.diffusion import Diffusion
 from jebm.priors.energy import as_model
 from jebm.priors.flow import Flow
+from jebm.priors.flow_proposal import TiltedFlow
 from jebm.priors.gaussian import Gaussian
 from jebm.priors.joint import Concatenated, Joint
 from jebm.priors.lars import LARS
 from jebm.priors.mixture import Mixture
 from jebm.priors.ncp import NCP
+from jebm.priors.noise_contrast import MultiStage
+from jebm.priors.pixel import PixelEBM
 from jebm.priors.vamp import VampPrior
 
 # By name, in the order of a table.
 PRIORS: dict[str, type[Prior]] = {
     "joint": Joint,
     "gaussian": Gaussian,
-    "concatenated": Concatenated,
-    "flow": Flow,
     "mixture": Mixture,
     "vamp": VampPrior,
     "lars": LARS,
     "ncp": NCP,
+    "multi_stage": MultiStage,
+    "concatenated": Concatenated,
+    "diffusion": Diffusion,
+    "flow": Flow,
+    "tilted_flow": TiltedFlow,
+    "pixel": PixelEBM,
 }
 
 __all__ = [
@@ -49,6 +57,7 @@ __all__ = [
     "PRIORS",
     "UNNORMALISED",
     "Concatenated",
+    "Diffusion",
     "Draws",
     "Flow",
     "Frozen",
@@ -57,8 +66,11 @@ __all__ = [
     "Joint",
     "Law",
     "Mixture",
+    "MultiStage",
+    "PixelEBM",
     "Prior",
     "State",
+    "TiltedFlow",
     "VampPrior",
     "as_model",
     "freeze",

@@ -72,8 +72,9 @@ class Flow(Gradient):
     def start(self, key, frozen, draws):
         """See `Gradient`."""
         del draws
-        eps = jnp.zeros((1, frozen.size), frozen.dtype)
-        return self._network().init(key, eps, eps[:, 0]), ()
+        eps = jnp.zeros((1, frozen.size), jnp.float32)
+        params = self._network().init(key, eps, eps[:, 0])
+        return jax.tree.map(lambda leaf: leaf.astype(frozen.dtype), params), ()
 
     def loss(self, key, frozen, state, params, draws):
         """The squared error of the velocity, a mean over units."""
