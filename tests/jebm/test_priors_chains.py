@@ -12,8 +12,8 @@ import pytest
 
 import jebm
 from jebm import priors, spectral
-from jebm.energies import Conv
 from jebm.distributions import Normal
+from jebm.energies import Conv
 from jebm.hierarchy import log_standard_normal
 from jebm.likelihoods import Gaussian
 from jebm.priors import annealed, diffusion, walks
