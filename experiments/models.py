@@ -24,7 +24,7 @@ def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str
     }
     if experiment.learning.method == "two_stage":
         own |= _first_spec(experiment, image_shape)
-    if not experiment.learning.has_encoder:
+    if not experiment.has_encoder:
         unencoded = {k: v for k, v in own["backbone"].items() if k != "encoder_widths"}
         own["backbone"] = unencoded
     return {"image_shape": list(image_shape), **own}

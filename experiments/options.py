@@ -22,7 +22,7 @@ from experiments.section import (
     check_mapping,
     checked,
 )
-from jebm.kernels import ENCODED, RENAMED_SPACES
+from jebm.kernels import RENAMED_SPACES
 from jebm.learning import Limits
 
 # Fields that had another name in an older version. A config that uses the old name is
@@ -88,6 +88,8 @@ class Learning(Section):
     persistent_steps: Positive
     reinit_probability: Fraction
     target_acceptance: Fraction
+    posterior_tilt: Fraction
+    tilt_warmup_steps: Count
     nce_steps: Count
     batch_size: Positive
     num_steps: Positive
@@ -141,11 +143,6 @@ class Learning(Section):
                 "learning.persistent_chains must be 0 or a multiple of the batch_size "
                 f"of {self.batch_size}, got {self.persistent_chains}"
             )
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether the backbone has an encoder that learns, or has learned."""
-        return self.method != "mle"
 
     def traced(self, values: Mapping[str, Any]) -> Self:
         """Returns a copy with values that a program traces, which nothing can check."""
@@ -287,18 +284,26 @@ class Experiment(Section):
             if name not in self.chains["posterior"]:
                 raise ConfigError(f"config.chains.posterior.{name} is missing")
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the backbone has an encoder that learns, or has learned."""
+        start = self.chains["posterior"]["start"]
+        return self.learning.method != "mle" or start == "encoder"
+
     def _check_posterior(self):
         """The posterior chain starts at the encoder where there is one."""
-        start = self.chains["posterior"]["start"]
-        encoded = start in ENCODED
-        if (start != "encoder") if self.learning.has_encoder else encoded:
-            needs = "" if self.learning.has_encoder else "another "
-            than = "" if self.learning.has_encoder else "than "
+        method, start = self.learning.method, self.chains["posterior"]["start"]
+        if self.has_encoder and start != "encoder":
             raise ConfigError(
-                f"learning.method {self.learning.method!r} needs {needs}"
-                f"chains.posterior.start {than}'encoder', got {start!r}"
+                f"learning.method {method!r} needs chains.posterior.start 'encoder', "
+                f"got {start!r}"
             )
-        if not self.learning.has_encoder and not self.chains["posterior"]["num_steps"]:
+        if start == "mode":
+            raise ConfigError(
+                "learning.method 'mle' needs a chains.posterior.start of 'normal', "
+                f"'prior' or 'encoder', got {start!r}"
+            )
+        if method == "mle" and not self.chains["posterior"]["num_steps"]:
             raise ConfigError(
                 "learning.method 'mle' needs steps of the posterior chain, got "
                 "chains.posterior.num_steps=0"
@@ -323,7 +328,7 @@ class Experiment(Section):
     @property
     def encoder_draws(self) -> bool:
         """Whether the encoder alone draws the posterior samples, without a chain."""
-        return self.learning.has_encoder and not self.chains["posterior"]["num_steps"]
+        return self.has_encoder and not self.chains["posterior"]["num_steps"]
 
     def to_dict(self) -> dict[str, Any]:
         """The config again, as config.json holds it: dicts, lists and plain values."""

@@ -68,6 +68,7 @@ def run_chains(
     start: Latents | None = None,
     above: Latents = (),
     temperature: jax.typing.ArrayLike = 1.0,
+    tilt: jax.typing.ArrayLike = 1.0,
 ) -> ChainEnd:
     """Runs one chain per key: of the posterior given `x`, else of the tilted prior.
 
@@ -82,6 +83,7 @@ def run_chains(
       above: z_{>k} to keep, each [B, *shape_i]; the chain then moves the k layers below
         by the conditional law given these.
       temperature: scales every sigma_i of the hierarchy.
+      tilt: multiplies the energy: at 0 the chain's law is that of the Gaussian prior.
 
     Returns:
       The `ChainEnd`. Chains without steps that start at an encoder pass the hierarchy
@@ -97,7 +99,7 @@ def run_chains(
 
     if chain.num_steps:
         position, info = vmap_chains(
-            one, keys, model, params, chain, x, temperature, above, start
+            one, keys, model, params, chain, x, temperature, above, start, tilt
         )
     else:  # no density need be traced
         zeros = jnp.zeros_like(start[0], shape=keys.shape)
@@ -164,14 +166,25 @@ def trace_chains(
 
 
 def vmap_chains(
-    body: Callable, keys, model, params, chain, x, temperature, above=(), start=None
+    body: Callable,
+    keys,
+    model,
+    params,
+    chain,
+    x,
+    temperature,
+    above=(),
+    start=None,
+    tilt=1.0,
 ):
     """Maps `body(key, position, logdensity_fn)` over chains, from where each starts."""
     if start is None:
         start = start_positions(keys, model, params, chain, x, temperature, above)
 
     def one(key, position, image, above):
-        logdensity_fn = one_chain(model, params, chain.space, image, temperature, above)
+        logdensity_fn = one_chain(
+            model, params, chain.space, image, temperature, above, tilt
+        )
         return body(jax.random.fold_in(key, _CHAIN), position, logdensity_fn)
 
     return jax.vmap(one)(keys, start, x, above)

@@ -47,13 +47,14 @@ def logdensity(
     x: jax.Array | None = None,
     temperature: jax.typing.ArrayLike = 1.0,
     above: Latents = (),
+    tilt: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
     """The equations above for a batch of positions; `x` [B, H, W, C] or None.
 
     The decoder is not called where `x` is None. `temperature` scales every sigma_i
     of the hierarchy. With z_{>k} given as `above`, the position is of the k layers
-    below and the density is theirs, up to what depends on z_{>k} alone. Space "encoder"
-    takes an `x` and neither of these. Returns [B].
+    below and the density is theirs, up to what depends on z_{>k} alone. `tilt`
+    multiplies E. Space "encoder" takes an `x` and none of these. Returns [B].
     """
     if space == "encoder":
         return _encoder_logdensity(model, params, position, x)
@@ -74,7 +75,7 @@ def logdensity(
         value = log_standard_normal(position)
     else:
         value = log_prior(latents, priors)
-    value = value - energy(model, params, latents, state)
+    value = value - tilt * energy(model, params, latents, state)
     if x is not None:
         value = value + model.likelihood.log_prob(output, x)
     return value
@@ -100,6 +101,7 @@ def one_chain(
     x: jax.Array | None,
     temperature: Any,
     above: Latents = (),
+    tilt: Any = 1.0,
 ) -> LogDensity:
     """The log-density of one position (no batch axis) as a Langevin chain takes it."""
     x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
@@ -113,6 +115,7 @@ def one_chain(
             x=x,
             temperature=temperature,
             above=above,
+            tilt=tilt,
         )
         return value[0]
 

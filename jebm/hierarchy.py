@@ -123,6 +123,24 @@ def infer(
     return latents, tuple(log_q[::-1]), priors, state
 
 
+def normal_posterior(
+    backbone: Any, i: int, state: Any, features: Any, prior: Normal
+) -> Normal:
+    """q(z_i | z_{>i}, x) of a bound backbone, where it is normal: see below."""
+    zeros = jnp.zeros_like(prior.loc)
+    loc, _ = backbone.posterior(i, state, features, prior, zeros)
+    end, _ = backbone.posterior(i, state, features, prior, zeros + 1)
+    return Normal(loc, end - loc)
+
+
+def has_normal_posterior(backbone: Any) -> bool:
+    """Whether q of a layer shifts and scales its noise, given the layers above.
+
+    It does unless the backbone's attribute `is_posterior_normal` is False.
+    """
+    return has_encoder(backbone) and getattr(backbone, "is_posterior_normal", True)
+
+
 def has_encoder(backbone: Any) -> bool:
     """Whether the backbone can `infer`."""
     return getattr(backbone, "has_encoder", False)

@@ -26,8 +26,10 @@ from jebm.chains import draw_noise, priors_at
 from jebm.hierarchy import (
     Latents,
     given,
+    has_normal_posterior,
     infer,
     log_prior,
+    normal_posterior,
     top_down,
     transport,
 )
@@ -139,6 +141,52 @@ def variational_terms(
         jnp.stack(log_q, axis=1) - jnp.stack(log_p, axis=1),
         written,
     )
+
+
+def encoder_log_prob(
+    model: Model, params: Params, x: jax.Array, latents: Latents
+) -> jax.Array:
+    """log q(z | x) of latents that are held fixed; gradients reach the encoder alone.
+
+    Of samples of the posterior its mean is what an encoder that covers the posterior
+    makes largest: no bound on log p(x), and no gradient of the generator.
+    (arXiv 1308.0815, the wake phase of sleep)
+
+    Returns:
+      [B], nats.
+
+    Raises:
+      ValueError: for a backbone whose q is not normal given the layers above.
+
+    Example:
+      >>> import jebm
+      >>> backbone = {"encoder_widths": (16,)}
+      >>> model = jebm.build({"image_shape": (8, 8, 1), "backbone": backbone})
+      >>> params = jebm.init(jax.random.key(0), model)
+      >>> x, latents = jebm.sample(jax.random.key(1), model, params, 4)
+      >>> encoder_log_prob(model, params, x, latents).shape
+      (4,)
+    """
+    if not has_normal_posterior(model.backbone):
+        raise ValueError(
+            "log q(z | x) of given latents is known of an encoder that is normal given "
+            "the layers above, and this backbone has none"
+        )
+    params = freeze_all_but_encoder(model, params)
+    latents = jax.lax.stop_gradient(latents)
+
+    def log_q(backbone):
+        features, of_layers = backbone.encode(x), []
+
+        def pick(i, state, prior):
+            q = normal_posterior(backbone, i, state, features, prior)
+            of_layers.append(q.log_prob(latents[i]))
+            return latents[i]
+
+        top_down(backbone, x.shape[0], pick)
+        return sum(of_layers)
+
+    return nn.apply(log_q, model.backbone)(params.backbone)
 
 
 def sown_kernels(model: Model, params: Params) -> Any:

@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     config.backbone.prior_widths = (200, 200)
     config.backbone.decoder_type = "mlp"  # or "deconv", transposed convolutions
     config.backbone.decoder_widths = (512, 512)  # "deconv": channels, coarse to fine
-    config.backbone.encoder_widths = (512, 512)  # built for "variational" alone
+    config.backbone.encoder_widths = (512, 512)  # built where there is an encoder
     config.backbone.activation = "gelu"
     config.backbone.log_scale_bound = 3.0  # |log sigma_i| stays below it
 
@@ -61,10 +61,13 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.prior.space = "eps"
     config.chains.prior.start = "normal"
     config.chains.posterior = config_dict.ConfigDict()
+    config.chains.posterior.name = "langevin"  # or "mala"
     config.chains.posterior.num_steps = 20
     config.chains.posterior.step_size = 0.1
     config.chains.posterior.space = "eps"
-    config.chains.posterior.start = "normal"  # "encoder" for "variational"
+    # "encoder" for "variational"; with "mle" the encoder then learns to draw what the
+    # chain ends at.
+    config.chains.posterior.start = "normal"
 
     config.learning = config_dict.ConfigDict()
     # z+ by the posterior chain, "mle", or by an encoder, "variational"; there the
@@ -81,8 +84,13 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.persistent_chains = 0
     config.learning.persistent_steps = 40
     config.learning.reinit_probability = 0.1
-    # Of the prior chain "mala": its step follows this acceptance rate. 0: it stays.
+    # Of chains "mala": their steps follow this acceptance rate. 0: they stay.
     config.learning.target_acceptance = 0.7
+    # Share of E in the law that the posterior chain follows, and that the generator
+    # feels through it. 0: they learn as if the prior were Gaussian, and the energies
+    # tilt it meanwhile. It grows from 0 over the first tilt_warmup_steps.
+    config.learning.posterior_tilt = 1.0
+    config.learning.tilt_warmup_steps = 0
     # First steps of "two_stage" in which the energies tell posterior samples from draws
     # of the Gaussian prior, without chains (noise-contrastive estimation).
     config.learning.nce_steps = 0

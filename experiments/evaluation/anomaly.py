@@ -68,7 +68,7 @@ class Anomaly(Evaluator):
             raise ConfigError(
                 "eval.protocol 'anomaly' needs a data.heldout_class, got None"
             )
-        if self.posterior_start in ENCODED and not experiment.learning.has_encoder:
+        if self.posterior_start in ENCODED and not experiment.has_encoder:
             raise ConfigError(
                 f"eval.anomaly.posterior_start {self.posterior_start!r} needs an "
                 "encoder that learns, and learning.method 'mle' has none"

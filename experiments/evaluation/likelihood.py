@@ -81,6 +81,8 @@ class Likelihood(Evaluator):
                 "eval.protocol 'likelihood' with the likelihood 'bernoulli', which is "
                 "no density of grey images, needs config.data.binarize=True"
             )
+        if self.estimator == "bridged" and experiment.has_encoder:
+            return
         if self.estimator != "annealed" and not experiment.encoder_draws:
             raise ConfigError(
                 f"eval.likelihood.estimator {self.estimator!r} needs posterior samples "

@@ -87,6 +87,8 @@ def create_learner(
         persistent_steps=steps,
         reinit_probability=learning.reinit_probability,
         target_acceptance=learning.target_acceptance or None,
+        posterior_tilt=learning.posterior_tilt,
+        tilt_warmup_steps=learning.tilt_warmup_steps,
         gradient_penalty=learning.gradient_penalty,
         energy_penalty=learning.energy_penalty,
         energy_spectral_bound=learning.energy_spectral_bound,

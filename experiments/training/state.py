@@ -30,9 +30,12 @@ def checkpoint_items(state: TrainState) -> dict[str, Any]:
 
     The names in the file are those of the first version, so that old runs resume.
     """
-    learner = {k: v for k, v in vars(state.learner).items() if k != "step_size"}
-    if not isinstance(state.learner.step_size, tuple):  # (): as in older versions
-        learner["step_size"] = state.learner.step_size
+    learner = {
+        name: value
+        for name, value in vars(state.learner).items()
+        # Steps that do not move are not there, as in older versions.
+        if not (name.endswith("step_size") and isinstance(value, tuple))
+    }
     monitor = _SavedMonitor(*state.monitor)
     items = {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
     return items | ({"walkers": state.walkers} if state.walkers else {})

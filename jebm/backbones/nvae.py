@@ -79,6 +79,11 @@ class NVAE(nn.Module):
 
     has_encoder = True
 
+    @property
+    def is_posterior_normal(self) -> bool:
+        """Whether no flow follows the draw from q."""
+        return not self.num_flows
+
     def __post_init__(self):
         _check_fields(self)
         super().__post_init__()

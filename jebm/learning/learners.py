@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from jebm import checks
-from jebm.hierarchy import has_encoder
-from jebm.kernels import ENCODED, Chain, Chains
+from jebm.hierarchy import has_encoder, has_normal_posterior
+from jebm.kernels import Chain, Chains
 from jebm.learning import losses
 from jebm.learning.options import Options
 from jebm.learning.state import Learner, Rule, start
@@ -42,6 +42,11 @@ def maximum_likelihood(
 
     A model without energy learns as the Gaussian twin.
 
+    With an encoder the posterior chain starts at its draws, and the encoder learns to
+    draw what the chains end at: the loss gains -log q(z+|x), and no bound.
+    `Options.posterior_tilt` is the share of E that the posterior, and so the generator,
+    feels.
+
     Example:
       >>> import jebm, optax
       >>> model = jebm.build({"image_shape": (8, 8, 1)})
@@ -50,12 +55,22 @@ def maximum_likelihood(
       0
     """
     rule = _rule(model, chain, optimizer, options)
-    if rule.posterior.start in ENCODED or not rule.posterior.num_steps:
+    if not rule.posterior.num_steps:
         raise ValueError(
-            "maximum_likelihood needs a posterior chain with steps, and not from an "
-            "encoder, such as Options(posterior=jebm.Langevin(20, 0.1)), got "
-            f"{rule.posterior}"
+            "maximum_likelihood needs a posterior chain with steps, such as "
+            f"Options(posterior=jebm.Langevin(20, 0.1)), got {rule.posterior}"
         )
+    if has_encoder(model.backbone):
+        if not has_normal_posterior(model.backbone):
+            raise ValueError(
+                "maximum_likelihood needs an encoder that is normal given the layers "
+                "above, to learn what it draws"
+            )
+        if rule.posterior.start != "encoder":
+            raise ValueError(
+                "maximum_likelihood with an encoder needs a posterior chain that "
+                f"starts at 'encoder', got {rule.posterior}"
+            )
     return _learner(rule, losses.maximum_likelihood_loss, model, options)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm import divergence, objectives, spectral
+from jebm.hierarchy import has_encoder
 from jebm.learning.options import Options
 from jebm.model import Model, Params, energy
 from jebm.spectral import Vectors
@@ -38,10 +39,16 @@ class Found(NamedTuple):
 def maximum_likelihood_loss(
     model: Model, options: Options, params: Params, batch: Batch
 ) -> tuple[jax.Array, Found]:
-    """Of samples z+ of the posterior."""
+    """Of samples z+ of the posterior, which an encoder, if any, learns to draw."""
     plus = objectives.posterior_terms(model, params, batch.x, batch.positive)
-    loss, info = _with_prior(model, options, params, batch, plus, 1.0)
-    return _found(loss + plus.loss().mean(), info)
+    loss, info = _with_prior(
+        model, options, params, batch, plus, options.tilt(batch.step, batch.x.dtype)
+    )
+    loss += plus.loss().mean()
+    if has_encoder(model.backbone):
+        log_q = objectives.encoder_log_prob(model, params, batch.x, batch.positive)
+        loss, info = loss - log_q.mean(), info | {"log_q_nats": log_q}
+    return _found(loss, info)
 
 
 def variational_loss(
@@ -59,7 +66,8 @@ def variational_loss(
     """
     refined, scale, learned = batch.positive is not None, energy_grad_scale, params
     if refined:
-        learned, scale = objectives.freeze_all_but_encoder(model, params), 1.0
+        learned = objectives.freeze_all_but_encoder(model, params)
+        scale = options.tilt(batch.step, batch.x.dtype)
     plus = objectives.variational_terms(
         model, learned, batch.x, batch.keys, energy_grad_scale
     )

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jebm import checks
 from jebm.kernels import Chain
 
@@ -20,7 +23,12 @@ class Options:
       reinit_probability: with which a chain starts anew at a visit.
       target_acceptance: of a prior chain with a Metropolis test, such as `jebm.MALA`,
         whose step then grows while more proposals are accepted and shrinks while fewer
-        are. None: the step stays.
+        are; the posterior's too, where it has that test. None: the steps stay.
+      posterior_tilt: share of the energy that the posterior chain, and the generator,
+        feel, in [0, 1]: z+ follows p(x|z) p_beta(z) exp(-tilt E(z)). 1 is the
+        model's own posterior. At 0 generator and hierarchy learn as if the prior were
+        Gaussian, and the energies tilt it meanwhile.
+      tilt_warmup_steps: updates over which `posterior_tilt` grows from 0.
       gradient_penalty: times mean |grad_eps E|^2 of prior samples: a chain can only
         follow a smooth energy.
       energy_penalty: times mean E^2 of posterior and of prior samples.
@@ -36,6 +44,8 @@ class Options:
     persistent_steps: int | None = None
     reinit_probability: Any = 0.1
     target_acceptance: float | None = None
+    posterior_tilt: Any = 1.0
+    tilt_warmup_steps: int = 0
     gradient_penalty: Any = 0.02
     energy_penalty: Any = 0.0
     energy_spectral_bound: float = 0.0
@@ -44,6 +54,7 @@ class Options:
 
     def __post_init__(self):
         checks.integer("persistent_chains", self.persistent_chains)
+        checks.integer("tilt_warmup_steps", self.tilt_warmup_steps)
         if self.persistent_steps is not None:
             checks.positive_int("persistent_steps", self.persistent_steps)
             if not self.persistent_chains:
@@ -52,7 +63,14 @@ class Options:
             raise ValueError(f"reduce must be a function, got {self.reduce!r}")
         if self.target_acceptance is not None:
             checks.number("target_acceptance", self.target_acceptance, most=1)
-        for name in ("reinit_probability", "ema_decay"):
+        for name in ("reinit_probability", "ema_decay", "posterior_tilt"):
             checks.number(name, getattr(self, name), most=1)
         for name in ("gradient_penalty", "energy_penalty", "energy_spectral_bound"):
             checks.number(name, getattr(self, name))
+
+    def tilt(self, step: jax.Array, dtype: jnp.dtype) -> jax.typing.ArrayLike:
+        """Returns the share of the energy at an update, as its warm-up has it."""
+        if not self.tilt_warmup_steps:
+            return self.posterior_tilt
+        progress = step.astype(dtype) / self.tilt_warmup_steps
+        return self.posterior_tilt * jnp.minimum(progress, 1)

@@ -36,6 +36,7 @@ class LearnerState:
     spectral: dict[str, spectral.Vectors]
     # [], of the prior chain, where it follows the acceptance rate; else ().
     step_size: Any = ()
+    posterior_step_size: Any = ()  # likewise, of the posterior chain
 
 
 class Learner(NamedTuple):
@@ -90,10 +91,17 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         keys = jax.random.split(key_chains, rule.options.persistent_chains)
         persistent = start_positions(keys, rule.model, params, rule.chain)
     step_size: Any = ()
-    if rule.model.energy is not None and rule.options.target_acceptance is not None:
-        step_size = jnp.asarray(rule.chain.step_size, float_dtype(params))
+    posterior_step_size: Any = ()
+    if rule.options.target_acceptance is not None:
+        if rule.model.energy is not None:
+            step_size = jnp.asarray(rule.chain.step_size, float_dtype(params))
+        if rule.posterior.adjusted and rule.posterior.num_steps:
+            posterior_step_size = jnp.asarray(
+                rule.posterior.step_size, float_dtype(params)
+            )
     return LearnerState(
         step_size=step_size,
+        posterior_step_size=posterior_step_size,
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=params,

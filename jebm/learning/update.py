@@ -39,7 +39,7 @@ def update(
         )
         for role in (Role.POSTERIOR, Role.PRIOR, Role.REINIT)
     )
-    positive, info = _posterior_samples(rule, positive_keys, state.params, x)
+    positive, info = _posterior_samples(rule, positive_keys, state, x)
     negative = eps = None
     if rule.model.energy is not None:
         checks.persistent(rule.options.persistent_chains, num, state.persistent)
@@ -58,11 +58,7 @@ def update(
     reduce = rule.options.reduce
     grads, info, statistics = reduce((grads, info, aux.statistics))
     info["grad_norm"] = global_norm(grads)
-    if rule.options.target_acceptance is not None and negative is not None:
-        excess = info["prior_acceptance_rate"] - rule.options.target_acceptance
-        info["prior_step_size"] = state.step_size
-        step_size = state.step_size * jnp.exp(_ADAPTATION * excess)
-        state = dataclasses.replace(state, step_size=step_size)
+    state, info = _adapted(rule, state, info)
     return _step(rule, state, grads, aux._replace(statistics=statistics)), info
 
 
@@ -82,13 +78,33 @@ def _given(rule, state, x):
     return x.astype(dtype)
 
 
-def _posterior_samples(rule, keys, params, x):
+def _adapted(rule, state, info):
+    """Moves the steps of tested chains towards the target, and tells them."""
+    for name, field in (("prior", "step_size"), ("posterior", "posterior_step_size")):
+        step_size = getattr(state, field)
+        if isinstance(step_size, tuple):
+            continue
+        excess = info[f"{name}_acceptance_rate"] - rule.options.target_acceptance
+        info[f"{name}_step_size"] = step_size
+        moved = step_size * jnp.exp(_ADAPTATION * excess)
+        state = dataclasses.replace(state, **{field: moved})
+    return state, info
+
+
+def _posterior_samples(rule, keys, state, x):
     """z+ by the posterior chain or a frozen encoder; None: the loss draws them."""
     if isinstance(x, tuple):
         return x, {}
-    if rule.posterior.num_steps:
-        end = chains.run_chains(keys, rule.model, params, rule.posterior, x=x)
-        return end.latents, {"posterior_grad_norm": end.info.grad_norm}
+    params, chain = state.params, rule.posterior
+    if chain.num_steps:
+        if not isinstance(state.posterior_step_size, tuple):
+            chain = dataclasses.replace(chain, step_size=state.posterior_step_size)
+        tilt = 1.0 if rule.frozen else rule.options.tilt(state.step, x.dtype)
+        end = chains.run_chains(keys, rule.model, params, chain, x=x, tilt=tilt)
+        info = {"posterior_grad_norm": end.info.grad_norm}
+        if chain.adjusted:
+            info["posterior_acceptance_rate"] = end.info.acceptance_rate
+        return end.latents, info
     if rule.frozen:
         noise = chains.draw_noise(keys, rule.model, params)
         return chains.encode(rule.model, params, x, noise)[0], {}

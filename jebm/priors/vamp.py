@@ -15,7 +15,11 @@ import jax.numpy as jnp
 
 from jebm.chains import example_keys
 from jebm.distributions import Normal
-from jebm.hierarchy import has_encoder, log_standard_normal
+from jebm.hierarchy import (
+    has_normal_posterior,
+    log_standard_normal,
+    normal_posterior,
+)
 from jebm.priors.base import Gradient
 from jebm.priors.mixture import Components, log_mixture
 
@@ -49,12 +53,9 @@ class VampPrior(Gradient):
 
     def lacks(self, frozen):
         """See `Prior`; q must be there, and normal."""
-        backbone = frozen.model.backbone
-        if not has_encoder(backbone):
-            return "the backbone has no encoder"
-        if getattr(backbone, "num_flows", 0):
-            return "q of the top layer is no normal: flows follow it"
-        return ""
+        if has_normal_posterior(frozen.model.backbone):
+            return ""
+        return "the backbone has no encoder whose q is normal"
 
     def start(self, key, frozen, draws):
         """Starts pseudo-inputs at images of the draws, decoded where not given."""
@@ -94,18 +95,13 @@ class VampPrior(Gradient):
         """q of each pseudo-input, as normals of eps_L: [K, *shape_L]."""
         images = jax.nn.sigmoid(logits)
         top = len(frozen.shapes) - 1
-        zeros = jnp.zeros((len(images), *frozen.shapes[top]), images.dtype)
 
         def q(backbone):
             features = backbone.encode(images)
             state = backbone.start(len(images))
             prior = backbone.prior(top, state)
-            # A normal is known by where it takes the noises 0 and 1.
-            first, _ = backbone.posterior(top, state, features, prior, zeros)
-            last, _ = backbone.posterior(top, state, features, prior, zeros + 1)
-            return Normal(
-                (first - prior.loc) / prior.scale, (last - first) / prior.scale
-            )
+            loc, scale = normal_posterior(backbone, top, state, features, prior)
+            return Normal((loc - prior.loc) / prior.scale, scale / prior.scale)
 
         return nn.apply(q, frozen.model.backbone)(frozen.params.backbone)
 

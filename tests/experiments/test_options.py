@@ -245,6 +245,7 @@ COUNTS = {  # the least value of integers
     "learning.kl_warmup_steps": 0,
     "learning.nce_steps": 0,
     "learning.num_steps": 1,
+    "learning.tilt_warmup_steps": 0,
     "learning.persistent_chains": 0,
     "learning.persistent_steps": 1,
     "learning.warmup_steps": 0,
@@ -286,6 +287,7 @@ FRACTIONS = (
     "learning.ema_decay",
     "learning.energy_grad_scale",
     "learning.final_lr_fraction",
+    "learning.posterior_tilt",
     "learning.reinit_probability",
     "learning.target_acceptance",
 )
@@ -344,8 +346,8 @@ def test_integer_that_no_float_can_hold_is_named():
         ),
         (
             {"chains.posterior.start": "mode"},
-            "learning.method 'mle' needs another chains.posterior.start than "
-            "'encoder', got 'mode'",
+            "learning.method 'mle' needs a chains.posterior.start of 'normal', 'prior' "
+            "or 'encoder', got 'mode'",
         ),
         (
             {"learning.method": "variational"},

@@ -40,6 +40,18 @@ def mle(**options):
     return model, jebm.maximum_likelihood(model, STEP, optimizer(), options)
 
 
+def mle_encoder(**options):
+    model = model_of(encoder=True)
+    posterior = jebm.MALA(2, 0.3, start="encoder")
+    options = {
+        "target_acceptance": 0.7, "posterior_tilt": 0.5, "tilt_warmup_steps": 2,
+    } | options  # fmt: skip
+    options = dataclasses.replace(OPTIONS, posterior=posterior, **options)
+    return model, jebm.maximum_likelihood(
+        model, jebm.MALA(2, 0.2), optimizer(), options
+    )
+
+
 def variational(**options):
     model = model_of(encoder=True)
     options = dataclasses.replace(OPTIONS, **options)
@@ -80,6 +92,7 @@ def optimizer():
 
 LEARNERS = {
     "mle": mle,
+    "mle_encoder": mle_encoder,
     "variational": variational,
     "refined": refined,
     "second_stage": second_stage,
@@ -549,3 +562,86 @@ def test_limits_tell_what_is_wrong():
         "prior_eps_square of 11 beyond 10",
     ]
     assert learning.violated_limits({"loss_nats": np.nan}) == ["loss_nats not finite"]
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.0])
+def test_generator_feels_no_energy_where_the_posterior_is_not_tilted(tilt):
+    model, learner = mle_encoder(
+        posterior_tilt=tilt, tilt_warmup_steps=0, persistent_chains=0
+    )
+    state = start(model, learner)
+    energy = jax.tree.map(lambda leaf: leaf + 0.5, state.params.energy)
+    tilted = dataclasses.replace(state, params=state.params._replace(energy=energy))
+    moved, others = (
+        learner.update(KEY, s, images())[0].params.backbone for s in (state, tilted)
+    )
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved, others)
+    largest = max(jax.tree.leaves(differences))
+    assert (largest < 1e-6) == (tilt == 0)
+
+
+def test_tilt_of_the_posterior_warms_up():
+    options = learning.Options(posterior_tilt=0.8, tilt_warmup_steps=4)
+    tilts = [float(options.tilt(jnp.int32(step), jnp.float32)) for step in (0, 2, 4, 9)]
+    np.testing.assert_allclose(tilts, [0, 0.4, 0.8, 0.8], rtol=1e-6)
+
+
+def test_steps_of_both_tested_chains_follow_the_acceptance():
+    model, learner = mle_encoder()
+    _, infos = run(learner, start(model, learner), images(), num=30)
+    for name in ("prior", "posterior"):
+        steps = [float(info[f"{name}_step_size"]) for info in infos]
+        rates = [float(info[f"{name}_acceptance_rate"]) for info in infos]
+        for step, after, rate in zip(steps, steps[1:], rates, strict=False):
+            assert (after > step) == (rate > 0.7)
+
+
+@pytest.mark.slow
+def test_encoder_learns_what_the_posterior_chain_ends_at():
+    """On a frozen generator of one latent, whose posterior quadrature knows."""
+    model = jebm.build(
+        {
+            "image_shape": (1, 1, 1),
+            "backbone": {
+                "latent_dims": (1,),
+                "decoder_widths": (),
+                "encoder_widths": (16,),
+            },
+            "energy": None,
+            "likelihood": {"name": "gaussian", "scale": 0.3},
+        }
+    )
+    encoder = lambda path: "encoder" in path[0].key or "post" in path[0].key  # noqa: E731
+    labels = lambda params: jebm.Params(  # noqa: E731
+        jax.tree_util.tree_map_with_path(
+            lambda path, _: "learned" if encoder(path) else "kept", params.backbone
+        ),
+        {},
+    )
+    optimizer = optax.multi_transform(
+        {"learned": optax.adam(5e-3), "kept": optax.set_to_zero()}, labels
+    )
+    options = learning.Options(
+        posterior=jebm.MALA(20, 0.4, start="encoder"), ema_decay=0.9
+    )
+    learner = jebm.maximum_likelihood(model, None, optimizer, options)
+    state = learner.init(KEY)
+    decoder = state.params.backbone["params"]["decoder"]
+    decoder["Dense_0"] = {"kernel": jnp.full((1, 1), 0.5), "bias": jnp.full((1,), 0.4)}
+    x = np.random.default_rng(0).uniform(size=(200, 1, 1, 1)).astype(np.float32)
+    for step in range(600):
+        state, _ = learner.update(jax.random.fold_in(KEY, step), state, x)
+    draws = jebm.posterior_sample(
+        KEY, model, state.ema, np.repeat(x[:5], 2000, axis=0), num_steps=0
+    )[0]
+    draws = np.asarray(draws).reshape(5, 2000)
+    # By quadrature on a grid.
+    z = np.linspace(-6, 6, 2001)
+    error = x[:5].reshape(5, 1) - 1 / (1 + np.exp(-(0.5 * z + 0.4)))
+    weights = np.exp(-0.5 * z**2 - 0.5 * (error / 0.3) ** 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    mean = weights @ z
+    spread = np.sqrt(weights @ z**2 - mean**2)
+    # An error of .02 is that of 2,000 draws; the rest is what 600 updates leave.
+    np.testing.assert_allclose(draws.mean(axis=1), mean, atol=0.08)
+    np.testing.assert_allclose(draws.std(axis=1), spread, rtol=0.12)

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +6,9 @@ import pytest
 
 import jebm
 from jebm import objectives
-from jebm.chains import to_latents
+from jebm.chains import draw_noise, to_latents
 from jebm.densities import logdensity
-from jebm.hierarchy import log_standard_normal
+from jebm.hierarchy import infer, log_standard_normal
 from tests.models import grid_nodes, random_latents, random_params, small_model
 
 
@@ -184,3 +185,36 @@ def test_energy_gradient_penalty_teaches_the_energy_alone():
     )
     assert all(np.all(g == 0) for g in jax.tree.leaves(grads.backbone))
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads.energy))
+
+
+def test_log_q_of_given_latents_is_that_of_the_draw():
+    model = small_model((3, 2), image_shape=(2, 2, 1), encoder_widths=(5,))
+    params = random_params(model)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(size=(6, 2, 2, 1)), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 6)
+    noise = draw_noise(keys, model, params)
+
+    def drawn(backbone):
+        return infer(backbone, x, noise)[:2]
+
+    latents, log_q = nn.apply(drawn, model.backbone)(params.backbone)
+    found = objectives.encoder_log_prob(model, params, x, latents)
+    np.testing.assert_allclose(found, sum(log_q), rtol=1e-4, atol=1e-4)
+    grads = jax.grad(lambda p: objectives.encoder_log_prob(model, p, x, latents).sum())(
+        params
+    )
+    moved = {
+        name
+        for name, leaves in grads.backbone["params"].items()
+        if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(leaves))
+    }
+    assert moved == set(model.backbone.encoder_modules)
+
+
+def test_log_q_of_given_latents_needs_a_normal_encoder():
+    model = small_model((3, 2), image_shape=(2, 2, 1))
+    params = random_params(model)
+    x, latents = jnp.full((1, 2, 2, 1), 0.5), (jnp.zeros((1, 3)), jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match="normal given the layers above"):
+        objectives.encoder_log_prob(model, params, x, latents)

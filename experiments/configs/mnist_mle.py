@@ -1,0 +1,26 @@
+"""MNIST by maximum likelihood: a posterior chain that an encoder learns to start.
+
+python -m experiments.main --config=experiments/configs/mnist_mle.py
+
+Generator, hierarchy and energies learn from a few tested steps of the posterior, which
+begin at draws of the encoder; the encoder learns to draw what the chains end at. There
+is no bound on the likelihood in the loss.
+"""
+
+from experiments.configs import mnist
+
+
+def get_config():
+    """Returns the configuration."""
+    config = mnist.get_config()
+    config.learning.method = "mle"
+    config.learning.num_steps = 8000
+    # With all of the energy from the first step on, energies and generator run away
+    # from each other. (docs/exact_law.md)
+    config.learning.posterior_tilt = 0.0
+    config.chains.posterior.name = "mala"
+    config.chains.posterior.num_steps = 5
+    config.chains.posterior.step_size = 0.1
+    # The Gaussian prior is far off, and a chain from it takes longer to arrive.
+    config.chains.prior.num_steps = 800
+    return config
