@@ -205,7 +205,7 @@ class NCP(Gradient):
         """
         keys = example_keys(key, jnp.arange(num))
         tries = self.num_proposals * effort
-        eps: tuple[jax.Array, ...] = ()
+        eps = ()
         log_weights = jnp.zeros(num, frozen.dtype)
         for k in reversed(range(len(frozen.shapes))):
             above = jnp.concatenate(
