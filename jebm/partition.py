@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from jebm import checks, mala, types
-from jebm.chains import example_keys, start_positions, to_eps
+from jebm.chains import encode, example_keys, start_positions, to_eps
 from jebm.densities import one_chain
-from jebm.hierarchy import Latents, has_encoder
+from jebm.hierarchy import Latents, has_encoder, inverse_transport
 from jebm.kernels import ANCESTRAL
 from jebm.model import Model, Params, float_dtype
 from jebm.tempering import log_reference
@@ -362,7 +362,46 @@ def log_weights(
     the weights of all devices by `estimate`.
     """
     _check_start(model, start, x)
-    return _log_weights(keys, model, params, x, above, schedule, start)
+    return _particles(keys, model, params, x, above, schedule, start)[1]
+
+
+def particles(
+    keys: jax.Array,
+    model: Model,
+    params: Params,
+    schedule: Schedule,
+    *,
+    x: jax.Array | None = None,
+    start: str = "prior",
+) -> tuple[Latents, jax.Array]:
+    """Where the particles of `log_weights` end, and their log w: weighted samples.
+
+    A weighted mean over the particles of an image is one over its posterior, so that
+    log p(x) under another prior needs no other chain: the mean of w times the ratio of
+    the priors.
+
+    Args:
+      keys, model, params, schedule, start: as of `log_weights`.
+      x: an image of each particle, or None for the prior.
+
+    Returns:
+      eps of the particles, bottom to top, each [B, *shape_i], and log w [B].
+
+    Example:
+      >>> import jebm
+      >>> model, params = jebm.load_pretrained("digits")
+      >>> schedule = tune(jax.random.key(0), model, params, num_temperatures=3)
+      >>> keys = jax.random.split(jax.random.key(1), 4)
+      >>> eps, log_w = particles(keys, model, params, schedule)
+      >>> eps[0].shape, log_w.shape
+      ((4, 10), (4,))
+    """
+    _check_start(model, start, x)
+    position, log_w = _particles(keys, model, params, x, (), schedule, start)
+    if start == "encoder":  # the noise of q, not of the hierarchy
+        x = x.astype(log_w.dtype)
+        position = inverse_transport(*encode(model, params, x, position)[:2])
+    return position, log_w
 
 
 def estimate(log_weights: jax.Array) -> Estimate:
@@ -477,11 +516,12 @@ def _run(key, model, params, x, above, schedule, num_particles, start):
     given = (x, above)
     if not jax.tree.leaves(given):
         keys = example_keys(key, jnp.arange(num_particles))
-        return estimate(_log_weights(keys, model, params, None, (), schedule, start))
+        log_w = _particles(keys, model, params, None, (), schedule, start)[1]
+        return estimate(log_w)
     num = jax.tree.leaves(given)[0].shape[0]
     keys = example_keys(key, jnp.arange(num * num_particles))
     given = jax.tree.map(lambda a: jnp.repeat(a, num_particles, axis=0), given)
-    log_w = _log_weights(keys, model, params, *given, schedule, start)
+    log_w = _particles(keys, model, params, *given, schedule, start)[1]
     return estimate(log_w.reshape(num, num_particles))
 
 
@@ -577,7 +617,7 @@ def _move(key, t, eps, g, b, step_size):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 6))
-def _log_weights(keys, model, params, x, above, schedule, start):
+def _particles(keys, model, params, x, above, schedule, start):
     b, step_sizes = schedule
 
     def one(key, eps, x, above):
@@ -591,7 +631,7 @@ def _log_weights(keys, model, params, x, above, schedule, start):
 
         zero = jnp.zeros((), float_dtype(params))
         steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
-        return jax.lax.scan(body, (eps, zero), steps)[0][1]
+        return jax.lax.scan(body, (eps, zero), steps)[0]
 
     eps = start_positions(keys, model, params, ANCESTRAL, above=above)
     return jax.vmap(one)(keys, eps, x, above)

@@ -11,6 +11,7 @@ Which to choose: docs/priors.md.
 """
 
 from jebm.priors.base import (
+    ESTIMATED,
     NORMALISED,
     UNNORMALISED,
     Draws,
@@ -51,6 +52,7 @@ PRIORS: dict[str, type[Prior]] = {
 }
 
 __all__ = [
+    "ESTIMATED",
     "LARS",
     "NCP",
     "NORMALISED",

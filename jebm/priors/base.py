@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # slow to import, and not needed to sample
     import optax
 
 NORMALISED, UNNORMALISED = "normalised", "up to log Z"
+ESTIMATED = "normalised up to an estimate of Z"  # `log_z` tells what is left
 
 
 class Draws(NamedTuple):
@@ -57,7 +58,7 @@ class Frozen:
       >>> frozen = freeze(*jebm.load_pretrained("digits"))
       >>> eps = frozen.noise(jax.random.key(0), 3)
       >>> frozen.decode(eps).shape, frozen.size
-      ((3, 8, 8, 1), 24)
+      ((3, 8, 8, 1), 15)
     """
 
     model: Model = struct.field(pytree_node=False)
@@ -154,7 +155,7 @@ class Prior:
     A new one is a subclass in a file of its own and a line in `jebm.priors.PRIORS`.
 
     Class attributes:
-      density: NORMALISED, UNNORMALISED, or None where there is no density.
+      density: NORMALISED, ESTIMATED, UNNORMALISED, or None where there is none.
       cannot: what it cannot do, in a phrase for a table; "" for nothing.
     """
 
@@ -175,7 +176,8 @@ class Prior:
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Takes one step on a batch; returns the state and numbers [] to watch.
 
-        The same key serves all updates: the state's step is folded in.
+        Draws are best made anew for every update: a prior with many parameters learns
+        the noise of one draw of each image by heart. The same key serves all updates: the state's step is folded in.
         """
         raise NotImplementedError
 

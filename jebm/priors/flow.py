@@ -66,7 +66,7 @@ class Flow(Gradient):
 
     width: int = 256
     depth: int = 3
-    num_integration_steps: int = 20
+    num_integration_steps: int = 10
     exact_below: int = 64
 
     def start(self, key, frozen, draws):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jebm.chains import example_keys
 from jebm.networks import ACTIVATIONS
 from jebm.partition import Estimate
-from jebm.priors.base import Gradient
+from jebm.priors.base import ESTIMATED, Gradient
 
 
 class Acceptance(nn.Module):
@@ -65,7 +65,7 @@ class LARS(Gradient):
       Array(0., dtype=float32)
     """
 
-    density: ClassVar[str | None] = "normalised up to the estimate of Z"
+    density: ClassVar[str | None] = ESTIMATED
     cannot: ClassVar[str] = "raise a density by more than 1 / Z, of M tries a draw"
 
     widths: tuple[int, ...] = (256, 256)

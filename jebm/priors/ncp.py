@@ -22,7 +22,7 @@ from jebm.hierarchy import log_standard_normal
 from jebm.mala import MALA
 from jebm.names import unknown_name_message
 from jebm.networks import ACTIVATIONS
-from jebm.priors.base import Gradient
+from jebm.priors.base import ESTIMATED, Gradient
 from jebm.priors.lars import mean_of_weights
 
 DRAWN_BY = ("resampling", "langevin")
@@ -82,7 +82,7 @@ class NCP(Gradient):
       Array(0., dtype=float32)
     """
 
-    density: ClassVar[str | None] = "normalised up to the estimate of Z_k"
+    density: ClassVar[str | None] = ESTIMATED
     cannot: ClassVar[str] = "tell apart laws that its proposals hardly reach"
 
     widths: tuple[int, ...] = (256, 256)

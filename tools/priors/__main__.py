@@ -29,7 +29,6 @@ from tools.paths import path_argument
 from tools.priors import learn, measure, page, settings
 
 _HELDOUT_SHARE = 0.25  # of the minutes, for the learning that does not see a class
-_NUM_WEIGHED = 1000  # held-out images whose log p(x) is estimated
 
 
 class Bench:
@@ -59,10 +58,11 @@ class Bench:
     @functools.cached_property
     def held(self) -> measure.Weighed:
         """The noise behind held-out images, with weights."""
-        images, num = self.run.heldout[:_NUM_WEIGHED], self.settings.weights
+        images = self.run.heldout[: self.settings.num_weighed]
+        sizes = self.settings.particles, self.settings.temperatures
         weighed = self._kept(
             "weighed",
-            lambda: vars(measure.weigh(self._key(2), self.frozen, images, num)),
+            lambda: vars(measure.weigh(self._key(2), self.frozen, images, *sizes)),
         )
         return measure.Weighed(**weighed)
 
@@ -115,7 +115,7 @@ class Bench:
             name, prior, self.frozen, self.data.without(keep),
             seconds=_HELDOUT_SHARE * self.seconds, path=path / "heldout", **given,
         )  # fmt: skip
-        labels = self.run.splits["test"].labels[:_NUM_WEIGHED]
+        labels = self.run.splits["test"].labels[: self.settings.num_weighed]
         return measure.auprc(law, self.held, labels == self.heldout, batch)
 
     def _key(self, stream):
@@ -189,8 +189,9 @@ def _about(bench, minutes):
         f"{jax.device_count()} x {jax.devices()[0].device_kind}. Frechet distances of "
         f"{bench.settings.num_samples} samples to {len(bench.run.heldout)} held-out "
         f"images, {bench.facts['num_features']} features of {bench.facts['file']}: no "
-        f"FIDs. Nats: {len(bench.held.eps)} held-out images, {bench.settings.weights} "
-        f"draws of the encoder each. AUPRC: class {bench.heldout} by minus log p(eps), "
+        f"FIDs. Nats: {len(bench.held.eps)} held-out images, "
+        f"{bench.settings.particles} particles annealed in "
+        f"{bench.settings.temperatures} steps each. AUPRC: class {bench.heldout} by minus log p(eps), "
         f"a learning of {60 * _HELDOUT_SHARE * minutes:g} seconds that has not seen "
         "it, on a generator that has."
     )

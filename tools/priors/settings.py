@@ -22,7 +22,8 @@ class Backbone:
       passes: times that each image of training is encoded.
       num_samples: of a distance.
       sample_batch: drawn at a time.
-      weights: draws of q(z | x) of each image, for log p(x).
+      num_weighed: held-out images whose log p(x) is estimated.
+      particles, temperatures: of each, annealed from the encoder.
     """
 
     overrides: dict[str, dict[str, Any]]
@@ -30,7 +31,9 @@ class Backbone:
     passes: int = 10
     num_samples: int = 5000
     sample_batch: int = 1000
-    weights: int = 20
+    num_weighed: int = 1000
+    particles: int = 8
+    temperatures: int = 100
 
 
 _VECTOR = Backbone({"joint": {"learning_rate": 2e-3}})
@@ -58,7 +61,9 @@ _NVAE = Backbone(
     passes=1,
     num_samples=1000,
     sample_batch=100,
-    weights=10,
+    num_weighed=200,
+    particles=4,
+    temperatures=50,
 )
 _OF = {"Vector": _VECTOR, "Ladder": _LADDER, "NVAE": _NVAE}
 
