@@ -385,7 +385,12 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What an older version did where it did not know of a field yet, if not as by default.
-BEFORE = {"chains.prior.name": "langevin", "learning.target_acceptance": 0.0}
+BEFORE = {
+    "chains.prior.name": "langevin",
+    "learning.target_acceptance": 0.0,
+    "learning.posterior_tilt": 1.0,
+    "learning.tilt_warmup_steps": 0,
+}
 
 
 def _today(space):

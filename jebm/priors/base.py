@@ -177,7 +177,8 @@ class Prior:
         """Takes one step on a batch; returns the state and numbers [] to watch.
 
         Draws are best made anew for every update: a prior with many parameters learns
-        the noise of one draw of each image by heart. The same key serves all updates: the state's step is folded in.
+        the noise of one draw of each image by heart. The same key serves all updates:
+        the state's step is folded in.
         """
         raise NotImplementedError
 

@@ -191,8 +191,8 @@ def _about(bench, minutes):
         f"images, {bench.facts['num_features']} features of {bench.facts['file']}: no "
         f"FIDs. Nats: {len(bench.held.eps)} held-out images, "
         f"{bench.settings.particles} particles annealed in "
-        f"{bench.settings.temperatures} steps each. AUPRC: class {bench.heldout} by minus log p(eps), "
-        f"a learning of {60 * _HELDOUT_SHARE * minutes:g} seconds that has not seen "
+        f"{bench.settings.temperatures} steps each. AUPRC: class {bench.heldout} by "
+        f"minus log p(eps), a learning of {60 * _HELDOUT_SHARE * minutes:g} seconds that has not seen "
         "it, on a generator that has."
     )
 
