@@ -192,8 +192,8 @@ def _about(bench, minutes):
         f"FIDs. Nats: {len(bench.held.eps)} held-out images, "
         f"{bench.settings.particles} particles annealed in "
         f"{bench.settings.temperatures} steps each. AUPRC: class {bench.heldout} by "
-        f"minus log p(eps), a learning of {60 * _HELDOUT_SHARE * minutes:g} seconds that has not seen "
-        "it, on a generator that has."
+        f"minus log p(eps), {60 * _HELDOUT_SHARE * minutes:g} seconds of learning "
+        "that have not seen it, on a generator that has."
     )
 
 
