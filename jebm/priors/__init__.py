@@ -33,6 +33,7 @@ from jebm.priors.mixture import Mixture
 from jebm.priors.ncp import NCP
 from jebm.priors.noise_contrast import MultiStage
 from jebm.priors.pixel import PixelEBM
+from jebm.priors.product import product
 from jebm.priors.vamp import VampPrior
 
 # By name, in the order of a table.
@@ -76,4 +77,5 @@ __all__ = [
     "VampPrior",
     "as_model",
     "freeze",
+    "product",
 ]

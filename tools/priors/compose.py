@@ -1,0 +1,135 @@
+"""Adds two energies that were learned apart: one of a class, one of thick strokes.
+
+    python -m tools.priors.compose --backbone=RUN --workdir=DIR [--minutes=1] \\
+        [--label=3] [--ink=0.3]
+
+Three joint EBM priors learn on one frozen generator: from images of class --label, from
+the share --ink of all images with the most ink, and from all images. Added with weights
+1, 1, -1 they are sampled as one. DIR gets compose.json, compose.md and compose.png: how
+often a classifier sees the class, and how often the ink is there, in samples of either
+energy alone and of the sum.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import options, pictures
+from experiments.data.pixels import to_unit
+from experiments.errors import ConfigError
+from experiments.evaluation import classifier
+from experiments.rundir.settings import read_settings
+from experiments.runs import open_run
+from experiments.runtime.files import write_json, write_text
+from jebm import priors
+from tools.paths import path_argument
+from tools.priors import learn, measure, settings
+
+_NUM_SAMPLES = 1000
+_TITLES = {
+    "gaussian": "Gaussian prior",
+    "all": "energy of all images",
+    "class": "energy of the class",
+    "ink": "energy of the ink",
+    "sum": "sum of the two",
+    "composed": "sum of the two, less that of all images",
+}
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--backbone", type=path_argument, required=True)
+    parser.add_argument("--workdir", type=path_argument, required=True)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--label", type=int, default=3)
+    parser.add_argument("--ink", type=float, default=0.3)
+    arguments = parser.parse_args()
+    try:
+        run = open_run(
+            options.read(options.upgrade(read_settings(arguments.backbone))),
+            arguments.backbone,
+        )
+        predict = labels_of(run.experiment.data.name)
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
+    frozen = priors.freeze(run.model, run.params)
+    chosen = settings.backbone(frozen)
+    eps = measure.encode(jax.random.key(1), frozen, run.training, chosen.passes)
+    data = learn.Data(jnp.asarray(eps), jnp.asarray(run.training))
+    ink = to_unit(run.training).mean(axis=(1, 2, 3))
+    threshold = float(np.quantile(ink, 1 - arguments.ink))
+    subsets = {
+        "all": np.ones(len(ink), bool),
+        "class": run.splits["train"].labels == arguments.label,
+        "ink": ink > threshold,
+    }
+    laws = {"gaussian": priors.Law(priors.Gaussian(), frozen, ())}
+    for name, keep in subsets.items():
+        laws[name], _ = learn.learn(
+            name, settings.prior("joint", frozen), frozen, data.without(keep), seed=0,
+            seconds=60 * arguments.minutes, batch_size=chosen.batch_size,
+            path=arguments.workdir / name,
+        )  # fmt: skip
+    laws["sum"] = priors.product([laws["class"], laws["ink"]])
+    laws["composed"] = priors.product(
+        [laws["class"], laws["ink"], laws["all"]], [1.0, 1.0, -1.0]
+    )
+    found, grids = {}, {}
+    for name, law in laws.items():
+        images, _ = measure.draw(
+            jax.random.key(2), law, _NUM_SAMPLES, chosen.sample_batch
+        )
+        is_label = predict(images) == arguments.label
+        is_inky = images.mean(axis=(1, 2, 3)) > threshold
+        found[name] = {
+            "class": float(is_label.mean()),
+            "ink": float(is_inky.mean()),
+            "both": float((is_label & is_inky).mean()),
+        }
+        grids[name] = images[:36]
+    _write(arguments.workdir, arguments, found, grids)
+    print(f"Look at {arguments.workdir / 'compose.md'}")
+
+
+def labels_of(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from images in [0, 1] to the labels that a classifier sees."""
+    network, params, _ = classifier.read(name)
+    return lambda images: classifier.outputs(network, params, images).argmax(axis=1)
+
+
+def _write(workdir: pathlib.Path, arguments, found, grids) -> None:
+    write_json(workdir / "compose.json", found)
+    lines = [
+        f"Shares of {_NUM_SAMPLES} samples that a classifier sees as class "
+        f"{arguments.label}, that have as much ink as the upper {arguments.ink:.0%} of "
+        "the images of training, and both.",
+        "",
+        "| samples of | class | ink | both |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, shares in found.items():
+        cells = " | ".join(f"{shares[key]:.3f}" for key in ("class", "ink", "both"))
+        lines.append(f"| {_TITLES[name]} | {cells} |")
+    write_text(workdir / "compose.md", "\n".join(lines) + "\n")
+    shown = ("class", "ink", "composed")
+    rows = [
+        np.concatenate([grids[n][6 * r : 6 * r + 6] for n in shown]) for r in range(6)
+    ]
+    caption = (
+        "Left: energy of the class. Middle: energy of the ink. Right: both, less the "
+        "energy of all images."
+    )
+    pictures.save(
+        pictures.grid(np.concatenate(rows), columns=18),
+        workdir / "compose.png",
+        caption,
+    )
+
+
+if __name__ == "__main__":
+    main()
