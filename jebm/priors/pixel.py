@@ -39,7 +39,7 @@ class PixelEBM(Gradient):
       >>> import jebm
       >>> frozen = jebm.priors.freeze(*jebm.load_pretrained("digits"))
       >>> x = frozen.decode(frozen.noise(jax.random.key(0), 8))
-      >>> prior = PixelEBM(energy=Conv(4, (8,)), persistent_chains=8, persistent_steps=2)
+      >>> prior = PixelEBM(energy=Conv(4, (8,)), persistent_chains=8)
       >>> draws = frozen.draws(jax.random.key(1), x)
       >>> state = prior.init(jax.random.key(2), frozen, draws)
       >>> state, info = prior.update(jax.random.key(3), frozen, state, draws)
