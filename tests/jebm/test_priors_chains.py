@@ -590,10 +590,12 @@ def test_float64(name, x64):
 
 
 LEARNING = {
-    "multi_stage": priors.MultiStage(num_steps=800),
-    "diffusion": priors.Diffusion(num_steps=400, chain_steps=20),
+    "multi_stage": priors.MultiStage(num_steps=800, learning_rate=3e-3),
+    "diffusion": priors.Diffusion(num_steps=400, chain_steps=20, learning_rate=3e-3),
     "tilted_flow": priors.TiltedFlow(
-        priors.Flow(num_steps=400), priors.Joint(num_steps=400, persistent_steps=10)
+        priors.Flow(width=64, depth=2, num_steps=400),
+        priors.Joint(num_steps=400, persistent_steps=10),
+        num_proposals=8,
     ),
     "pixel": priors.PixelEBM(num_steps=300, chain_steps=100),
 }
