@@ -621,7 +621,8 @@ def test_each_is_nearer_to_digits_than_the_gaussian_hierarchy(name):
     from experiments.data import datasets
 
     splits = datasets.load(options.read(digits.get_config()).data)
-    train, test = (jnp.float32(splits[s].images) for s in ("train", "test"))
+    train, test = (jnp.float32(splits[s].images) / 255 for s in ("train", "test"))
+    assert train.dtype == jnp.float32 and train.max() == 1
     frozen = priors.freeze(*jebm.load_pretrained("digits"))
     prior = LEARNING[name]
 
