@@ -214,7 +214,7 @@ class Prior:
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradient(Prior):
     """A prior whose parameters follow the gradient of a loss, by Adam.
 
@@ -250,7 +250,7 @@ class Gradient(Prior):
             jnp.zeros((), jnp.int32),
             params,
             params,
-            self._optimizer().init(params),
+            self.optimizer().init(params),
             memory,
         )
 
@@ -265,7 +265,7 @@ class Gradient(Prior):
 
         grads, (memory, info) = jax.grad(loss, has_aux=True)(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax has float ** integer
-            updates, opt_state = self._optimizer().update(
+            updates, opt_state = self.optimizer().update(
                 grads, state.opt_state, state.params
             )
         params = optax.apply_updates(state.params, updates)
@@ -279,7 +279,8 @@ class Gradient(Prior):
         )
         return State(step, params, ema, opt_state, memory), info
 
-    def _optimizer(self) -> "optax.GradientTransformation":
+    def optimizer(self) -> "optax.GradientTransformation":
+        """Returns Adam at the falling rate; one that learns in stages has its own."""
         import optax
 
         schedule = optax.cosine_decay_schedule(

@@ -171,7 +171,8 @@ class MultiStage(Gradient):
         logits = jax.vmap(lambda one: self._network().apply(one, eps[None])[0])(params)
         return jnp.where(stages, logits, 0).sum()
 
-    def _optimizer(self):
+    def optimizer(self):
+        """Falls anew in each stage, whose parameters alone it moves."""
         import optax  # slow to import, and not needed to sample
 
         steps, last = self._steps(), self.num_stages - 1

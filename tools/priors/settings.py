@@ -36,14 +36,21 @@ class Backbone:
     temperatures: int = 100
 
 
-_VECTOR = Backbone({"joint": {"learning_rate": 2e-3}})
+# A proposal costs the trace of the flow's derivative: a small flow, and few of them.
+_TILTED_FLOW = {
+    "flow": priors.Flow(width=128, depth=2, num_integration_steps=6),
+    "num_proposals": 6,
+}
+_VECTOR = Backbone({"diffusion": {"learning_rate": 3e-3}, "tilted_flow": _TILTED_FLOW})
 _LADDER = Backbone(
     {
         "joint": {
             "energy": energies.Joint((256, 256, 256)),
             "learning_rate": 1e-3,
             "chain_steps": 600,
-        }
+        },
+        "diffusion": {"learning_rate": 3e-3},
+        "tilted_flow": _TILTED_FLOW,
     }
 )
 _NVAE = Backbone(
