@@ -18,15 +18,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import options
 from experiments.errors import ConfigError
 from experiments.evaluation import classifier
-from experiments.rundir.settings import read_settings
-from experiments.runs import Run, open_run
+from experiments.runs import Run
 from experiments.runtime.files import read_json, write_json
 from jebm import priors
 from tools.paths import path_argument
 from tools.priors import learn, measure, page, settings
+from tools.priors.backbone import open_backbone
 
 _HELDOUT_SHARE = 0.25  # of the minutes, for the learning that does not see a class
 
@@ -146,10 +145,7 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=4, help="a class")
     arguments = parser.parse_args()
     try:
-        run = open_run(
-            options.read(options.upgrade(read_settings(arguments.backbone))),
-            arguments.backbone,
-        )
+        run = open_backbone(arguments.backbone)
         bench = Bench(run, arguments.workdir, arguments.minutes, arguments.heldout)
         _agree(arguments.workdir, bench, arguments)
     except ConfigError as error:

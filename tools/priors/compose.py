@@ -18,16 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import options, pictures
+from experiments import pictures
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import classifier
-from experiments.rundir.settings import read_settings
-from experiments.runs import open_run
 from experiments.runtime.files import write_json, write_text
 from jebm import priors
 from tools.paths import path_argument
 from tools.priors import learn, measure, settings
+from tools.priors.backbone import open_backbone
 
 _NUM_SAMPLES = 1000
 _TITLES = {
@@ -50,10 +49,7 @@ def main() -> None:
     parser.add_argument("--ink", type=float, default=0.3)
     arguments = parser.parse_args()
     try:
-        run = open_run(
-            options.read(options.upgrade(read_settings(arguments.backbone))),
-            arguments.backbone,
-        )
+        run = open_backbone(arguments.backbone)
         predict = labels_of(run.experiment.data.name)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
