@@ -398,7 +398,7 @@ def particles(
     """
     _check_start(model, start, x)
     position, log_w = _particles(keys, model, params, x, (), schedule, start)
-    if start == "encoder":  # the noise of q, not of the hierarchy
+    if x is not None and start == "encoder":  # the noise of q, not of the hierarchy
         x = x.astype(log_w.dtype)
         position = inverse_transport(*encode(model, params, x, position)[:2])
     return position, log_w

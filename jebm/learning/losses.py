@@ -19,7 +19,7 @@ from jebm.warm_up import WarmUp
 class Batch(NamedTuple):
     """What a loss is of."""
 
-    x: jax.Array  # [B, H, W, C] in [0, 1]
+    x: Any  # [B, H, W, C] in [0, 1]; of a second stage it may be z+
     keys: jax.Array  # [B], of the encoder's draws
     positive: Any  # z+, Latents; None where the encoder draws them in the loss
     negative: Any  # z-, Latents; None for a Gaussian prior

@@ -557,3 +557,27 @@ def test_what_cannot_be_estimated_is_refused():
         partition.check_log_z(KEY, model, params, z[:1])
     with pytest.raises(ValueError, match="num_particles must be a positive integer"):
         partition.check_log_z(KEY, model, params, z, num_particles=0, schedule=schedule)
+
+
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+def test_particles_are_weighted_samples_of_the_posterior(start):
+    model = small_model((1, 1), encoder_widths=(4,))
+    params = random_params(model)
+    plain = dataclasses.replace(model, energy=None)
+    untilted = params._replace(energy={})
+    x = jnp.full((1, 1, 1, 1), 0.8)
+    schedule = partition.tune(
+        jax.random.key(0), plain, untilted, x=x, start=start, num_temperatures=40
+    )
+    num = 4000
+    eps, log_w = partition.particles(
+        jax.random.split(jax.random.key(1), num), plain, untilted, schedule,
+        x=jnp.repeat(x, num, axis=0), start=start,
+    )  # fmt: skip
+    latents = to_latents(model, params, eps, "eps")
+    tilt = -jebm.energy(model, params, latents)
+    # log Z p(x) of the tilted prior.
+    due = integral(model, params, *grid((1, 1), bound=6, num=121), x=x)
+    found = partition.estimate(log_w + tilt)
+    assert abs(found.value - due) < 0.02 + 4 * found.standard_error
+    assert found.standard_error < 0.05
