@@ -104,7 +104,7 @@ def test_killed_learning_ends_with_the_same_bits(bench_of, tmp_path, monkeypatch
 
     for name in ("whole", "killed"):  # as many updates as each other
         (tmp_path / name).mkdir()
-        plan = {"prior": "flow", "seed": 0, "num_steps": 12}
+        plan = {"prior": "flow", "seed": 0, "num_steps": 12, "update_s": 0.01}
         (tmp_path / name / "plan.json").write_text(json.dumps(plan))
     whole, facts = end(tmp_path / "whole")
     assert facts["updates"] == 12
