@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jebm.chains import example_keys
 from jebm.networks import ACTIVATIONS
-from jebm.partition import Estimate
+from jebm.partition import estimate
 from jebm.priors.base import ESTIMATED, Gradient
 
 
@@ -147,7 +147,7 @@ class LARS(Gradient):
     def log_z(self, key, frozen, state):
         """Estimates what an error of Z leaves, by new draws of N(0, I)."""
         proposals = frozen.flat(frozen.noise(key, self.num_particles))
-        return mean_of_weights(self._tilt(state.ema, state.memory.averaged, proposals))
+        return estimate(self._tilt(state.ema, state.memory.averaged, proposals))
 
     def _network(self):
         return Acceptance(self.widths, self.activation)
@@ -166,19 +166,3 @@ class LARS(Gradient):
             return jnp.zeros_like(log_a)
         accepted = jnp.log(-jnp.expm1(log_last)) + log_a - jnp.log(z)
         return jnp.logaddexp(accepted, log_last)
-
-
-def mean_of_weights(log_weights: jax.Array) -> Estimate:
-    """The log of the mean of weights [N] of independent draws, with its error.
-
-    Example:
-      >>> mean_of_weights(jnp.zeros(4)).effective_samples
-      Array(4., dtype=float32)
-    """
-    num = len(log_weights)
-    total = jax.nn.logsumexp(log_weights)
-    shares = jnp.exp(log_weights - total)
-    effective = 1 / (shares**2).sum()
-    # The delta method: the variance of the weights over their squared mean.
-    error = jnp.sqrt(jnp.maximum(1 / effective - 1 / num, 0))
-    return Estimate(total - jnp.log(jnp.full_like(total, num)), error, effective)

@@ -22,8 +22,8 @@ from jebm.hierarchy import log_standard_normal
 from jebm.mala import MALA
 from jebm.names import unknown_name_message
 from jebm.networks import ACTIVATIONS
+from jebm.partition import estimate
 from jebm.priors.base import ESTIMATED, Gradient
-from jebm.priors.lars import mean_of_weights
 
 DRAWN_BY = ("resampling", "langevin")
 
@@ -160,9 +160,7 @@ class NCP(Gradient):
 
     def log_z(self, key, frozen, state):
         """Estimates what errors of the Z_k leave: see `_resample`."""
-        return mean_of_weights(
-            self._resample(key, frozen, state, self.num_particles, 1)[1]
-        )
+        return estimate(self._resample(key, frozen, state, self.num_particles, 1)[1])
 
     def log_ratio(self, params, k: int, own: jax.Array, above: jax.Array) -> jax.Array:
         """log r_k of eps_k [..., D_k] and eps_{>k} [..., D_{>k}], both flat."""
