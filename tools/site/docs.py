@@ -3,8 +3,8 @@
     pip install -e '.[docs]' && mkdocs build --strict
 
 The first page is README.md; a page per config comes from its docstring, its row in the
-README's table and the fields it sets; the API from the docstrings. Nothing is written
-twice.
+table of docs/experiments.md and the fields it sets; the API from the docstrings.
+Nothing is written twice.
 """
 
 import ast
@@ -50,11 +50,11 @@ class ExampleSections(griffe.Extension):
 def on_config(config):
     """Adds the pages of docs/ that the menu does not name, by their headings."""
     named = str(config.nav)
-    experiments = next(n["Experiments"] for n in config.nav if "Experiments" in n)
+    more = next(n["More"] for n in config.nav if "More" in n)
     for page in sorted((ROOT / "docs").glob("*.md")):
         if f"'{page.name}'" not in named:
             heading = re.search(r"^# (.*)$", page.read_text(), re.MULTILINE)[1]
-            experiments.append({heading: page.name})
+            more.append({heading: page.name})
     return config
 
 
@@ -79,10 +79,9 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 def pages() -> dict[str, str]:
     """All pages that are made, by their path in the site."""
-    readme = (ROOT / "README.md").read_text()
-    rows = config_rows(readme)
+    rows = config_rows((ROOT / "docs" / "experiments.md").read_text())
     made = {
-        "index.md": as_page(readme),
+        "index.md": as_page((ROOT / "README.md").read_text()),
         "contributing.md": as_page((ROOT / "CONTRIBUTING.md").read_text()),
         "changes.md": as_page((ROOT / "CHANGELOG.md").read_text()),
         "api.md": api(),
@@ -97,16 +96,17 @@ def as_page(text: str) -> str:
 
     def link(match):
         label, target = match.groups()
-        if target.startswith(("http", "#")) or (ROOT / "docs" / target).is_file():
+        page = target.partition("#")[0]
+        if target.startswith(("http", "#")) or (ROOT / "docs" / page).is_file():
             return match[0]
         return label
 
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)]+)\)", link, text)
 
 
-def config_rows(readme: str) -> dict[str, tuple[str, str, str]]:
-    """Data, time and outcome of each config, from the README's table."""
-    table = readme.partition("\n| config | data | time ")[2].partition("\n\n")[0]
+def config_rows(page: str) -> dict[str, tuple[str, str, str]]:
+    """Data, time and outcome of each config, from the table of docs/experiments.md."""
+    table = page.partition("\n| config | data | time ")[2].partition("\n\n")[0]
     found = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)
     return {name: cells for name, *cells in found}
 
@@ -141,7 +141,7 @@ def config_page(name: str, row) -> str:
     set_here = "\n".join(
         f"| `{field}` | `{json.dumps(value)}` |" for field, value in departures(name)
     )
-    outcome = re.sub(r"\]\(#", "](../index.md#", outcome)
+    outcome = re.sub(r"\]\((?=\w+\.md)", "](../", outcome)
     return f"""# {name}
 
 {headline}

@@ -1,8 +1,8 @@
 """The training steps of `cifar10` and `mnist` in plain PyTorch, to be timed against.
 
-The same networks and the same algorithm, written from the equations of README.md for
-one device: no other code of ours or of others is in it. `load` takes our parameters, so
-that the numbers of both sides can be compared.
+The same networks and the same algorithm, written from the equations of docs/concepts.md
+for one device: no other code of ours or of others is in it. `load` takes our
+parameters, so that the numbers of both sides can be compared.
 
 Images are [B, C, H, W] here, as PyTorch's convolutions have them.
 """
@@ -158,7 +158,7 @@ class Peer(nn.Module):
         return z, log_q
 
     def chain_loss(self, x, positive, negative):
-        """The loss of README.md for samples of the two chains, averaged."""
+        """The loss of docs/concepts.md for samples of the two chains, averaged."""
         plus = self.log_likelihood(positive, x) + self.log_prior(positive)
         minus = self.log_prior(negative) - self.energy(negative)
         return (minus - plus + self.energy(positive)).mean()
