@@ -34,6 +34,7 @@ _MODULES = (
     "densities",
     "objectives",
     "metrics",
+    "priors",
 )
 
 
