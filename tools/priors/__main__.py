@@ -86,7 +86,7 @@ class Bench:
         if lacking := prior.lacks(self.frozen):
             write_json(path / "measured.json", {"lacks": lacking})
             return
-        given = {"seed": seed, "batch_size": self.settings.batch_size}
+        given = {"seed": seed, "batch_size": settings.batch_size(name, self.frozen)}
         law, learned = learn.learn(
             name, prior, self.frozen, self.data, seconds=self.seconds,
             path=path / "learned", **given,

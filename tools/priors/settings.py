@@ -19,6 +19,7 @@ class Backbone:
     Attributes:
       overrides: fields of a prior, by its name.
       batch_size: draws of an update.
+      batch_sizes: of single priors, by name.
       passes: times that each image of training is encoded.
       num_samples: of a distance.
       sample_batch: drawn at a time.
@@ -28,6 +29,7 @@ class Backbone:
 
     overrides: dict[str, dict[str, Any]]
     batch_size: int = BATCH_SIZE
+    batch_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     passes: int = 10
     num_samples: int = 5000
     sample_batch: int = 1000
@@ -51,7 +53,9 @@ _LADDER = Backbone(
         },
         "diffusion": {"learning_rate": 3e-3},
         "tilted_flow": _TILTED_FLOW,
-    }
+        "pixel": _PIXEL,
+    },
+    batch_sizes={"pixel": 100},
 )
 _NVAE = Backbone(
     {
@@ -80,12 +84,18 @@ def backbone(frozen: priors.Frozen) -> Backbone:
     return _OF.get(type(frozen.model.backbone).__name__, _VECTOR)
 
 
+def batch_size(name: str, frozen: priors.Frozen) -> int:
+    """Returns how many draws an update of a prior takes."""
+    chosen = backbone(frozen)
+    return chosen.batch_sizes.get(name, chosen.batch_size)
+
+
 def prior(name: str, frozen: priors.Frozen) -> priors.Prior:
     """Makes the prior of a name, set for this generator."""
     chosen: dict[str, Any] = dict(backbone(frozen).overrides.get(name, {}))
     cls = priors.PRIORS[name]
     known = {field.name for field in dataclasses.fields(cls)}
-    if "persistent_chains" in known and name != "pixel":
+    if "persistent_chains" in known:
         # A multiple of the batch: each chain is then visited every other update.
-        chosen.setdefault("persistent_chains", 2 * backbone(frozen).batch_size)
+        chosen.setdefault("persistent_chains", 2 * batch_size(name, frozen))
     return cls(**chosen)
