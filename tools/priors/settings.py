@@ -43,7 +43,16 @@ _TILTED_FLOW = {
     "flow": priors.Flow(width=128, depth=2, num_integration_steps=6),
     "num_proposals": 6,
 }
-_VECTOR = Backbone({"diffusion": {"learning_rate": 3e-3}, "tilted_flow": _TILTED_FLOW})
+# Its chains pass the decoder and the pixels.
+_PIXEL = {"persistent_chains": 200, "persistent_steps": 5, "chain_steps": 50}
+_VECTOR = Backbone(
+    {
+        "diffusion": {"learning_rate": 3e-3},
+        "tilted_flow": _TILTED_FLOW,
+        "pixel": _PIXEL,
+    },
+    batch_sizes={"pixel": 100},
+)
 _LADDER = Backbone(
     {
         "joint": {
@@ -67,6 +76,7 @@ _NVAE = Backbone(
             "gradient_penalty": 3e-3,
             "energy_penalty": 1e-3,
         },
+        "pixel": _PIXEL,
     },
     batch_size=100,
     passes=1,
