@@ -64,6 +64,7 @@ class Flow(Gradient):
 
     cannot = "score at once: the density is an integral"
 
+    learning_rate: float = 3e-3
     width: int = 256
     depth: int = 3
     num_integration_steps: int = 10
