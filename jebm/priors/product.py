@@ -68,7 +68,7 @@ def product(
       ValueError: for no law, a law without a density, or weights of another number.
 
     Example:
-      >>> import jebm
+      >>> import jax, jebm
       >>> frozen = jebm.priors.freeze(*jebm.load_pretrained("digits"))
       >>> gaussian = Law(jebm.priors.Gaussian(), frozen, ())
       >>> both = product([gaussian, gaussian], chain=MALA(2, 0.3))

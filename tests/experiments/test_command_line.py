@@ -20,7 +20,7 @@ CONFIG_NAMES = (
     "cifar10_nvae.py, cifar10_svhn_ood.py, default.py, digits.py, lsun.py, "
     "mnist.py, mnist01.py, mnist_anomaly.py, mnist_anomaly_vae.py, "
     "mnist_anomaly_vae1.py, mnist_ladder.py, mnist_ladder_ebm.py, "
-    "mnist_ood.py, mnist_uncorrected.py, nvae_celeba64.py, "
+    "mnist_mle.py, mnist_ood.py, mnist_uncorrected.py, nvae_celeba64.py, "
     "nvae_celeba_hq256.py, nvae_cifar10.py, nvae_lsun.py, nvae_mnist.py, "
     "nvae_mnist_ebm.py, svhn.py, test.py, vae_mnist.py"
 )
@@ -225,7 +225,7 @@ def test_value_that_does_not_parse_is_named(absent, argument, words):
             ["persistent_chains", "multiple", "20", "30"],
         ),
         ("learning.persistent_chains=-20", ["persistent_chains", "-20"]),
-        ("chains.posterior.start=encoder", ["mle", "another chains.posterior.start"]),
+        ("chains.posterior.start=mode", ["mle", "a chains.posterior.start of"]),
         ("chains.prior.start=encoder", ["prior chain", "encoder"]),
         ("likelihood.scale=-1.", ["scale", "positive", "-1.0"]),
         ("monitor.max_rollbacks=-1", ["monitor.max_rollbacks", "at least 0", "-1"]),

@@ -270,7 +270,7 @@ def test_vamp_prior_says_what_it_lacks():
     model = jebm.build(
         {"image_shape": (8, 8, 1), "backbone": {"name": "nvae", "num_flows": 1}}
     )
-    assert "flows" in prior.lacks(priors.Frozen(model, None))
+    assert "normal" in prior.lacks(priors.Frozen(model, None))
 
 
 @pytest.mark.slow

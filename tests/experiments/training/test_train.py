@@ -263,10 +263,10 @@ def test_generator_learns_as_that_of_the_twin_where_no_share_of_the_energy_reach
     [
         (
             "mle",
-            "encoder",
-            0,
+            "mode",
+            5,
             (16,),
-            "'mle' needs another .* than 'encoder', got 'encoder'",
+            "'mle' needs a .* of 'normal', 'prior' or 'encoder', got 'mode'",
         ),
         ("mle", "normal", 0, (16,), "'mle' needs steps .*num_steps=0"),
         ("variational", "normal", 0, (16,), "needs .*start 'encoder', got 'normal'"),
