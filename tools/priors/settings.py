@@ -1,7 +1,7 @@
 """How each prior is set, by the generator it is held against.
 
-The settings of a row were chosen by the trials that docs/priors.md lists, as many for
-each prior, and never on the seeds that are reported.
+docs/priors.md lists the trials that the settings of vectors were chosen by. Those of
+the other generators are the configs' own, or the defaults.
 """
 
 import dataclasses
@@ -47,6 +47,9 @@ _TILTED_FLOW = {
 _PIXEL = {"persistent_chains": 200, "persistent_steps": 5, "chain_steps": 50}
 _VECTOR = Backbone(
     {
+        "joint": {"learning_rate": 4e-3},
+        "mixture": {"num_components": 200},
+        "ncp": {"learning_rate": 3e-3},
         "diffusion": {"learning_rate": 3e-3},
         "tilted_flow": _TILTED_FLOW,
         "pixel": _PIXEL,
