@@ -36,7 +36,8 @@ class Velocity(nn.Module):
         time = nn.silu(nn.Dense(self.width)(time))
         h = nn.Dense(self.width)(eps)
         for _ in range(self.depth):
-            inner = nn.silu(nn.LayerNorm()(h) + nn.Dense(self.width)(time))
+            norm = nn.LayerNorm(force_float32_reductions=False)  # in that of eps
+            inner = nn.silu(norm(h) + nn.Dense(self.width)(time))
             h = h + nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(inner)))
         zeros = nn.initializers.zeros
         return nn.Dense(eps.shape[-1], kernel_init=zeros)(nn.silu(h))
