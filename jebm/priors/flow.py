@@ -36,7 +36,8 @@ class Velocity(nn.Module):
         time = nn.silu(nn.Dense(self.width)(time))
         h = nn.Dense(self.width)(eps)
         for _ in range(self.depth):
-            norm = nn.LayerNorm(force_float32_reductions=False)  # in that of eps
+            # Else it would compute in float32, whatever eps is.
+            norm = nn.LayerNorm(param_dtype=h.dtype, force_float32_reductions=False)
             inner = nn.silu(norm(h) + nn.Dense(self.width)(time))
             h = h + nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(inner)))
         zeros = nn.initializers.zeros
