@@ -42,7 +42,7 @@ def test_every_tool_reads_its_paths_so():
         for keyword in node.keywords
         if keyword.arg == "type"
     }
-    others = {"_names", "_positive", "_seeds"}  # of tools.priors
+    others = {"_names", "_seeds", "positive"}  # of tools.priors
     assert types == {"int", "float", "path_argument"} | others
 
 

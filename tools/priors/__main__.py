@@ -25,7 +25,7 @@ from experiments.runtime.files import read_json, write_json
 from jebm import priors
 from tools.paths import path_argument
 from tools.priors import learn, measure, page, settings
-from tools.priors.backbone import open_backbone
+from tools.priors.backbone import open_backbone, positive
 
 _HELDOUT_SHARE = 0.25  # of the minutes, for the learning that does not see a class
 
@@ -136,13 +136,27 @@ class Bench:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--backbone", type=path_argument, required=True)
-    parser.add_argument("--workdir", type=path_argument, required=True)
-    parser.add_argument("--priors", type=_names, default=list(priors.PRIORS))
-    parser.add_argument("--minutes", type=_positive, default=2.0)
-    parser.add_argument("--seeds", type=_seeds, default=[0])
-    parser.add_argument("--heldout", type=int, default=4, help="a class")
+    about = __doc__.split("\n\n")[0]
+    parser = argparse.ArgumentParser("python -m tools.priors", description=about)
+    known = list(priors.PRIORS)
+    parser.add_argument(
+        "--backbone", type=path_argument, required=True, help="a run with an encoder"
+    )
+    parser.add_argument(
+        "--workdir", type=path_argument, required=True, help="where all is written"
+    )
+    parser.add_argument(
+        "--priors", type=_names, default=known, help=f"of {','.join(known)}"
+    )
+    parser.add_argument(
+        "--minutes", type=positive, default=2.0, help="that each prior learns for"
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, default=[0], help="of learning, such as 0,1,2"
+    )
+    parser.add_argument(
+        "--heldout", type=int, default=4, help="the class that AUPRC is of"
+    )
     arguments = parser.parse_args()
     try:
         run = open_backbone(arguments.backbone)
@@ -205,16 +219,6 @@ def _seeds(text):
     if not all(part.isdigit() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"must be like 0,1,2, got {text!r}")
     return [int(part) for part in text.split(",")]
-
-
-def _positive(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value
 
 
 if __name__ == "__main__":

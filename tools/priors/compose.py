@@ -26,7 +26,7 @@ from experiments.runtime.files import write_json, write_text
 from jebm import priors
 from tools.paths import path_argument
 from tools.priors import learn, measure, settings
-from tools.priors.backbone import open_backbone
+from tools.priors.backbone import open_backbone, positive
 
 _NUM_SAMPLES = 1000
 _TITLES = {
@@ -41,13 +41,26 @@ _TITLES = {
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--backbone", type=path_argument, required=True)
-    parser.add_argument("--workdir", type=path_argument, required=True)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--label", type=int, default=3)
-    parser.add_argument("--ink", type=float, default=0.3)
+    about = __doc__.split("\n\n")[0]
+    parser = argparse.ArgumentParser(
+        "python -m tools.priors.compose", description=about
+    )
+    parser.add_argument(
+        "--backbone", type=path_argument, required=True, help="a run with an encoder"
+    )
+    parser.add_argument(
+        "--workdir", type=path_argument, required=True, help="where all is written"
+    )
+    parser.add_argument(
+        "--minutes", type=positive, default=1.0, help="that each energy learns for"
+    )
+    parser.add_argument("--label", type=int, default=3, help="the class")
+    parser.add_argument(
+        "--ink", type=positive, default=0.3, help="share of images with thick strokes"
+    )
     arguments = parser.parse_args()
+    if arguments.ink >= 1:
+        parser.error(f"--ink must be below 1, got {arguments.ink:g}")
     try:
         run = open_backbone(arguments.backbone)
         predict = labels_of(run.experiment.data.name)
@@ -61,7 +74,7 @@ def main() -> None:
     threshold = float(np.quantile(ink, 1 - arguments.ink))
     subsets = {
         "all": np.ones(len(ink), bool),
-        "class": run.splits["train"].labels == arguments.label,
+        "class": _of_label(run, arguments.label),
         "ink": ink > threshold,
     }
     laws = {"gaussian": priors.Law(priors.Gaussian(), frozen, ())}
@@ -90,6 +103,13 @@ def main() -> None:
         grids[name] = images[:36]
     _write(arguments.workdir, arguments, found, grids)
     print(f"Look at {arguments.workdir / 'compose.md'}")
+
+
+def _of_label(run, label):
+    keep = run.splits["train"].labels == label
+    if not keep.any():
+        raise SystemExit(f"error: --label must be a class of the run, got {label}")
+    return keep
 
 
 def labels_of(name: str) -> Callable[[np.ndarray], np.ndarray]:
