@@ -47,7 +47,7 @@ def test_full_disk_ends_in_one_sentence_and_the_run_goes_on_when_there_is_room(
     trained_run, tmp_path, test_config
 ):
     options = ["--config.log.sample_every=8"]  # until then, checkpoint 4 alone
-    with mounted(tmp_path / "small", "240k") as small:
+    with mounted(tmp_path / "small", "300k") as small:
         path = small / "run"
         message = error_of(f"--workdir={path}", *options)
         assert "No space left" in message and str(path) in message
