@@ -695,11 +695,21 @@ def _tune(key, model, params, x, above, num_temperatures, start):
     spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
     inputs = (jnp.arange(num_temperatures), b[1:])
     _, (log_steps, spreads) = jax.lax.scan(body, (eps, jnp.zeros((), dtype)), inputs)
-    spreads = jnp.concatenate([spread[None], spreads])
+    return even_schedule(b, log_steps, jnp.concatenate([spread[None], spreads]))
+
+
+def even_schedule(b: jax.Array, log_steps: jax.Array, spreads: jax.Array) -> Schedule:
+    """Chooses as many b that lie even in thermodynamic length, and their steps.
+
+    Args:
+      b: inverse temperatures that were tried, from 0 to 1, [T + 1].
+      log_steps: log s that suited each but the first, [T].
+      spreads: standard deviation of g at each, [T + 1].
+    """
     # A floor, so that b moves where g does not vary at all.
     spreads = jnp.maximum(spreads, 1e-3 * jnp.maximum(spreads.max(), 1e-6))
     length = jnp.cumsum(0.5 * (spreads[1:] + spreads[:-1]) * jnp.diff(b))
-    length = jnp.concatenate([jnp.zeros((1,), dtype), length / length[-1]])
-    even = jnp.linspace(0, 1, num_temperatures + 1, dtype=dtype)
+    length = jnp.concatenate([jnp.zeros((1,), b.dtype), length / length[-1]])
+    even = jnp.linspace(0, 1, len(b), dtype=b.dtype)
     chosen = jnp.interp(even, length, b).at[0].set(0).at[-1].set(1)
     return Schedule(chosen, jnp.exp(jnp.interp(chosen[1:], b[1:], log_steps)))

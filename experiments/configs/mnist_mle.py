@@ -16,7 +16,7 @@ def get_config():
     config.learning.method = "mle"
     config.learning.num_steps = 8000
     # With all of the energy from the first step on, energies and generator run away
-    # from each other. (docs/exact_law.md)
+    # from each other. (docs/joint.md)
     config.learning.posterior_tilt = 0.0
     config.chains.posterior.name = "mala"
     config.chains.posterior.num_steps = 5

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 
 from jebm import mala
 from jebm.chains import example_keys
-from jebm.partition import ADAPTED_TO, Estimate, estimate, tempered
+from jebm.partition import (
+    ADAPTED_TO,
+    Estimate,
+    estimate,
+    even_schedule,
+    tempered,
+)
 
 Tilt = Callable[[Any, jax.Array], jax.Array]
 
@@ -113,10 +119,4 @@ def _tuned(key, tilt, size, dtype, num):
     start = eps, jnp.zeros((), dtype)
     _, (log_steps, spreads) = jax.lax.scan(body, start, (jnp.arange(num), b[1:]))
     spreads = jnp.concatenate([jax.vmap(tilt)(eps).std()[None], spreads])
-    # A floor, so that b moves where g does not vary at all.
-    spreads = jnp.maximum(spreads, 1e-3 * jnp.maximum(spreads.max(), 1e-6))
-    length = jnp.cumsum(0.5 * (spreads[1:] + spreads[:-1]) * jnp.diff(b))
-    length = jnp.concatenate([jnp.zeros((1,), dtype), length / length[-1]])
-    even = jnp.linspace(0, 1, num + 1, dtype=dtype)
-    chosen = jnp.interp(even, length, b).at[0].set(0).at[-1].set(1)
-    return chosen, jnp.exp(jnp.interp(chosen[1:], b[1:], log_steps))
+    return even_schedule(b, log_steps, spreads)

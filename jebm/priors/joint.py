@@ -23,7 +23,7 @@ from jebm.kernels import MALA, Chains, Langevin
 from jebm.learning import Options, second_stage
 from jebm.model import Model, Params
 from jebm.partition import log_tilt
-from jebm.priors.base import UNNORMALISED, Prior
+from jebm.priors.base import UNNORMALISED, Prior, falling_adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +104,7 @@ class Joint(Prior):
         return self._model(frozen), state.ema
 
     def _learner(self, frozen):
-        import optax  # slow to import, and not needed to sample
-
-        schedule = optax.cosine_decay_schedule(
-            self.learning_rate, self.num_steps, alpha=0.02
-        )
-        optimizer = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(schedule))
+        optimizer = falling_adam(self.learning_rate, self.num_steps)
         options = Options(
             persistent_chains=self.persistent_chains,
             persistent_steps=self.persistent_steps,

@@ -66,6 +66,7 @@ def main() -> None:
         predict = labels_of(run.experiment.data.name)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
+    of_label = _of_label(run, arguments.label)  # before any work
     frozen = priors.freeze(run.model, run.params)
     chosen = settings.backbone(frozen)
     eps = measure.encode(jax.random.key(1), frozen, run.training, chosen.passes)
@@ -74,7 +75,7 @@ def main() -> None:
     threshold = float(np.quantile(ink, 1 - arguments.ink))
     subsets = {
         "all": np.ones(len(ink), bool),
-        "class": _of_label(run, arguments.label),
+        "class": of_label,
         "ink": ink > threshold,
     }
     laws = {"gaussian": priors.Law(priors.Gaussian(), frozen, ())}
