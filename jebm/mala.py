@@ -117,4 +117,19 @@ def happens(normal: jax.Array, probability: jax.Array) -> jax.Array:
     return uniform.astype(probability.dtype) <= probability
 
 
+_ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its target
+
+
+def adapted_step(
+    step_size: jax.Array, acceptance: jax.Array, target: jax.typing.ArrayLike
+) -> jax.Array:
+    """A step that grows while more is accepted than `target`, and shrinks else.
+
+    Example:
+      >>> bool(adapted_step(jnp.float32(0.3), jnp.float32(0.9), 0.7) > 0.3)
+      True
+    """
+    return step_size * jnp.exp(_ADAPTATION * (acceptance - target))
+
+
 MALA = Kernel(init, draw, move)

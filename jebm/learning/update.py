@@ -12,9 +12,8 @@ from jebm.kernels import ANCESTRAL
 from jebm.langevin import global_norm
 from jebm.learning.losses import Batch, Found
 from jebm.learning.state import LearnerState, Role, Rule
+from jebm.mala import adapted_step
 from jebm.model import Params, float_dtype, merge, trainable
-
-_ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its target
 
 
 def update(
@@ -84,9 +83,9 @@ def _adapted(rule, state, info):
         step_size = getattr(state, field)
         if isinstance(step_size, tuple):
             continue
-        excess = info[f"{name}_acceptance_rate"] - rule.options.target_acceptance
+        rate, target = info[f"{name}_acceptance_rate"], rule.options.target_acceptance
         info[f"{name}_step_size"] = step_size
-        moved = step_size * jnp.exp(_ADAPTATION * excess)
+        moved = adapted_step(step_size, rate, target)
         state = dataclasses.replace(state, **{field: moved})
     return state, info
 

@@ -120,7 +120,7 @@ class Diffusion(Gradient):
             count = of_level.sum(axis=0)
             rates = acceptance @ of_level / jnp.maximum(count, 1)
             rates = jnp.where(count > 0, rates, self.target_acceptance)  # none was seen
-            step_sizes = walks.follow(step_sizes, rates, self.target_acceptance)
+            step_sizes = mala.adapted_step(step_sizes, rates, self.target_acceptance)
             info |= {f"acceptance_{t}": rates[t] for t in range(NUM_LEVELS)}
         info |= {f"step_size_{t}": step_sizes[t] for t in range(NUM_LEVELS)}
         return value, (Memory(step_sizes, vectors), info)

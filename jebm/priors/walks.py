@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 from jebm import chains, langevin, mala, persistent
 
-_ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its target
-
 
 class Walk(NamedTuple):
     """Chains that persist."""
@@ -108,10 +106,5 @@ def visit(
     keys = example_keys(key, num, STEPS)
     end, acceptance = run(keys, start, logdensity_fn, num_steps, walk.step_size)
     rate = acceptance.mean()
-    step_size = follow(walk.step_size, rate, target_acceptance)
+    step_size = mala.adapted_step(walk.step_size, rate, target_acceptance)
     return end, Walk(persistent.write(walk.positions, step, end), step_size), rate
-
-
-def follow(step_size: jax.Array, acceptance: jax.Array, target: float) -> jax.Array:
-    """A step that grows while more is accepted than `target`, and shrinks else."""
-    return step_size * jnp.exp(_ADAPTATION * (acceptance - target))
