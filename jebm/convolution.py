@@ -3,11 +3,13 @@
     y[s i - c + u] = sum_i x[i] kernel[u],     u = 0 .. k - 1,     c = (k - s) / 2
 
 per axis, with stride s: each input pixel adds a k x k patch to the output, and H x W
-becomes s H x s W. On a CPU matrix products make the patches, which are then added up;
-elsewhere it is XLA's own convolution. All forms take the same parameters.
+becomes s H x s W. A convolution of stride 1 is the transposed one of the mirrored
+kernel.
 
-A convolution of stride 1 is the transposed one of the mirrored kernel. One of each
-channel by itself is, on a CPU, a sum of shifted products.
+GPUs and TPUs run XLA's own convolutions. On a CPU these are fast in one form only:
+stride 1, written as XLA's CPU compiler matches it, which inside of loops it does not
+bring about by itself. So all convolutions of a chain are made of that form,
+`dense_form`, or of matrix products. All forms take the same parameters.
 """
 
 import functools
@@ -56,6 +58,8 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def _cpu_form(x, kernel, stride):
     _, height, width, _ = x.shape
+    if stride == 1:
+        return _cpu_conv(x, _mirrored(kernel), 1)
     if kernel.shape[0] == 2 * stride and height % 2 == 0 and width % 2 == 0:
         return karatsuba_form(x, kernel)
     return patch_form(x, kernel, stride)
@@ -124,10 +128,10 @@ def _karatsuba_form_bwd(residuals, grad):
     features = kernels[0].shape[0]
     products = [jax.ShapeDtypeStruct((*p.shape[:3], features), p.dtype) for p in pixels]
     (grads,) = jax.linear_transpose(overlap, products)(grad)
+    grads = [_once(g) for g in grads]  # else XLA makes them again for each product
     grads_x = [g @ _once(k) for g, k in zip(grads, kernels, strict=True)]
     grads_kernel = [
-        jnp.tensordot(g, p, ((0, 1, 2), (0, 1, 2)))
-        for g, p in zip(grads, pixels, strict=True)
+        (_rows(_once(p)).T @ _rows(g)).T for g, p in zip(grads, pixels, strict=True)
     ]
     (grad_x,) = jax.linear_transpose(_pixel_sums, x)(grads_x)
     (grad_kernel,) = jax.linear_transpose(_block_sums, kernel)(grads_kernel)
@@ -136,6 +140,11 @@ def _karatsuba_form_bwd(residuals, grad):
 
 karatsuba_form.defvjp(_karatsuba_form_fwd, _karatsuba_form_bwd)
 _once = jax.lax.optimization_barrier
+
+
+def _rows(x):
+    """The pixels of all images as the rows of one matrix."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _pixel_sums(x):
@@ -192,15 +201,15 @@ def _overlap_pairs(first, middle, last, axis):
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """A convolution: y[i] = sum_u x[s i + u - c] kernel[u] per axis, c = (k - 1) / 2.
+    """A convolution: y[i] = sum_u x[s i + u - c] kernel[u] per axis, c = (k - 1) // 2.
 
     Args:
       x: [B, H, W, C], zero outside.
-      kernel: [k, k, C, features], k odd.
-      stride: s, which divides H and W.
+      kernel: [k, k, C, features].
+      stride: s.
 
     Returns:
-      [B, H / s, W / s, features].
+      [B, H / s, W / s, features], sides rounded up.
 
     Example:
       >>> conv(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
@@ -208,21 +217,131 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
              [4., 6., 4.]], dtype=float32)
     """
 
-    def native(x, kernel):
-        pad = (kernel.shape[0] - 1) // 2
-        padding = [(pad, pad)] * 2
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=numbers
-        )
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_cpu_conv, stride=stride),
+        default=functools.partial(native_conv, stride=stride),
+    )
 
+
+def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`conv` by XLA's convolution."""
+    padding = [_padding(side, kernel.shape[0], stride) for side in x.shape[1:3]]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=_NUMBERS
+    )
+
+
+def _padding(side, size, stride):
+    """How many pixels before and after those of an axis a convolution reads."""
+    low = (size - 1) // 2
+    return low, (-(-side // stride) - 1) * stride + size - low - side
+
+
+def _cpu_conv(x, kernel, stride):
     if stride > 1:
-        return native(x, kernel)
+        return _conv_of_blocks(x, kernel, stride)
+    if kernel.shape[0] % 2 and kernel.shape[2] * kernel.shape[3] < _FEW:
+        return patch_form(x, _mirrored(kernel), 1)
+    return dense_form(x, kernel, _padding(x.shape[1], kernel.shape[0], 1))
 
-    def patches(x, kernel):
-        return patch_form(x, kernel[::-1, ::-1].swapaxes(2, 3), 1)
 
-    return jax.lax.platform_dependent(x, kernel, cpu=patches, default=native)
+# Channels read times channels made, below which patches are faster.
+_FEW = 64
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def _mirrored(kernel):
+    """The kernel that reads what this one writes."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _conv_of_blocks(x, kernel, stride):
+    """`conv` as one of stride 1: blocks of s x s pixels are the pixels."""
+    batch, height, width, channels = x.shape
+    size, features = kernel.shape[0], kernel.shape[-1]
+    blocks = -(-size // stride)
+    rest = blocks * stride - size  # zeros make the kernel a number of blocks
+    low = (size - 1) // 2
+    padding = [
+        (low, _padding(side, size, stride)[1] + rest, 0) for side in (height, width)
+    ]
+    zero, none = jnp.zeros((), x.dtype), (0, 0, 0)
+    x = jax.lax.pad(x, zero, (none, *padding, none))
+    rows, columns = x.shape[1] // stride, x.shape[2] // stride
+    x = x.reshape(batch, rows, stride, columns, stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
+    kernel = jnp.pad(kernel, ((0, rest), (0, rest), (0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks, stride, blocks, stride, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
+    return dense_form(x, kernel.reshape(blocks, blocks, -1, features), (0, 0))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dense_form(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> jax.Array:
+    """A convolution of stride 1 that XLA's CPU compiler runs fast, in loops as well.
+
+    That compiler has a fast routine for images [B, H, W, C] and kernels
+    [k, k, C, features] as they lie. Only outside of loops does it bring others into
+    this order, as those of gradients are; so they are written in it here.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, C, features].
+      padding: rows, and columns, of zeros before and after the image.
+
+    Returns:
+      [B, H + low + high - k + 1, W + low + high - k + 1, features].
+    """
+    # Behind a barrier, or else XLA takes what rearranges the kernel into the
+    # convolution, which is then another.
+    return jax.lax.conv_general_dilated(
+        x, _once(kernel), (1, 1), (padding, padding), dimension_numbers=_NUMBERS
+    )
+
+
+def _dense_form_fwd(x, kernel, padding):
+    return dense_form(x, kernel, padding), (x, kernel)
+
+
+def _dense_form_bwd(padding, residuals, grad):
+    x, kernel = residuals
+    back = tuple(kernel.shape[0] - 1 - pad for pad in padding)
+    grad_x = dense_form(grad, _mirrored(kernel), back)
+    if x.shape[-1] <= grad.shape[-1]:
+        return grad_x, _kernel_grad(x, grad, padding, kernel.shape[0])
+    # Of the two images the one of fewer channels is copied for every tap.
+    return grad_x, _mirrored(_kernel_grad(grad, x, back, kernel.shape[0]))
+
+
+dense_form.defvjp(_dense_form_fwd, _dense_form_bwd)
+
+
+def _kernel_grad(x, grad, padding, size):
+    """sum_i x[i + u - low] grad[i] for every tap u, [k, k, C, features]."""
+    batch, height, width, features = grad.shape
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+
+    def product(pair):
+        x, grad = pair
+        taps = [
+            x[:, u : u + height, v : v + width]
+            for u in range(size)
+            for v in range(size)
+        ]
+        return _rows(jnp.concatenate(taps, -1)).T @ _rows(grad)
+
+    # A few images at a time: copies of all of them would not stay in the cache.
+    most = max(1, _ROWS // (height * width))
+    some = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
+    parts = [a.reshape(-1, some, *a.shape[1:]) for a in (x, grad)]
+    zeros = jnp.zeros((size * size * x.shape[-1], features), grad.dtype)
+    total, _ = jax.lax.scan(lambda sum, pair: (sum + product(pair), None), zeros, parts)
+    return total.reshape(size, size, -1, features)
+
+
+_ROWS = 1024
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -249,9 +368,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def depthwise_native_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`depthwise_conv` by XLA's convolution."""
-    numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=numbers,
+        x, kernel, (1, 1), "SAME", dimension_numbers=_NUMBERS,
         feature_group_count=x.shape[-1],
     )  # fmt: skip
 

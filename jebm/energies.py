@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jebm import convolution
 from jebm.hierarchy import Latents
 from jebm.networks import ACTIVATIONS, MLP, check_activation, check_widths
 
@@ -307,7 +308,13 @@ class Function(nn.Module):
 
 
 def _halving(channels, name):
-    return nn.Conv(channels, (4, 4), strides=2, name=name)
+    return nn.Conv(channels, (4, 4), strides=2, name=name, conv_general_dilated=_halve)
+
+
+def _halve(x, kernel, strides, *args, **kwargs):
+    """Stands in for `jax.lax.conv_general_dilated`: as fast in a chain as out of it."""
+    del args, kwargs  # always those of `_halving`
+    return convolution.conv(x, kernel, strides[0])
 
 
 def _check_conv(energy):

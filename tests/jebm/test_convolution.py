@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ from jebm.convolution import (
     ConvTranspose,
     conv,
     conv_transpose,
+    dense_form,
     depthwise_conv,
     depthwise_native_form,
     karatsuba_form,
+    native_conv,
     native_form,
     patch_form,
     shifted_form,
@@ -193,21 +197,85 @@ def test_the_layer_adds_a_bias_per_channel():
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (5, 1), (3, 2)])
-def test_convolution_is_its_equation(size, stride, x64):
+CONVOLUTIONS = [(1, 1), (3, 1), (5, 1), (4, 1), (3, 2), (4, 2), (1, 2), (4, 4)]
+FEW_AND_MANY = [(3, 5), (8, 9), (9, 8)]  # channels in and out: patches, dense_form
+
+
+@pytest.mark.parametrize("channels", FEW_AND_MANY)
+@pytest.mark.parametrize(("height", "width"), [(6, 4), (7, 5)])
+@pytest.mark.parametrize(("size", "stride"), CONVOLUTIONS)
+def test_convolution_is_its_equation(size, stride, height, width, channels, x64):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 6, 4, 3))
-    kernel = rng.normal(size=(size, size, 3, 5))
+    x = rng.normal(size=(2, height, width, channels[0]))
+    kernel = rng.normal(size=(size, size, *channels))
     pad = (size - 1) // 2
-    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    expected = np.zeros((2, 6 // stride, 4 // stride, 5))
+    padded = np.pad(x, ((0, 0), (pad, size), (pad, size), (0, 0)))
+    shape = -(-height // stride), -(-width // stride)
+    expected = np.zeros((2, *shape, channels[1]))
     for i, j in np.ndindex(expected.shape[1:3]):
         patch = padded[
             :, i * stride : i * stride + size, j * stride : j * stride + size
         ]
         expected[:, i, j] = np.einsum("buvc,uvcf->bf", patch, kernel)
-    found = conv(jnp.asarray(x), jnp.asarray(kernel), stride)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    for form in (conv, native_conv):
+        found = form(jnp.asarray(x), jnp.asarray(kernel), stride)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", FEW_AND_MANY)
+@pytest.mark.parametrize(("size", "stride"), CONVOLUTIONS)
+def test_convolution_has_the_gradients_of_lax(size, stride, channels, x64):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(6, 6, 5, channels[0])))
+    kernel = jnp.asarray(rng.normal(size=(size, size, *channels)))
+
+    def gradients(form):
+        def value(x, kernel):
+            return jnp.sin(form(x, kernel, stride)).sum()
+
+        def slope(x, kernel):  # a second gradient, as of a penalty
+            return (jax.grad(value)(x, kernel) ** 2).sum()
+
+        return jax.grad(value, (0, 1))(x, kernel) + jax.grad(slope, (0, 1))(x, kernel)
+
+    found, expected = gradients(conv), gradients(native_conv)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 12, 40])
+def test_the_gradient_of_a_kernel_adds_up_all_images(batch, x64):
+    # 14 x 14 pixels: of 12 images four at a time, of 5 one
+    x = jax.random.normal(jax.random.key(0), (batch, 14, 14, 8), jnp.float64)
+    cotangent = jax.random.normal(jax.random.key(1), (batch, 14, 14, 8), jnp.float64)
+    kernel = jnp.ones((3, 3, 8, 8))
+
+    def gradient(form):
+        return jax.vjp(lambda kernel: form(x, kernel), kernel)[1](cotangent)[0]
+
+    found = gradient(lambda x, kernel: dense_form(x, kernel, (1, 1)))
+    expected = gradient(lambda x, kernel: native_conv(x, kernel, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_in_a_chain_all_convolutions_are_of_the_form_that_a_cpu_runs_fast(stride):
+    x, kernel = inputs(4, jnp.float32, batch=4, height=4, width=4, channels=16)
+    kernel = jnp.concatenate([kernel] * 4, 2).swapaxes(2, 3)  # [4, 4, 16, 16]
+
+    @jax.jit
+    def chain(x, kernel):
+        def step(x, _):
+            gradient = jax.grad(lambda x: (conv(x, kernel, stride) ** 2).sum())
+            return x - gradient(x), None
+
+        return jax.lax.scan(step, x, length=3)[0]
+
+    text = chain.lower(x, kernel).compile().as_text()
+    labels = re.findall(r"convolution\(.*dim_labels=([^,\s]+)", text)
+    assert len(labels) == 2 and set(labels) == {"b01f_01io->b01f"}, text
+    assert "rhs_reversal" not in text and "lhs_dilate" not in text
 
 
 DEPTHWISE = [depthwise_conv, depthwise_native_form, shifted_form]
