@@ -90,6 +90,7 @@ class Learning(Section):
     target_acceptance: Fraction
     posterior_tilt: Fraction
     tilt_warmup_steps: Count
+    likelihood_warmup_steps: Count
     nce_steps: Count
     batch_size: Positive
     num_steps: Positive
@@ -390,6 +391,7 @@ BEFORE = {
     "learning.target_acceptance": 0.0,
     "learning.posterior_tilt": 1.0,
     "learning.tilt_warmup_steps": 0,
+    "learning.likelihood_warmup_steps": 0,
 }
 
 

@@ -69,6 +69,7 @@ def run_chains(
     above: Latents = (),
     temperature: jax.typing.ArrayLike = 1.0,
     tilt: jax.typing.ArrayLike = 1.0,
+    likelihood_weight: jax.typing.ArrayLike = 1.0,
 ) -> ChainEnd:
     """Runs one chain per key: of the posterior given `x`, else of the tilted prior.
 
@@ -84,6 +85,7 @@ def run_chains(
         by the conditional law given these.
       temperature: scales every sigma_i of the hierarchy.
       tilt: multiplies the energy: at 0 the chain's law is that of the Gaussian prior.
+      likelihood_weight: multiplies log p(x|z): at 0 the law is that of the prior.
 
     Returns:
       The `ChainEnd`. Chains without steps that start at an encoder pass the hierarchy
@@ -98,8 +100,9 @@ def run_chains(
         return state.position, info
 
     if chain.num_steps:
+        weights = {"tilt": tilt, "likelihood_weight": likelihood_weight}
         position, info = vmap_chains(
-            one, keys, model, params, chain, x, temperature, above, start, tilt
+            one, keys, model, params, chain, x, temperature, above, start, **weights
         )
     else:  # no density need be traced
         zeros = jnp.zeros_like(start[0], shape=keys.shape)
@@ -175,15 +178,18 @@ def vmap_chains(
     temperature,
     above=(),
     start=None,
-    tilt=1.0,
+    **weights,
 ):
-    """Maps `body(key, position, logdensity_fn)` over chains, from where each starts."""
+    """Maps `body(key, position, logdensity_fn)` over chains, from where each starts.
+
+    `weights` are those of the terms of `densities.logdensity`.
+    """
     if start is None:
         start = start_positions(keys, model, params, chain, x, temperature, above)
 
     def one(key, position, image, above):
         logdensity_fn = one_chain(
-            model, params, chain.space, image, temperature, above, tilt
+            model, params, chain.space, image, temperature, above, **weights
         )
         return body(jax.random.fold_in(key, _CHAIN), position, logdensity_fn)
 

@@ -48,13 +48,15 @@ def logdensity(
     temperature: jax.typing.ArrayLike = 1.0,
     above: Latents = (),
     tilt: jax.typing.ArrayLike = 1.0,
+    likelihood_weight: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
     """The equations above for a batch of positions; `x` [B, H, W, C] or None.
 
     The decoder is not called where `x` is None. `temperature` scales every sigma_i
     of the hierarchy. With z_{>k} given as `above`, the position is of the k layers
     below and the density is theirs, up to what depends on z_{>k} alone. `tilt`
-    multiplies E. Space "encoder" takes an `x` and none of these. Returns [B].
+    multiplies E, and `likelihood_weight` log p(x|z). Space "encoder" takes an `x` and
+    none of these. Returns [B].
     """
     if space == "encoder":
         return _encoder_logdensity(model, params, position, x)
@@ -77,7 +79,7 @@ def logdensity(
         value = log_prior(latents, priors)
     value = value - tilt * energy(model, params, latents, state)
     if x is not None:
-        value = value + model.likelihood.log_prob(output, x)
+        value = value + likelihood_weight * model.likelihood.log_prob(output, x)
     return value
 
 
@@ -102,6 +104,7 @@ def one_chain(
     temperature: Any,
     above: Latents = (),
     tilt: Any = 1.0,
+    likelihood_weight: Any = 1.0,
 ) -> LogDensity:
     """The log-density of one position (no batch axis) as a Langevin chain takes it."""
     x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
@@ -116,6 +119,7 @@ def one_chain(
             temperature=temperature,
             above=above,
             tilt=tilt,
+            likelihood_weight=likelihood_weight,
         )
         return value[0]
 

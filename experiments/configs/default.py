@@ -91,6 +91,8 @@ def get_config() -> config_dict.ConfigDict:
     # tilt it meanwhile. It grows from 0 over the first tilt_warmup_steps.
     config.learning.posterior_tilt = 1.0
     config.learning.tilt_warmup_steps = 0
+    # Of chains of the posterior: the weight of log p(x|z) in their law grows to 1.
+    config.learning.likelihood_warmup_steps = 0
     # First steps of "two_stage" in which the energies tell posterior samples from draws
     # of the Gaussian prior, without chains (noise-contrastive estimation).
     config.learning.nce_steps = 0

@@ -18,6 +18,9 @@ def get_config():
     # With all of the energy from the first step on, energies and generator run away
     # from each other. (docs/joint.md)
     config.learning.posterior_tilt = 0.0
+    # What an untrained generator calls the posterior is far out, and encoder and chains
+    # that have gone there come back very slowly.
+    config.learning.likelihood_warmup_steps = 1000
     config.chains.posterior.name = "mala"
     config.chains.posterior.num_steps = 5
     config.chains.posterior.step_size = 0.1

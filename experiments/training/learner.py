@@ -89,6 +89,7 @@ def create_learner(
         target_acceptance=learning.target_acceptance or None,
         posterior_tilt=learning.posterior_tilt,
         tilt_warmup_steps=learning.tilt_warmup_steps,
+        likelihood_warmup_steps=learning.likelihood_warmup_steps,
         gradient_penalty=learning.gradient_penalty,
         energy_penalty=learning.energy_penalty,
         energy_spectral_bound=learning.energy_spectral_bound,

@@ -29,6 +29,10 @@ class Options:
         model's own posterior. At 0 generator and hierarchy learn as if the prior were
         Gaussian, and the energies tilt it meanwhile.
       tilt_warmup_steps: updates over which `posterior_tilt` grows from 0.
+      likelihood_warmup_steps: updates over which the weight of log p(x|z) in the law
+        of the posterior chain grows from 0 to 1. A generator that has learned nothing
+        yet has its posterior far from the prior, and with an encoder that learns from
+        short chains, samples that have gone there take very long to return.
       gradient_penalty: times mean |grad_eps E|^2 of prior samples: a chain can only
         follow a smooth energy.
       energy_penalty: times mean E^2 of posterior and of prior samples.
@@ -46,6 +50,7 @@ class Options:
     target_acceptance: float | None = None
     posterior_tilt: Any = 1.0
     tilt_warmup_steps: int = 0
+    likelihood_warmup_steps: int = 0
     gradient_penalty: Any = 0.02
     energy_penalty: Any = 0.0
     energy_spectral_bound: float = 0.0
@@ -55,6 +60,7 @@ class Options:
     def __post_init__(self):
         checks.integer("persistent_chains", self.persistent_chains)
         checks.integer("tilt_warmup_steps", self.tilt_warmup_steps)
+        checks.integer("likelihood_warmup_steps", self.likelihood_warmup_steps)
         if self.persistent_steps is not None:
             checks.positive_int("persistent_steps", self.persistent_steps)
             if not self.persistent_chains:
@@ -70,7 +76,14 @@ class Options:
 
     def tilt(self, step: jax.Array, dtype: jnp.dtype) -> jax.typing.ArrayLike:
         """Returns the share of the energy at an update, as its warm-up has it."""
-        if not self.tilt_warmup_steps:
-            return self.posterior_tilt
-        progress = step.astype(dtype) / self.tilt_warmup_steps
-        return self.posterior_tilt * jnp.minimum(progress, 1)
+        return self.posterior_tilt * _progress(step, self.tilt_warmup_steps, dtype)
+
+    def weights(self, step: jax.Array, dtype: jnp.dtype) -> dict[str, Any]:
+        """Returns those of the posterior's terms, as `jebm.chains.run_chains` has them."""
+        warm = _progress(step, self.likelihood_warmup_steps, dtype)
+        return {"tilt": self.tilt(step, dtype), "likelihood_weight": warm}
+
+
+def _progress(step, num_steps, dtype):
+    """The part of a warm-up that is over at an update, in [0, 1]."""
+    return jnp.minimum(step.astype(dtype) / num_steps, 1) if num_steps else 1.0

@@ -98,8 +98,8 @@ def _posterior_samples(rule, keys, state, x):
     if chain.num_steps:
         if not isinstance(state.posterior_step_size, tuple):
             chain = dataclasses.replace(chain, step_size=state.posterior_step_size)
-        tilt = 1.0 if rule.frozen else rule.options.tilt(state.step, x.dtype)
-        end = chains.run_chains(keys, rule.model, params, chain, x=x, tilt=tilt)
+        weights = {} if rule.frozen else rule.options.weights(state.step, x.dtype)
+        end = chains.run_chains(keys, rule.model, params, chain, x=x, **weights)
         info = {"posterior_grad_norm": end.info.grad_norm}
         if chain.adjusted:
             info["posterior_acceptance_rate"] = end.info.acceptance_rate

@@ -45,6 +45,7 @@ def mle_encoder(**options):
     posterior = jebm.MALA(2, 0.3, start="encoder")
     options = {
         "target_acceptance": 0.7, "posterior_tilt": 0.5, "tilt_warmup_steps": 2,
+        "likelihood_warmup_steps": 3,
     } | options  # fmt: skip
     options = dataclasses.replace(OPTIONS, posterior=posterior, **options)
     return model, jebm.maximum_likelihood(
@@ -584,6 +585,33 @@ def test_tilt_of_the_posterior_warms_up():
     options = learning.Options(posterior_tilt=0.8, tilt_warmup_steps=4)
     tilts = [float(options.tilt(jnp.int32(step), jnp.float32)) for step in (0, 2, 4, 9)]
     np.testing.assert_allclose(tilts, [0, 0.4, 0.8, 0.8], rtol=1e-6)
+
+
+def test_weight_of_the_likelihood_warms_up():
+    options = learning.Options(posterior_tilt=0.5, likelihood_warmup_steps=4)
+    weights = [options.weights(jnp.int32(step), jnp.float32) for step in (0, 2, 4, 9)]
+    likelihoods = [float(weight["likelihood_weight"]) for weight in weights]
+    np.testing.assert_allclose(likelihoods, [0, 0.5, 1, 1], rtol=1e-6)
+    assert [float(weight["tilt"]) for weight in weights] == [0.5] * 4
+    assert options.weights(jnp.int32(0), jnp.float32)["likelihood_weight"] == 0
+
+
+def test_at_the_start_of_its_warm_up_the_posterior_chain_does_not_see_the_image():
+    model, learner = mle_encoder(likelihood_warmup_steps=100, persistent_chains=0)
+    rule = dataclasses.replace(OPTIONS, likelihood_warmup_steps=100)
+    state = start(model, learner)
+    keys, x = jax.random.split(KEY, 3), images()[:3]
+    begin = chains.start_positions(keys, model, state.params, jebm.MALA(5, 0.3))
+
+    def end(x, step):
+        weights = rule.weights(jnp.int32(step), jnp.float32)
+        ended = chains.run_chains(
+            keys, model, state.params, jebm.MALA(5, 0.3), x=x, start=begin, **weights
+        )
+        return ended.position[0]
+
+    np.testing.assert_array_equal(end(x, 0), end(1 - x, 0))
+    assert not np.allclose(end(x, 100), end(1 - x, 100))
 
 
 def test_steps_of_both_tested_chains_follow_the_acceptance():
