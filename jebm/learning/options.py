@@ -79,7 +79,7 @@ class Options:
         return self.posterior_tilt * _progress(step, self.tilt_warmup_steps, dtype)
 
     def weights(self, step: jax.Array, dtype: jnp.dtype) -> dict[str, Any]:
-        """Returns those of the posterior's terms, as `jebm.chains.run_chains` has them."""
+        """Returns those of the posterior's terms, for `jebm.chains.run_chains`."""
         warm = _progress(step, self.likelihood_warmup_steps, dtype)
         return {"tilt": self.tilt(step, dtype), "likelihood_weight": warm}
 
