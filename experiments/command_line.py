@@ -60,7 +60,7 @@ SETTINGS = {
     "learning.method": "mle, variational or two_stage",
     "chains.prior.num_steps": "of the chain that draws samples",
     "chains.prior.step_size": "of the chain that draws samples",
-    "eval.protocol": "classifier; paper or clean (FID); anomaly, ood, likelihood",
+    "eval.protocol": "auto (classifier or features); paper or clean (FID); ood, ...",
     "eval.num_samples": "that the distances are taken of",
     "log.every": "steps between lines of metrics.jsonl",
 }

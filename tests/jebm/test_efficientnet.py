@@ -12,34 +12,15 @@ from PIL import Image
 
 from jebm.metrics import efficientnet
 from tests import torch_files
+from tests.efficientnet_weights import SMALL, random_state
 from tools.verify import efficientnet as verify_efficientnet
 from tools.verify.inception import images_of, relative
 
-SMALL = 8
 FIXTURE = pathlib.Path(__file__).with_name("efficientnet_fixture.npz")
 needs_weights = pytest.mark.skipif(
     efficientnet.default_file() is None,
     reason=f"the package {efficientnet.PACKAGE} is not installed",
 )
-
-
-def random_state(reduction, seed):
-    """Tensors by their published names, of a size that keeps activations of order 1."""
-    rng = np.random.default_rng(seed)
-    network = efficientnet.EfficientNetLite0(reduction)
-    shapes = traverse_util.flatten_dict(efficientnet.variable_shapes(network), sep="/")
-    state = {}
-    for path, leaf in shapes.items():
-        if path.endswith("kernel"):
-            drawn = rng.standard_normal(leaf.shape[::-1])
-            drawn *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            drawn = drawn.transpose(0, 1, 3, 2)  # [out, in, height, width]
-        elif path.endswith(("var", "scale")):
-            drawn = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            drawn = 0.2 * rng.standard_normal(leaf.shape)
-        state[efficientnet.tensor_name(path)] = drawn.astype(np.float32)
-    return state
 
 
 @pytest.fixture(scope="module")
