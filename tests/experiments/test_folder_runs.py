@@ -1,8 +1,13 @@
 """Whole runs on a folder of pictures, from the command line."""
 
+import json
+
+import numpy as np
 import pytest
 
 from experiments.data import datasets
+from jebm.metrics import efficientnet
+from tests import efficientnet_weights
 from tests.data_files import encoded, put, random_images
 from tests.experiments.runs import CONFIG, run_main, start_main
 
@@ -43,6 +48,24 @@ def test_a_folder_that_has_changed_is_told_by_all_that_read_the_run(
     assert told in capsys.readouterr().out
     run_main(*arguments, "--config.learning.num_steps=8", "--mode=sample")
     assert "have changed" not in capsys.readouterr().out  # since step 4 it knows of it
+
+
+def test_a_folder_ends_with_numbers_of_its_pictures(
+    tmp_path, arguments, monkeypatch, capsys
+):
+    weights = efficientnet_weights.write(tmp_path / "small.pth")
+    monkeypatch.setattr(efficientnet, "default_file", lambda: weights)
+    put(tmp_path / "pictures", pictures(60))
+    run_main(*arguments, "--config.learning.num_steps=4")
+    run_main(arguments[1], "--config.eval.num_samples=320", "--mode=eval")
+    printed = capsys.readouterr().out
+    (file,) = (tmp_path / "run").glob("eval*.json")
+    values = json.loads(file.read_text())
+    assert (values["protocol"], values["num_reference"]) == ("features", 60)
+    for number in ("frechet", "kid_untilted", "frechet_infinity_posterior"):
+        assert f"  {number} " in printed
+        assert np.isfinite(values[number])
+    assert "These are no FIDs" in printed
 
 
 @pytest.mark.parametrize("folders", [(".", "."), ("a", "b"), ("a", "b", "c")])
