@@ -294,6 +294,8 @@ def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
     kernel = r"\| backbone/params/decoder/Dense_1/kernel +\| \(16, 64\).*\| 1,024 "
     assert any(re.match(kernel, line) for line in lines)
     assert "Total: 1,344 -- 5,376 bytes" in lines
+    (step,) = (line for line in lines if line.startswith("step "))
+    assert re.match(r"step 2/2  loss +[\d.,-]+  gap +[\d.-]+  images/s +[\d,]+$", step)
     assert lines[-1] == f"Look at {path / 'report.html'}"
     assert (path / "report.html").is_file()
 

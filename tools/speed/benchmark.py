@@ -305,7 +305,7 @@ def first_step(repeats: int) -> dict:
             f"--workdir={folder / 'run'}", "--config.log.every=1",
         ]  # fmt: skip
 
-    return starts(arguments, "step 1/", repeats)
+    return starts(arguments, "step ", repeats)
 
 
 def starts(arguments: Callable, until: str, repeats: int) -> dict:
