@@ -130,13 +130,13 @@ class Learning(Section):
         for name, method in needs.items():
             if getattr(self, name) and self.method != method:
                 raise ConfigError(
-                    f"learning.{name} is of learning.method {method!r}, got "
+                    f"learning.{name} needs learning.method {method!r}, got "
                     f"{getattr(self, name)} with {self.method!r}"
                 )
         for name in ("kl_balance", "spectral_penalty_start"):
             if getattr(self, name) and not self.kl_warmup_steps:
                 raise ConfigError(
-                    f"learning.{name} works in the warm-up of the divergence, got "
+                    f"learning.{name} needs a warm-up of the KL divergence, got "
                     f"{getattr(self, name)} with learning.kl_warmup_steps=0"
                 )
         if self.persistent_chains % self.batch_size:

@@ -171,7 +171,7 @@ def _pixels(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating-point in [0, 1], got {x.dtype}; "
-            "8-bit images are to be divided by 255"
+            "divide 8-bit images by 255"
         )
     if isinstance(x, jax.core.Tracer):
         return

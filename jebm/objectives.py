@@ -169,7 +169,7 @@ def encoder_log_prob(
     """
     if not has_normal_posterior(model.backbone):
         raise ValueError(
-            "log q(z | x) of given latents is known of an encoder that is normal given "
+            "log q(z | x) of given latents needs an encoder whose q is normal given "
             "the layers above, and this backbone has none"
         )
     params = freeze_all_but_encoder(model, params)

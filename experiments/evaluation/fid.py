@@ -180,12 +180,12 @@ class Inception(Evaluator):
     def _about(self, run, facts):
         about = (
             f"Protocol {self.PROTOCOL.name!r} at step {run.step}: {self.num_samples} "
-            f"samples, chain {facts['chain']}, temperature of the prior's "
+            f"samples, chain {facts['chain']}, prior temperature "
             f"{self.temperature:g}, {facts['features']}, reference "
             f"{facts['reference']}; Inception score in {facts['score_splits']} parts."
         )
         if num := facts["num_compared"]:
-            about += f" KID, precision and recall are of {num} samples."
+            about += f" KID, precision and recall use {num} samples."
         return about
 
     def _table(self, numbers):

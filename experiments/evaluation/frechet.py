@@ -40,7 +40,7 @@ _TITLES = {
     "frechet": "samples",
     "frechet_long_chain": "samples by a chain 4 times as long",
     "frechet_exact": "samples of the density's own law, by many short tested steps",
-    "frechet_tempered": "samples by the tempered sampler, as long as the chain",
+    "frechet_tempered": "samples by the tempered sampler, with as many steps",
     "frechet_untilted": "samples of the Gaussian prior of the same generator",
     "frechet_posterior": "held-out images from their posterior: the floor of any prior",
     "frechet_real": "one half of the held-out images against the other",
@@ -74,7 +74,7 @@ class Frechet(Evaluator):
             chain = exact(run.model, run.experiment.eval.exact_length)
             accepted = chains.acceptance_rate(key, run, chain)
             numbers["exact_acceptance"] = accepted
-            about += f" Of the exact law's steps {accepted:.0%} were accepted."
+            about += f" {accepted:.0%} of the exact law's steps were accepted."
         if (gap := numbers.get("energy_gap_nats")) is not None:
             about += f" Gap E- minus E+: {gap:.3g} nats."
         table = Table(["", "Frechet distance, no FID"], rows_of(numbers, _TITLES))

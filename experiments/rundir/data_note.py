@@ -40,8 +40,8 @@ def warn(
     entries = read(path)
     if data.name == "folder" and (not entries or entries[0]["step"]):
         print(
-            f"warning: {path} was begun by an older version, which held other pictures "
-            "of the folder out: of those held out now it has learned from most."
+            f"warning: an older version began {path} and held out other pictures of "
+            "the folder: the run has learned from most of those held out now."
         )
     if not entries:
         return
@@ -78,7 +78,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
       >>> then = {"train": {"num": 54}, "test": {"num": 6, "pixels": "a"}}
       >>> now = {"train": {"num": 55}, "test": {"num": 6, "pixels": "b"}}
       >>> differences(then, now)
-      ['train: 54 then, 55 now', 'test: 6 then and now, but others']
+      ['train: 54 then, 55 now', 'test: 6 then and now, but different ones']
     """
     told = []
     for name in (n for n in then if n in now and n != "step"):
@@ -86,7 +86,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old["num"] != new["num"]:
             told.append(f"{name}: {old['num']} then, {new['num']} now")
         elif any(old[key] != new[key] for key in old.keys() & new.keys()):
-            told.append(f"{name}: {new['num']} then and now, but others")
+            told.append(f"{name}: {new['num']} then and now, but different ones")
     return told
 
 

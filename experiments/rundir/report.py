@@ -112,7 +112,7 @@ def _changed(path):
     steps = [str(entry["step"]) for entry in data_note.read(path)[1:]]
     if not steps:
         return ""
-    return f'<p class="warning">Other images from step {", ".join(steps)} on.</p>'
+    return f'<p class="warning">The images changed at step {", ".join(steps)}.</p>'
 
 
 def _made_up(settings):
@@ -187,14 +187,14 @@ def _layers(folder):
         _layer_table(
             folder / "latent_planes.json",
             "Energy distance between samples of the prior and of the aggregate "
-            "posterior, per layer; the ratio is tilted to untilted.",
+            "posterior, per layer. The ratio divides tilted by untilted.",
             ("layer", "tilted", "untilted", "posterior (floor)", "ratio"),
             lambda measured: measured.values(),
         )
         + _layer_table(
             folder / "hierarchical.json",
-            "How often a classifier gives two images the same label: images of one "
-            "row, with the layers above k kept, and any two.",
+            "How often a classifier gives two images the same label: two of one row, "
+            "which share the layers above k, and any two.",
             (
                 "layers drawn again",
                 "tilted, in a row",
@@ -211,7 +211,7 @@ def _layers(folder):
         + _layer_table(
             folder / "probes.json",
             "How well a small classifier tells the label from one layer alone.",
-            ("layer", "accuracy", "by the most frequent class"),
+            ("layer", "accuracy", "accuracy of the most frequent class"),
             lambda measured: measured.values(),
         )
     )

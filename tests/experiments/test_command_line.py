@@ -334,8 +334,8 @@ def test_settings_of_a_run_are_not_typed_again(own_run, asked, capsys):
     look = f"Look at {own_run / 'report.html'}"
     assert capsys.readouterr().out.splitlines() == [
         look,
-        f"Settings are those of {own_run}. Others in "
-        f"{CONFIG.removeprefix('--config=')}: eval.num_samples, log.num_samples.",
+        f"Using the settings of {own_run}. {CONFIG.removeprefix('--config=')} "
+        "differs in eval.num_samples, log.num_samples.",
         look,
     ]
 

@@ -182,8 +182,8 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
             ) from None
         if array.shape != leaves[path].shape:
             raise ConfigError(
-                f"the checkpoint's {name} is {array.shape} when turned, and its args "
-                f"ask for {leaves[path].shape}"
+                f"the checkpoint's {name} has shape {array.shape} after transposing, "
+                f"and its args need {leaves[path].shape}"
             )
         converted[path] = np.ascontiguousarray(array)
     return jebm.Params(traverse_util.unflatten_dict(converted), {})

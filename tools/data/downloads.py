@@ -75,8 +75,8 @@ def verify(path: pathlib.Path, size: int, sha256: str) -> None:
     """
     if (found := path.stat().st_size) != size:
         raise ConfigError(
-            f"{path} has {found:,} bytes, and {size:,} are published: delete it, and "
-            "it is fetched again"
+            f"{path} has {found:,} bytes, and the published file has {size:,}: delete "
+            "it, and run this again to download it"
         )
     digest = hashlib.sha256()
     with (
@@ -91,8 +91,8 @@ def verify(path: pathlib.Path, size: int, sha256: str) -> None:
             bar.update(len(chunk))
     if digest.hexdigest() != sha256:
         raise ConfigError(
-            f"{path} has sha256 {digest.hexdigest()}, and {sha256} is published: "
-            "delete it, and it is fetched again"
+            f"{path} has sha256 {digest.hexdigest()}, and the published file {sha256}: "
+            "delete it, and run this again to download it"
         )
 
 
@@ -117,6 +117,6 @@ def _append(url, partial, bar):
 
 def _by_hand(url, path, reason):
     return (
-        f"{url} cannot be fetched: {reason}. Run this again to go on from here, or put "
-        f"the file at {path} by hand"
+        f"{url} cannot be downloaded: {reason}. Run this again to go on from here, or "
+        f"put the file at {path} by hand"
     )

@@ -216,9 +216,9 @@ _TITLE = "Runs of jebm beside published numbers"
 def _about():
     source = json.loads(PUBLISHED.read_text())["source"]
     return (
-        f"Rows marked as quoted are from {source}; none of them was measured here, and "
-        "their authors' protocols differ. Rows marked as ours say what they were taken "
-        "with: docs/metrics.md describes the protocols."
+        f"Rows marked as quoted are from {source}: we measured none of them, and their "
+        "authors' protocols differ. Rows marked as ours name their protocol; "
+        "docs/metrics.md describes the protocols."
     )
 
 

@@ -296,7 +296,7 @@ def test_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         prepare.main()
-    assert stopped.value.code.startswith("error: celeb_a_hq/256 is fetched by hand")
+    assert stopped.value.code.startswith("error: celeb_a_hq/256 needs files that")
     assert "\n" not in stopped.value.code
     monkeypatch.setattr(sys, "argv", ["prepare_data", "digits"])
     prepare.main()
