@@ -52,7 +52,9 @@ _COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of process 0, for several; auto on a TPU pod or SLURM.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Its number, from 0.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0."
+)
 
 
 def main(

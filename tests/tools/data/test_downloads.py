@@ -92,14 +92,14 @@ def test_other_contents_are_refused_and_not_kept(site, tmp_path, partial):
 def test_file_that_is_there_and_wrong_is_refused_by_name(site, tmp_path):
     path = tmp_path / "data.bin"
     path.write_bytes(DATA[:-1])
-    with pytest.raises(ConfigError, match="2,999,999 bytes, .* has 3,000,000"):
+    with pytest.raises(ConfigError, match=r"2,999,999 bytes, .* has 3,000,000"):
         fetch(site, path)
     assert path.read_bytes() == DATA[:-1]  # the user's
 
 
 def test_file_that_is_too_long_is_refused(site, tmp_path):
     site.files["data.bin"] = DATA + b"more"
-    with pytest.raises(ConfigError, match="3,000,004 bytes, .* has 3,000,000"):
+    with pytest.raises(ConfigError, match=r"3,000,004 bytes, .* has 3,000,000"):
         fetch(site, tmp_path / "data.bin")
     assert not list(tmp_path.iterdir())
 
