@@ -1,4 +1,4 @@
-"""Chains of a model: where they start, how they run, and what they end at.
+"""Runs the chains of a model: where they start, how they move, where they end.
 
     prior chain       log N(eps) - E(T(eps))
     posterior chain   log N(eps) - E(T(eps)) + log p(x | T(eps))
@@ -51,7 +51,7 @@ def draw_noise(
 ) -> Latents:
     """Draws standard normal noise of the shapes of the latents, from keys [B].
 
-    `layers` draws for the lowest so many alone.
+    With `layers` it draws for that many of the lowest layers alone.
     """
     shapes, dtype = model.backbone.latent_shapes[:layers], float_dtype(params)
     zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Checks of arguments: one ValueError that names the argument, what came, what was due.
+"""Checks arguments: one ValueError names the argument, what it must be and what it is.
 
 Shapes and dtypes are checked at trace time; values only where they are known. Images
 are the only values on a device that are looked at, by one transfer of two numbers.

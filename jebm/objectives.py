@@ -146,10 +146,10 @@ def variational_terms(
 def encoder_log_prob(
     model: Model, params: Params, x: jax.Array, latents: Latents
 ) -> jax.Array:
-    """log q(z | x) of latents that are held fixed; gradients reach the encoder alone.
+    """Computes log q(z | x) of fixed latents; gradients reach the encoder alone.
 
-    Of samples of the posterior its mean is what an encoder that covers the posterior
-    makes largest: no bound on log p(x), and no gradient of the generator.
+    An encoder that covers the posterior maximises the mean of this over samples of the
+    posterior. It is no bound on log p(x), and has no gradient in the generator.
     (arXiv 1308.0815, the wake phase of sleep)
 
     Returns:

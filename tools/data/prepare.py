@@ -5,8 +5,9 @@
 Downloads what it can, says what you must download by hand, verifies both, and
 writes the data set in the layout of TFDS, in its ArrayRecord format, without
 TensorFlow: `tfds.data_source(NAME)` reads it as well. Sizes and sha256 of the files are
-those of TFDS's catalogue. LSUN is used as it is published. Interrupted, it goes on when
-it is run again. DIR is TFDS_DATA_DIR or TFDS's default.
+those of TFDS's catalogue. LSUN stays in its published format. After an interruption run
+the same command again: it goes on where it stopped. DIR is TFDS_DATA_DIR or TFDS's
+default.
 """
 
 import argparse
