@@ -6,8 +6,8 @@
 All priors learn from the same draws of the encoder, each for the same number of
 minutes, and are measured in the same way. Each prior then learns again, for a shorter
 time and without the class --heldout, which it must find among the held-out images. DIR
-gets priors.md, priors.html and a picture. After a kill the same command goes on where it
-stopped; with more seeds or priors it adds to what is there.
+gets priors.md, priors.html and a picture. After a kill the same command goes on where
+it stopped; with more seeds or priors it adds to what is there.
 """
 
 import argparse

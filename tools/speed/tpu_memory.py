@@ -5,9 +5,9 @@
         --image_shape=32,32,3 [--topology=v5e:2x4] [--config.FIELD=...]
 
 The TPU's own compiler compiles the train step, of `learning.batch_size` images over all
-chips, and the sampler, of `eval.batch_size` images on one. For each the tool prints what
-a chip must hold (arguments, results and intermediate values; v5e has 16 GiB), and its
-collectives, of which none may be in a loop. It needs no data.
+chips, and the sampler, of `eval.batch_size` images on one. For each the tool prints
+what a chip must hold (arguments, results and intermediate values; v5e has 16 GiB), and
+its collectives, of which none may be in a loop. It needs no data.
 """
 
 import os
