@@ -270,7 +270,7 @@ class Experiment(Section):
             self._check_stages()
 
     def _check_chains(self):
-        """Both chains are there, and the space of none has another name by now."""
+        """Checks that both chains are there, and that no space has an old name."""
         for name in ("prior", "posterior"):
             if name not in self.chains:
                 raise ConfigError(f"config.chains.{name} is missing")
@@ -371,7 +371,7 @@ _SECTIONS: dict[str, type[Section]] = {
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The dict of an older version's config.json, by the names of today.
+    """Converts the dict of an older version's config.json to the names of today.
 
     Example:
       >>> upgrade({"seed": 0, "guard": {"max_rescues": 5}})

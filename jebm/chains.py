@@ -33,7 +33,7 @@ from jebm.model import Model, Params, float_dtype
 
 
 class ChainEnd(NamedTuple):
-    """Where chains have ended."""
+    """The ends of chains."""
 
     latents: Latents  # z, bottom to top, each [B, *shape_i]
     position: Latents  # the same in the chain's space, of the layers that moved
@@ -219,7 +219,7 @@ def start_positions(
 
 
 def _start(keys, model, params, chain, x, temperature, above):
-    """Where `chain` starts and, if known without another pass, latents and state."""
+    """Returns where `chain` starts and, if known without a pass, latents and state."""
     moving = len(model.backbone.latent_shapes) - len(above)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
     if chain.start in ENCODED:

@@ -201,7 +201,7 @@ def _handlers():
 
 
 def _alone():
-    """Of several processes, this one reads and writes by itself."""
+    """Lets this process read and write without waiting for the others."""
     import orbax.checkpoint as ocp
 
     index = jax.process_index()

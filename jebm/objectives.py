@@ -243,7 +243,7 @@ def kl_weights(
 
 
 def freeze_all_but_encoder(model: Model, params: Params) -> Params:
-    """`params`, with gradients reaching those of the encoder alone.
+    """Returns `params`, with gradients that reach the encoder alone.
 
     These are the top-level modules that the backbone's `encoder_modules` names.
 

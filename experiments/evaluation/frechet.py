@@ -52,7 +52,7 @@ class Frechet(Evaluator):
     """Frechet distances; its options are those that several evaluators share."""
 
     def lacks(self, experiment: Experiment) -> str:
-        """Says so where the data set has no classifier."""
+        """Says so if the data set has no classifier."""
         name = experiment.data.name
         return "" if name in classifier.known() else classifier.absent(name)
 
@@ -136,7 +136,7 @@ def _other_samplers(run):
 
 
 def _prior_samples(key, run, **sampler):
-    """`eval.num_samples` of them; `sampler` is of `jebm.sample`."""
+    """Draws `eval.num_samples` of them; `sampler` has arguments of `jebm.sample`."""
 
     def draw(key, indices):
         return jebm.sample(key, run.model, run.params, len(indices), **sampler)

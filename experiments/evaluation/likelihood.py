@@ -1,4 +1,4 @@
-"""Test log-likelihood: how good the density of images is, in nats and in bits.
+"""Test log-likelihood: measures the density of images, in nats and in bits.
 
 The protocol "likelihood". What is estimated, and by which estimator, is told by
 `experiments.evaluation.log_likelihood`.
@@ -163,7 +163,7 @@ class Likelihood(Evaluator):
 
 
 def _spread(value):
-    """The deviation over images; of one image it is unknown."""
+    """Returns the deviation over images, which one image does not have."""
     return float(value.std(ddof=1)) if len(value) > 1 else np.nan
 
 

@@ -127,7 +127,7 @@ def _trace(key, model, params, chain, x=None):
 
 
 def _statistics(name, values, model, params, latents, features, groups):
-    """Of values [draws, chains], the chains in `groups` of equal laws."""
+    """Groups the chains of values [draws, chains] by their laws."""
     draws = len(values)
     num = draws * _CHAINS // groups
     numbers = {f"{name}_draws": num}

@@ -94,7 +94,7 @@ class Ood(Evaluator):
         return Result(numbers, facts, about, (table,), figures={"ood": drawing})
 
     def _statistics(self, key, run) -> tuple[Statistics, dict[str, Statistics]]:
-        """Of held-out images, and of each outlier set, as many images of all."""
+        """Scores held-out images and each outlier set, the same number of each."""
         images = run.heldout[: run.experiment.eval.num_samples]
         names = (self.chosen_on, *self.outliers)
         sets = {n: outliers.outliers(n, images, run.experiment.data) for n in names}

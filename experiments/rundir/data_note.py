@@ -1,4 +1,4 @@
-"""data.json: which images a run has read, so that it can be said when they change.
+"""data.json: which images a run has read, so that a later command can tell a change.
 
 It holds a list, an entry for each step from which on the images were others: "step",
 for each split how many images it has and a digest of them, and of a folder likewise all
@@ -64,7 +64,7 @@ def note(
 
 
 def identity(data: Data, splits: Mapping[str, Split] | None) -> dict[str, Any]:
-    """Returns the number of images, and what tells them from others."""
+    """Returns the number of images, and a digest of them."""
     parts = {name: _of_split(split) for name, split in (splits or {}).items()}
     if data.name == "folder" and data.data_dir is not None:
         parts["files"] = _of_folder(pathlib.Path(data.data_dir).expanduser())
@@ -72,7 +72,7 @@ def identity(data: Data, splits: Mapping[str, Split] | None) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Says what differs, of what both know.
+    """Says what differs among the entries that both have.
 
     Example:
       >>> then = {"train": {"num": 54}, "test": {"num": 6, "pixels": "a"}}
