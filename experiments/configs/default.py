@@ -13,7 +13,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.data = config_dict.ConfigDict()
     # See docs/data.md. "fake" makes up images in the shape and classes of fake_like,
-    # "folder" brings those below data_dir to image_shape, (height, width, channels).
+    # "folder" brings those below data_dir to image_shape, (height, width, channels);
+    # "fake" takes that shape too, where it is given.
     # About a tenth of them are held out, each by its name.
     config.data.name = config.data.fake_like = "digits"
     config.data.image_shape = config_dict.placeholder(tuple)

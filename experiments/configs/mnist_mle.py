@@ -20,9 +20,10 @@ def get_config():
     config.learning.posterior_tilt = 0.0
     # What an untrained generator calls the posterior is far out, and encoder and chains
     # that have gone there come back very slowly.
-    config.learning.likelihood_warmup_steps = 1000
+    config.learning.likelihood_warmup_steps = 200
     config.chains.posterior.name = "mala"
-    config.chains.posterior.num_steps = 5
+    # Fewer, and posterior and prior drift apart faster than encoder and chains return.
+    config.chains.posterior.num_steps = 15
     config.chains.posterior.step_size = 0.1
     # The Gaussian prior is far off, and a chain from it takes longer to arrive.
     config.chains.prior.num_steps = 800

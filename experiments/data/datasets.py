@@ -34,9 +34,7 @@ def load(data: Data) -> dict[str, Split]:
     )  # fmt: skip
     splits = dict(read(data.name, options))
     if data.is_fake:
-        print(
-            f"{fake.LABEL}: the images are made up, in the shape of {data.fake_like!r}."
-        )
+        print(f"{described(data)}: the images are made up.")
     if data.labels:
         splits = _keep_classes(data.name, splits, data.labels)
     if data.heldout_class is not None:
@@ -54,8 +52,10 @@ def _check(data):
     name = data.name
     if name not in LOADERS:
         raise ConfigError(unknown_name_message("data set", name, LOADERS))
-    if data.image_shape is not None and name != "folder":
-        raise ConfigError(f"data.image_shape needs data.name 'folder', got {name!r}")
+    if data.image_shape is not None and name not in ("folder", "fake"):
+        raise ConfigError(
+            f"data.image_shape needs data.name 'folder' or 'fake', got {name!r}"
+        )
     for kind in data.augment:
         if kind not in AUGMENTATIONS:
             raise ConfigError(unknown_name_message("data.augment", kind, AUGMENTATIONS))
@@ -97,7 +97,9 @@ def described(data: Data | Mapping[str, Any]) -> str:
     fields = dataclasses.asdict(data) if isinstance(data, Data) else data
     if fields["name"] != "fake":
         return fields["name"]
-    return f"{fake.LABEL} in the shape of {fields['fake_like']}"
+    shape = fields.get("image_shape")  # older runs have none
+    like = " x ".join(map(str, shape)) if shape else fields["fake_like"]
+    return f"{fake.LABEL} in the shape of {like}"
 
 
 def hold_out(splits: dict[str, Split], heldout: int) -> dict[str, Split]:

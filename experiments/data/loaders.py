@@ -260,14 +260,15 @@ def _held_out(images, options, share):
 
 
 def _fake(options):
-    """Makes images up in the shape of another data set, always the same."""
+    """Makes images up as of another data set, or of `image_shape`, always the same."""
     like = options.fake_like
     if like not in SHAPES:
         raise ConfigError(
             f"data.fake_like must be one of {sorted(SHAPES)}, got {like!r}"
         )
     seed = zlib.crc32(like.encode())  # each has its own
-    made = fake.make(SHAPES[like], like not in UNLABELLED, seed)
+    shape = options.image_shape or SHAPES[like]
+    made = fake.make(shape, like not in UNLABELLED, seed)
     return {name: Split(*split) for name, split in made.items()}
 
 

@@ -81,7 +81,7 @@ def test_to_unit_divides_by_255_in_float32():
         ("digits", {"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ("digits", {"augment": ("turn",)}, "unknown data.augment 'turn'.*'flip'"),
         ("digits", {"augment": ("crop",)}, "'crop' needs images of many sizes"),
-        ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' is of images"),
+        ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' needs images"),
         ("fake", {"fake_like": "folder"}, "data.fake_like must be one of"),
     ],
 )

@@ -1,6 +1,7 @@
 """Runs on made-up images, and that everything which comes of them says so."""
 
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -184,6 +185,16 @@ def test_split_too_small_for_a_batch_is_told_before_any_work(tmp_path):
     expected = "error: learning.batch_size of 20 is more than the 6 images"
     assert stopped.value.code.startswith(expected)
     assert not path.exists()
+
+
+def test_made_up_images_take_the_shape_of_a_folders(capsys):
+    fields = {"name": "fake", "fake_like": "cifar10", "image_shape": (6, 8, 3)}
+    data = dataclasses.replace(options.read(lsun.get_config()).data, **fields)
+    splits = datasets.load(dataclasses.replace(data, augment=()))
+    assert splits["test"].images.shape[1:] == (6, 8, 3)
+    told = "FAKE DATA in the shape of 6 x 8 x 3"
+    assert datasets.described(data) == told
+    assert told in capsys.readouterr().out
 
 
 @pytest.fixture
