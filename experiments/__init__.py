@@ -1,1 +1,1 @@
-"""Experiments: from a config file to a run directory that explains itself."""
+"""Experiments: they turn a config file into a run directory that explains itself."""

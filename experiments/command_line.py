@@ -1,4 +1,4 @@
-"""Reads flags so that each mistake ends in one sentence, and says what there is."""
+"""Reads flags, explains each mistake in one sentence, and prints the help."""
 
 import ast
 import pathlib
@@ -17,14 +17,15 @@ _HELP = """\
 python -m experiments.main --config=FILE [--mode=MODE] [--workdir=DIR]
                            [--config.FIELD=VALUE ...]
 
-Trains, measures and draws one experiment. A first one, two minutes on two cores:
+Trains, measures and draws one experiment. Start with this one, two minutes on two
+cores:
 python -m experiments.main --config=experiments/configs/digits.py
 
 modes (--mode)
 {modes}
 
-All but train take their settings from config.json of the run in --workdir, and need
-no --config; --config.FIELD=VALUE overrides one of them.
+All modes but train read their settings from config.json of the run in --workdir, and
+need no --config; --config.FIELD=VALUE overrides a setting.
 
 configs (--config), in experiments/configs
 {configs}
@@ -33,7 +34,7 @@ other flags
   --workdir=DIR     where the run is kept; by default runs/NAME_OF_THE_CONFIG
   --images=FOLDER   what --mode=score scores
 
-settings that are changed most
+settings that you change most often
 {settings}
 
 {fields}
@@ -41,7 +42,7 @@ settings that are changed most
 
 
 MODES = {
-    "train": "trains, or goes on from the newest checkpoint; then draws and measures",
+    "train": "trains, or resumes from the newest checkpoint; then draws and measures",
     "eval": "measures a trained run again: eval.json",
     "sample": "draws new grids of samples: samples/*.png",
     "figures": "draws all figures: figures/*.png",
@@ -50,24 +51,24 @@ MODES = {
 
 
 SETTINGS = {
-    "seed": "of parameters, order of the data, and all noise",
+    "seed": "decides parameters, the order of the data, and all noise",
     "prior": "ebm, or gaussian for the same generator without energies",
     "data.data_dir": "where TFDS has prepared the data",
-    "learning.num_steps": "of training; a larger one trains a finished run further",
-    "learning.batch_size": "over all devices",
-    "learning.energy_lr": "a smaller one where training diverges",
-    "learning.gradient_penalty": "a larger one where training diverges",
+    "learning.num_steps": "training steps; a larger value continues a finished run",
+    "learning.batch_size": "images a step, over all devices",
+    "learning.energy_lr": "take a smaller value if training diverges",
+    "learning.gradient_penalty": "take a larger value if training diverges",
     "learning.method": "mle, variational or two_stage",
-    "chains.prior.num_steps": "of the chain that draws samples",
-    "chains.prior.step_size": "of the chain that draws samples",
+    "chains.prior.num_steps": "steps of the chain that draws samples",
+    "chains.prior.step_size": "step size of the chain that draws samples",
     "eval.protocol": "auto (classifier or features); paper or clean (FID); ood, ...",
-    "eval.num_samples": "that the distances are taken of",
+    "eval.num_samples": "samples for the distances",
     "log.every": "steps between lines of metrics.jsonl",
 }
 
 
 def tool_help(path: str | None) -> str:
-    """What `--help` of a program of tools/ prints: its docstring, and its flags."""
+    """Returns what `--help` of a program of tools/ prints: its docstring and flags."""
     del path
     about = sys.modules["__main__"].__doc__ or ""
     return f"{about}\n{flags.FLAGS.main_module_help()}"
@@ -195,7 +196,7 @@ _KINDS = {
 
 
 def _wrong_value(message, argv):
-    """Says in our words what absl says as "flag --NAME=VALUE: REASON"."""
+    """Rewords absl's message "flag --NAME=VALUE: REASON"."""
     name, rest = message.removeprefix("flag --").split("=", 1)
     value = next(v for v in _values_of(name, argv) if rest.startswith(f"{v}: "))
     parser = flags.FLAGS[name].parser

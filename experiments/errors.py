@@ -4,7 +4,7 @@ from jebm.checkpoints import CorruptCheckpointError
 
 
 class ConfigError(ValueError):
-    """What the user asked for cannot be done; raised before any work."""
+    """The user asked for something impossible; raised before any work."""
 
 
 class Diverged(RuntimeError):

@@ -49,10 +49,12 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of images, for --mode=scor
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "HOST:PORT of process 0 of several; auto on a TPU pod or SLURM.",
+    "HOST:PORT of process 0, for several; auto on a TPU pod or SLURM.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0."
+)
 
 
 def main(
@@ -134,7 +136,7 @@ def with_settings_of_run(argv: list[str]) -> list[str]:
         return argv
     of_run.get_config(str(path))  # told by a sentence here, below by absl's trace
     if file and (others := of_run.differing(command_line.config_of(file), path)):
-        print(f"Settings are those of {path}. Others in {file}: {', '.join(others)}.")
+        print(f"Using the settings of {path}. {file} differs in {', '.join(others)}.")
     config = f"--config={of_run.__file__}:{path}"
     rest = command_line.without("config", command_line.without("workdir", argv))
     return [rest[0], config, f"--workdir={path}", *rest[1:]]

@@ -130,13 +130,13 @@ class Learning(Section):
         for name, method in needs.items():
             if getattr(self, name) and self.method != method:
                 raise ConfigError(
-                    f"learning.{name} is of learning.method {method!r}, got "
+                    f"learning.{name} needs learning.method {method!r}, got "
                     f"{getattr(self, name)} with {self.method!r}"
                 )
         for name in ("kl_balance", "spectral_penalty_start"):
             if getattr(self, name) and not self.kl_warmup_steps:
                 raise ConfigError(
-                    f"learning.{name} works in the warm-up of the divergence, got "
+                    f"learning.{name} needs a warm-up of the KL divergence, got "
                     f"{getattr(self, name)} with learning.kl_warmup_steps=0"
                 )
         if self.persistent_chains % self.batch_size:
@@ -270,7 +270,7 @@ class Experiment(Section):
             self._check_stages()
 
     def _check_chains(self):
-        """Both chains are there, and the space of none has another name by now."""
+        """Checks that both chains are there, and that no space has an old name."""
         for name in ("prior", "posterior"):
             if name not in self.chains:
                 raise ConfigError(f"config.chains.{name} is missing")
@@ -371,7 +371,7 @@ _SECTIONS: dict[str, type[Section]] = {
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The dict of an older version's config.json, by the names of today.
+    """Converts the dict of an older version's config.json to the names of today.
 
     Example:
       >>> upgrade({"seed": 0, "guard": {"max_rescues": 5}})

@@ -66,17 +66,17 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What its pictures must say: that the data are made up; "" of real ones."""
+        """Returns what its pictures must say of made-up data; "" for real data."""
         data = self.experiment.data
         return datasets.described(data) if data.is_fake else ""
 
     @functools.cached_property
     def variant(self) -> str:
-        """What is sampled otherwise than the run was trained, "" where nothing is."""
+        """Names the settings that differ from those of training; "" for none."""
         return variant(self.path, self.experiment)
 
     def folder(self, name: str) -> pathlib.Path:
-        """Where its files of a kind lie: those of another variant lie apart."""
+        """Returns the folder of its files of a kind; each variant has its own."""
         return self.path / name / self.variant_name
 
     @property
@@ -140,7 +140,7 @@ def read_model(experiment: Experiment, path: pathlib.Path) -> jebm.Model:
 
 
 def restore_aloud(path: pathlib.Path, templates: dict[str, Any]):
-    """`checkpoints.restore`, its warnings printed as sentences."""
+    """Calls `checkpoints.restore` and prints its warnings as sentences."""
     with warnings.catch_warnings(record=True) as passed_over:
         warnings.simplefilter("always", UserWarning)
         restored = checkpoints.restore(path, templates)

@@ -1,4 +1,4 @@
-"""Chains of a model: where they start, how they run, and what they end at.
+"""Runs the chains of a model: where they start, how they move, where they end.
 
     prior chain       log N(eps) - E(T(eps))
     posterior chain   log N(eps) - E(T(eps)) + log p(x | T(eps))
@@ -33,7 +33,7 @@ from jebm.model import Model, Params, float_dtype
 
 
 class ChainEnd(NamedTuple):
-    """Where chains have ended."""
+    """The ends of chains."""
 
     latents: Latents  # z, bottom to top, each [B, *shape_i]
     position: Latents  # the same in the chain's space, of the layers that moved
@@ -51,7 +51,7 @@ def draw_noise(
 ) -> Latents:
     """Draws standard normal noise of the shapes of the latents, from keys [B].
 
-    `layers` draws for the lowest so many alone.
+    With `layers` it draws for that many of the lowest layers alone.
     """
     shapes, dtype = model.backbone.latent_shapes[:layers], float_dtype(params)
     zeros = tuple(jnp.zeros(shape, dtype) for shape in shapes)
@@ -219,7 +219,7 @@ def start_positions(
 
 
 def _start(keys, model, params, chain, x, temperature, above):
-    """Where `chain` starts and, if known without another pass, latents and state."""
+    """Returns where `chain` starts and, if known without a pass, latents and state."""
     moving = len(model.backbone.latent_shapes) - len(above)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, _START)
     if chain.start in ENCODED:

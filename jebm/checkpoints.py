@@ -5,8 +5,9 @@
     WORKDIR/checkpoints/STEP/train_state    everything else that training resumes from
     WORKDIR/checkpoints/STEP/digests        sha256 of every leaf of the items above
 
-The array store restores flipped bits without noticing, hence the digests. A checkpoint
-that cannot be read or does not match is passed over, aloud, for the one before it.
+The array store restores flipped bits without noticing, hence the digests. If a
+checkpoint cannot be read or does not match, a warning says so and the one before it is
+read.
 """
 
 import hashlib
@@ -35,8 +36,8 @@ class CorruptCheckpointError(Exception):
 def manager(workdir: str | pathlib.Path, keep: int):
     """Opens `workdir/checkpoints` for writing: an orbax CheckpointManager to close.
 
-    What a killed process has left of a checkpoint is deleted. Of several processes one
-    alone may write; it waits for no other.
+    It deletes what a killed process has left of a checkpoint. Only one of several
+    processes may write, and it waits for no other.
 
     Args:
       workdir: directory of a run.
@@ -98,9 +99,9 @@ def save(manager, step: int, items: dict[str, PyTree]) -> None:
 def set_aside_after(workdir: str | pathlib.Path, step: int) -> None:
     """Moves checkpoints later than `step` to `workdir/checkpoints_set_aside`.
 
-    Training does so when it goes back behind a damaged one, whose step it will write
-    anew: what could not be read today may be read tomorrow. Of two set aside at one
-    step the later is kept.
+    Training does so when it goes back behind a damaged checkpoint, whose step it will
+    write again: what cannot be read today may be readable tomorrow. If two are set
+    aside at one step, the later one is kept.
     """
     for later in steps(workdir):
         if later > step:
@@ -111,7 +112,7 @@ def set_aside_after(workdir: str | pathlib.Path, step: int) -> None:
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
-    """Steps of the finished checkpoints of a run, in order."""
+    """Returns the steps of the finished checkpoints of a run, in order."""
     import orbax.checkpoint as ocp
 
     directory = _directory(workdir)
@@ -129,8 +130,8 @@ def restore(
       step: the one step to read; None for the newest that is sound.
 
     Returns:
-      The step, and the items with NumPy leaves. A warning tells of each checkpoint
-      that was passed over.
+      The step, and the items with NumPy leaves. A warning names each checkpoint that
+      was skipped.
 
     Raises:
       FileNotFoundError: if there is no checkpoint, or none of `step`.
@@ -200,7 +201,7 @@ def _handlers():
 
 
 def _alone():
-    """Of several processes, this one reads and writes by itself."""
+    """Lets this process read and write without waiting for the others."""
     import orbax.checkpoint as ocp
 
     index = jax.process_index()

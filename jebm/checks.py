@@ -1,4 +1,4 @@
-"""Checks of arguments: one ValueError that names the argument, what came, what was due.
+"""Checks arguments: one ValueError names the argument, what it must be and what it is.
 
 Shapes and dtypes are checked at trace time; values only where they are known. Images
 are the only values on a device that are looked at, by one transfer of two numbers.
@@ -171,7 +171,7 @@ def _pixels(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating-point in [0, 1], got {x.dtype}; "
-            "8-bit images are to be divided by 255"
+            "divide 8-bit images by 255"
         )
     if isinstance(x, jax.core.Tracer):
         return

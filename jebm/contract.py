@@ -1,8 +1,8 @@
-"""Whether a backbone keeps the contract of `jebm.hierarchy`, and if not, where.
+"""Checks whether a backbone keeps the contract of `jebm.hierarchy`.
 
-A backbone that breaks it often still runs, and samples something else: a scale that is
-not positive, a verb that draws by itself, examples that mix. What is checked is run,
-with random parameters, on three examples.
+A backbone that breaks the contract often still runs, but samples something else: a
+scale that is not positive, a verb that draws by itself, examples that mix. The check
+runs the backbone with random parameters on three examples.
 """
 
 import copy
@@ -40,7 +40,7 @@ def check_backbone(model: Model, *, seed: int = 0) -> None:
       seed: of the parameters and the noise that the verbs are tried with.
 
     Raises:
-      ValueError: naming the verb or attribute, what was due and what came.
+      ValueError: naming the verb or attribute, what it must be and what it is.
 
     Example:
       >>> import jebm

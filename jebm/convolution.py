@@ -21,7 +21,7 @@ from flax.linen.dtypes import promote_dtype
 
 
 def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The equation above, in the form that is fast: here alone is it chosen.
+    """Computes the equation above; chooses the form that is fast on the platform.
 
     Args:
       x: [B, H, W, C].

@@ -134,7 +134,9 @@ def _z_logdensity(model, params, latents, x):
 def prior_logdensity(
     model: Model, params: Params, latents: types.Latents
 ) -> types.PerExample:
-    """log p_beta(z) - E(z), the joint EBM prior (arXiv 2306.06323) up to log Z.
+    """Computes log p_beta(z) - E(z), the joint EBM prior up to log Z.
+
+    (arXiv 2306.06323)
 
     Args:
       model: the model.
@@ -163,7 +165,7 @@ def prior_logdensity(
 def joint_logdensity(
     model: Model, params: Params, x: types.Images, latents: types.Latents
 ) -> types.PerExample:
-    """log p(x | z) + log p_beta(z) - E(z), up to log Z.
+    """Computes log p(x | z) + log p_beta(z) - E(z), up to log Z.
 
     Args:
       model: the model.

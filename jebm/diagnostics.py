@@ -1,4 +1,4 @@
-"""How well a Langevin chain can follow its log-density.
+"""Measures how well a Langevin chain can follow its log-density.
 
 An uncorrected chain of step size s is stable only while
 
@@ -23,7 +23,7 @@ _MALA_STEPS = 10
 
 
 class ChainDiagnostics(NamedTuple):
-    """Of one chain per example, where it ends."""
+    """Diagnostics of one chain per example, at its end."""
 
     acceptance_rate: jax.Array  # [B], probability that MALA accepts a step of this size
     stiffness: jax.Array  # [B], s^2 / 4 * lambda_max: unstable from 1 on
@@ -84,12 +84,12 @@ def largest_curvature(
     logdensity_fn: LogDensity,
     num_iterations: int = 10,
 ) -> jax.Array:
-    """lambda_max, the largest eigenvalue of -Hessian of `logdensity_fn`, [].
+    """Computes lambda_max, the largest eigenvalue of -Hessian of `logdensity_fn`, [].
 
-    By Lanczos iteration from a random direction: unlike a power iteration it does not
-    mistake a large negative eigenvalue for the one that is sought. The result is a
-    lower bound that is exact once `num_iterations` reaches the dimension. Memory is
-    `num_iterations` positions.
+    It uses Lanczos iteration from a random direction, which, unlike power iteration,
+    does not mistake a large negative eigenvalue for the largest one. The result is a
+    lower bound, and exact once `num_iterations` reaches the dimension. The memory is
+    that of `num_iterations` positions.
 
     Args:
       key: typed key, [].

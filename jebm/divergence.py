@@ -1,9 +1,9 @@
-"""Tells an update that diverges, also while all its numbers are still finite.
+"""Detects an update that diverges, even while all its numbers are still finite.
 
-The pair of energy and sampler runs away when the energy asks for more than the chain
-can follow: the gap E- minus E+ grows, the chains' gradients grow, the noise behind the
-prior samples leaves the unit scale. What follows is the caller's choice, for instance
-to go back to an older state with a smaller learning rate.
+Energy and sampler run away from each other when the energy changes faster than the
+chain can follow: the gap E- minus E+ grows, the chains' gradients grow, the noise
+behind the prior samples leaves the unit scale. The caller decides what to do, for
+instance to go back to an older state with a smaller learning rate.
 """
 
 import math
@@ -18,7 +18,7 @@ from jebm.hierarchy import Latents
 
 
 class Limits(NamedTuple):
-    """Largest sound magnitudes of what an update's info calls by these names."""
+    """Largest sound magnitudes of the values with these names in an update's info."""
 
     energy_gap_nats: float = 50.0  # |mean E(z-) - mean E(z+)|
     prior_grad_norm: float = 1e3  # of the log-density, mean over a chain
@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 
 def watched(plus: jax.Array, minus: jax.Array, eps: Latents) -> dict[str, jax.Array]:
-    """Returns what there is to watch of energies [B] at z+ and z-, and of z-'s noise.
+    """Returns the metrics to watch, of energies [B] at z+ and z- and of z-'s noise.
 
     Example:
       >>> watched(jnp.ones(2), jnp.zeros(2), (jnp.ones((2, 3)),))["energy_gap_nats"]
@@ -41,7 +41,7 @@ def watched(plus: jax.Array, minus: jax.Array, eps: Latents) -> dict[str, jax.Ar
 
 
 def violated_limits(info: Mapping[str, float], limits: Limits = Limits()) -> list[str]:
-    """Describes what is wrong with the info of an update, or with means over some.
+    """Describes what is wrong with the info of an update, or with a mean of several.
 
     Example:
       >>> violated_limits({"loss_nats": 3.0, "energy_gap_nats": -70.0})

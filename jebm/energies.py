@@ -76,9 +76,9 @@ class Layerwise(nn.Module):
 class Joint(nn.Module):
     """One MLP of all layers, zero at initialisation.
 
-    It sees which values of the layers go together, as a sum of one energy per layer
-    cannot. That matters where the decoder reads every layer, and a layer holds no more
-    than its departure from those above: in a ladder.
+    It sees which values of the layers go together, which a sum of one energy per layer
+    cannot see. That matters where the decoder reads every layer, and a layer holds no
+    more than its departure from those above: in a ladder.
 
     Attributes:
       widths: hidden widths of f.
@@ -206,13 +206,13 @@ class JointConv(nn.Module):
 class State(nn.Module):
     """One f of the state that the decoder reads: convolutions down to 4 x 4, an MLP.
 
-    An image depends on z through that state alone, so that this energy can mend all
-    that shows, and leaves alone what does not: the many units of a deep hierarchy in
-    which q is p_beta and which the decoder has learned to ignore. These drown an energy
-    of the latents themselves in noise. Zero at initialisation.
+    An image depends on z through that state alone. So this energy can correct all that
+    an image shows, and ignores what it does not show: the many units of a deep
+    hierarchy in which q is p_beta and which the decoder has learned to ignore. To an
+    energy of the latents themselves these units are noise. Zero at initialisation.
 
-    It learns on a frozen backbone or beside a VAE; where its gradient reaches the
-    backbone, the state moves with it.
+    It learns on a frozen backbone or beside a VAE. If its gradient reaches the
+    backbone, the state changes with it.
 
     Attributes:
       channels: of each convolution, 4 x 4 with stride 2.

@@ -126,7 +126,7 @@ def infer(
 def normal_posterior(
     backbone: Any, i: int, state: Any, features: Any, prior: Normal
 ) -> Normal:
-    """q(z_i | z_{>i}, x) of a bound backbone, where it is normal: see below."""
+    """Returns q(z_i | z_{>i}, x) of a bound backbone, if it is normal: see below."""
     zeros = jnp.zeros_like(prior.loc)
     loc, _ = backbone.posterior(i, state, features, prior, zeros)
     end, _ = backbone.posterior(i, state, features, prior, zeros + 1)
@@ -147,10 +147,10 @@ def has_encoder(backbone: Any) -> bool:
 
 
 def log_prior(latents: Latents, priors: tuple[Normal, ...]) -> jax.Array:
-    """log p_beta(z) in nats, [B], from the priors that `top_down` returned."""
+    """Computes log p_beta(z) in nats, [B], from the priors of `top_down`."""
     return sum(p.log_prob(z) for z, p in zip(latents, priors, strict=True))
 
 
 def log_standard_normal(eps: Latents) -> jax.Array:
-    """log N(eps; 0, I) in nats, [B], summed over all layers."""
+    """Computes log N(eps; 0, I) in nats, [B], summed over all layers."""
     return sum(Normal(jnp.zeros_like(e), jnp.ones_like(e)).log_prob(e) for e in eps)

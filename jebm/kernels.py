@@ -44,7 +44,7 @@ def _check_step_size(value):
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """What every chain has; use `Langevin`, `MALA` or `Tempered`.
+    """The settings that all chains share; use `Langevin`, `MALA` or `Tempered`.
 
     Attributes:
       num_steps: steps K, each one gradient.
@@ -85,7 +85,7 @@ class Chain:
 
     @property
     def adjusted(self) -> bool:
-        """Whether each move is tested, so that the law is the density's at any s."""
+        """Whether a test corrects each move; the law is then the density's at any s."""
         return False
 
 

@@ -32,7 +32,7 @@ class LangevinState(NamedTuple):
 
 
 class LangevinInfo(NamedTuple):
-    """What a person reads; `run` returns its average over the steps."""
+    """Metrics of a step; `run` returns their average over the steps."""
 
     logdensity: jax.Array  # [], nats, where the step started
     grad_norm: jax.Array  # [], of grad logdensity, where the step started

@@ -1,4 +1,4 @@
-"""Metropolis-adjusted Langevin (MALA), the exact chain to hold the short one against.
+"""Metropolis-adjusted Langevin (MALA), an exact chain.
 
 The proposal is the step of `jebm.langevin`, accepted with probability
 
@@ -39,14 +39,14 @@ def init(position: PyTree, logdensity_fn: LogDensity) -> MalaState:
 
 
 class MalaNoise(NamedTuple):
-    """What is random in a step, of one draw: see `langevin.normal_like`."""
+    """The random numbers of a step, in one draw: see `langevin.normal_like`."""
 
     proposal: PyTree  # standard normal, like position
     acceptance: jax.Array  # [], standard normal; it decides by its distribution
 
 
 def draw(key: jax.Array, position: PyTree) -> MalaNoise:
-    """The noise of one step."""
+    """Draws the noise of one step."""
     dtype = jax.tree.leaves(position)[0].dtype
     return normal_like(key, MalaNoise(position, jnp.zeros((), dtype)))
 
@@ -106,7 +106,7 @@ def acceptance_probability(
 def accept(
     normal: jax.Array, probability: jax.Array, proposal: MalaState, state: MalaState
 ) -> MalaState:
-    """`proposal` with that probability, [], else `state`."""
+    """Returns `proposal` with that probability, [], else `state`."""
     accepted = happens(normal, probability)
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
 
@@ -123,7 +123,7 @@ _ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its 
 def adapted_step(
     step_size: jax.Array, acceptance: jax.Array, target: jax.typing.ArrayLike
 ) -> jax.Array:
-    """A step that grows while more is accepted than `target`, and shrinks else.
+    """Returns a larger step if `acceptance` is above `target`, else a smaller one.
 
     Example:
       >>> bool(adapted_step(jnp.float32(0.3), jnp.float32(0.9), 0.7) > 0.3)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def unknown_name_message(what: str, value: object, known: Iterable[str]) -> str:
-    """The message: what came, what there is, and which of these it may have meant.
+    """Returns a message with the value, the known names, and the nearest of these.
 
     Example:
       >>> unknown_name_message("backbone", "laddr", ("vector", "ladder"))
@@ -17,7 +17,7 @@ def unknown_name_message(what: str, value: object, known: Iterable[str]) -> str:
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """The end of such a message; empty where nothing known is near.
+    """Returns the end of such a message; empty if no known name is near.
 
     Example:
       >>> did_you_mean("xyz", ("vector", "ladder"))

@@ -146,10 +146,10 @@ def variational_terms(
 def encoder_log_prob(
     model: Model, params: Params, x: jax.Array, latents: Latents
 ) -> jax.Array:
-    """log q(z | x) of latents that are held fixed; gradients reach the encoder alone.
+    """Computes log q(z | x) of fixed latents; gradients reach the encoder alone.
 
-    Of samples of the posterior its mean is what an encoder that covers the posterior
-    makes largest: no bound on log p(x), and no gradient of the generator.
+    An encoder that covers the posterior maximises the mean of this over samples of the
+    posterior. It is no bound on log p(x), and has no gradient in the generator.
     (arXiv 1308.0815, the wake phase of sleep)
 
     Returns:
@@ -169,7 +169,7 @@ def encoder_log_prob(
     """
     if not has_normal_posterior(model.backbone):
         raise ValueError(
-            "log q(z | x) of given latents is known of an encoder that is normal given "
+            "log q(z | x) of given latents needs an encoder whose q is normal given "
             "the layers above, and this backbone has none"
         )
     params = freeze_all_but_encoder(model, params)
@@ -243,7 +243,7 @@ def kl_weights(
 
 
 def freeze_all_but_encoder(model: Model, params: Params) -> Params:
-    """`params`, with gradients reaching those of the encoder alone.
+    """Returns `params`, with gradients that reach the encoder alone.
 
     These are the top-level modules that the backbone's `encoder_modules` names.
 

@@ -128,7 +128,7 @@ def log_z_given(
     num_temperatures: int = 500,
     schedule: Schedule | None = None,
 ) -> Estimate:
-    """log Z_k(z_{>k}), of the k lower layers given those above.
+    """Estimates log Z_k(z_{>k}), of the k lower layers given those above.
 
     Z_k = E[exp(-E(z))], z_{<=k} of the Gaussian prior given z_{>k}: it normalises the
     tilted conditional prior, and holds the energy of the layers above too.
@@ -168,7 +168,7 @@ def log_likelihood(
     num_temperatures: int = 1000,
     schedule: Schedule | None = None,
 ) -> Estimate:
-    """log p(x) = log Z_x - log Z of each image, its density with respect to [0, 1].
+    """Estimates log p(x) = log Z_x - log Z of each image, a density on [0, 1].
 
     Args:
       key, model, params, num_particles, num_temperatures, schedule: as of `log_z`.
@@ -248,7 +248,7 @@ def check_log_z(
     num_temperatures: int = 500,
     schedule: Schedule | None = None,
 ) -> LogZCheck:
-    """Holds `log_z` against `reverse_log_z` from samples of the model.
+    """Compares `log_z` with `reverse_log_z` from samples of the model.
 
     Forward lies below log Z where no particle finds a mode; backwards from samples of
     that mode lies above. Both are near it only where annealing connects N(0, I) and the
@@ -356,7 +356,7 @@ def log_weights(
     above: Latents = (),
     start: str = "prior",
 ) -> jax.Array:
-    """log w of one particle per key, [B]: for particles sharded over devices.
+    """Computes log w of one particle per key, [B], for particles sharded over devices.
 
     `x` [B, H, W, C] and `above` [B, *shape_i], where given, are of each particle. Join
     the weights of all devices by `estimate`.
@@ -374,7 +374,7 @@ def particles(
     x: jax.Array | None = None,
     start: str = "prior",
 ) -> tuple[Latents, jax.Array]:
-    """Where the particles of `log_weights` end, and their log w: weighted samples.
+    """Returns where the particles of `log_weights` end, and their log w.
 
     A weighted mean over the particles of an image is one over its posterior, so that
     log p(x) under another prior needs no other chain: the mean of w times the ratio of
@@ -526,7 +526,7 @@ def _run(key, model, params, x, above, schedule, num_particles, start):
 
 
 def _run_backwards(key, model, params, latents, schedule):
-    """log 1/w of each sample, [N]."""
+    """Computes log 1/w of each sample, [N]."""
     checks.key(key)
     checks.params(model, params)
     checks.latents(model, latents)
@@ -639,7 +639,7 @@ def _particles(keys, model, params, x, above, schedule, start):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _reverse_log_weights(keys, model, params, latents, schedule):
-    """log 1/w of one particle per key, from the latents that it ends at."""
+    """Computes log 1/w of one particle per key, from the latents at its end."""
     b, step_sizes = schedule
     g = _target(model, params, None, (), "prior")
 

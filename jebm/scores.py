@@ -150,7 +150,7 @@ def elbo(
     importance: bool = False,
     log_z: jax.typing.ArrayLike | None = None,
 ) -> types.PerExample:
-    """elbo(k) of each image, a lower bound of log p(x) in expectation.
+    """Estimates elbo(k) of each image, a lower bound of log p(x) in expectation.
 
     Args:
       key: typed key, []. Image n draws from `fold_in(key, n)`.

@@ -91,7 +91,7 @@ def total_norm(params: Any, kernels: Any, vectors: Vectors) -> tuple[Any, Vector
 def bounded(
     params: Any, vectors: Vectors, bound: jax.typing.ArrayLike
 ) -> tuple[Any, Vectors]:
-    """`params` with every kernel that is over the bound scaled down to it.
+    """Returns `params`, with every kernel above the bound scaled down to it.
 
     After each step of an optimiser this keeps a network of k kernels, and activations
     of slope 1, from being steeper than bound^k. (arXiv 1804.04368, projection)

@@ -1,4 +1,4 @@
-"""log Z as a curve: walkers that follow the law of parameters while these change.
+"""Estimates log Z during training: walkers follow the law of changing parameters.
 
 A walker starts at N(0, I) and is annealed. Each time it is moved, its b grows by 1 / J
 until it is 1, and it takes MALA steps that keep

@@ -1,4 +1,4 @@
-"""How the weights of a variational objective move in its first updates."""
+"""Sets how the weights of a variational objective change in its first updates."""
 
 import dataclasses
 from typing import Any
@@ -10,17 +10,17 @@ from jebm import checks
 
 @dataclasses.dataclass(frozen=True)
 class WarmUp:
-    """How a variational learner begins, and what keeps a deep hierarchy smooth.
+    """Sets how a variational learner begins, and keeps a deep hierarchy smooth.
 
     Attributes:
-      kl_steps: updates in which the divergence of q from p_beta grows to its full
-        weight. 0: it has it from the first.
-      kl_balance: whether it is meanwhile balanced between layers, see
+      kl_steps: updates in which the KL divergence of q from p_beta grows to its full
+        weight. 0: it has its full weight from the first update.
+      kl_balance: whether the warm-up balances the divergence between layers, see
         `objectives.kl_weights`.
       spectral_penalty: times the spectral norms of all kernels and the largest scale
         of each normalisation, of a backbone that sows kernels (arXiv 2007.03898).
-      spectral_penalty_start: where that weight moves from in the warm-up, in equal
-        ratios. 0: it does not move.
+      spectral_penalty_start: the value of `spectral_penalty` at the start of the
+        warm-up, from which it changes in equal ratios. 0: it is constant.
     """
 
     kl_steps: int = 0
@@ -35,7 +35,7 @@ class WarmUp:
         for name in ("kl_balance", "spectral_penalty_start"):
             if getattr(self, name) and not self.kl_steps:
                 raise ValueError(
-                    f"{name} works in the warm-up of the divergence, got "
+                    f"{name} needs a warm-up of the KL divergence, got "
                     f"{getattr(self, name)} with kl_steps=0"
                 )
 

@@ -54,7 +54,7 @@ def _check(data):
         raise ConfigError(unknown_name_message("data set", name, LOADERS))
     if data.image_shape is not None and name not in ("folder", "fake"):
         raise ConfigError(
-            f"data.image_shape is of data.name 'folder' or 'fake', not of {name!r}"
+            f"data.image_shape needs data.name 'folder' or 'fake', got {name!r}"
         )
     for kind in data.augment:
         if kind not in AUGMENTATIONS:
@@ -64,8 +64,8 @@ def _check(data):
     source = data.fake_like if data.is_fake else name
     if "crop" in data.augment and source not in CROPPED:
         raise ConfigError(
-            f"data.augment 'crop' is of images of many sizes, {CROPPED}; those of "
-            f"{name!r} are all of one"
+            f"data.augment 'crop' needs images of many sizes, those of {CROPPED}; all "
+            f"images of {name!r} have one size"
         )
 
 

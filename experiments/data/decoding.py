@@ -90,7 +90,7 @@ def decode(data: bytes, channels: int) -> Image.Image:
 
 
 def _known_formats():
-    """Those of `FORMATS` that this Pillow was built with."""
+    """Returns those of `FORMATS` that this Pillow was built with."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 

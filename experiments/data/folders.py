@@ -50,12 +50,12 @@ class Listing(NamedTuple):
         if self.others:
             some = ", ".join(self.others[:3]) + (", ..." if self.others[3:] else "")
             parts.append(
-                f"{len(self.others)} that are none of {', '.join(FORMATS)}: {some}"
+                f"{len(self.others)} that are not {', '.join(FORMATS)}: {some}"
             )
         if self.num_hidden:
             parts.append(f"{self.num_hidden} hidden")
         if self.loops:
-            parts.append(f"links that lead back: {', '.join(self.loops)}")
+            parts.append(f"links to a folder that they are in: {', '.join(self.loops)}")
         if self.runs:
             parts.append(f"directories of runs: {', '.join(self.runs)}")
         if not parts:

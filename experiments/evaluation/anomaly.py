@@ -113,30 +113,30 @@ class Anomaly(Evaluator):
         }
         about = (
             f"Anomaly detection at step {run.step}: {facts['num_anomalous']} images of "
-            f"the held-out class {heldout} among {facts['num_normal']} of the others; "
-            f"chance has an AUPRC of {numbers['prevalence']:.3f} and an AUROC of .5. "
-            f"{facts['num_posterior_samples']} posterior samples an image."
+            f"the held-out class {heldout} among {facts['num_normal']} of the others, "
+            f"with {facts['num_posterior_samples']} posterior samples an image. Chance "
+            f"has an AUPRC of {numbers['prevalence']:.3f} and an AUROC of .5."
         )
         drawing = Drawing(
             histograms(terms, anomalous, self.weights),
-            "Scores of held-out images, of classes of training and of the held-out "
-            "class, and parts of them",
+            "Scores, and parts of them, of held-out images of the training classes "
+            "and of the held-out class",
         )
         table = self._table(numbers)
         return Result(numbers, facts, about, (table,), figures={"anomaly": drawing})
 
     def _table(self, numbers):
         parts = {
-            "": f"minus the score, log p(x|z) weighed {self.likelihood_weight:g}, "
-            f"{self.num_augmentations} maps, {self.num_neighbours} neighbours weighed "
-            f"{self.neighbours_weight:g}, the volume to the nearest "
-            f"{self.knn_volume_weight:g}",
+            "": f"minus the score: weight {self.likelihood_weight:g} of log p(x|z), "
+            f"{self.num_augmentations} maps, weight {self.neighbours_weight:g} of "
+            f"{self.num_neighbours} neighbours, weight {self.knn_volume_weight:g} of "
+            "the volume to the nearest",
             "_absolute": "without neighbours and volume",
             "_unweighed": "minus score(0)",
             "_likelihood": "minus log p(x|z)",
             "_prior": "E(z) minus log p_beta(z)",
             "_energy": "E(z)",
-            "_distance": "distance of eps to the nearest of training",
+            "_distance": "distance of eps to the nearest training image",
         }
         rows = [
             [title, numbers[f"auprc{part}"], numbers[f"auroc{part}"]]

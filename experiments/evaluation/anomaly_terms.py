@@ -71,7 +71,7 @@ def with_start(run: Run, start: str | None) -> Run:
 
 
 def _terms(key, run, images):
-    """Those of score(0) of each image, [N]."""
+    """Returns the terms of score(0) of each image, [N]."""
     num = run.experiment.eval.num_posterior_samples
 
     def one_batch(key, x):
@@ -82,7 +82,7 @@ def _terms(key, run, images):
 
 
 def _positions(key, run, images):
-    """eps of a posterior sample of each image, [N, D]."""
+    """Returns eps of a posterior sample of each image, [N, D]."""
 
     def one_batch(key, x):
         keys = example_keys(key, jnp.arange(len(x)))

@@ -17,26 +17,26 @@ _LEAST_ACCEPTANCE = 0.4
 _COLUMNS = {
     "acceptance": "acceptance under MALA",
     "stiffness": "stiffness",
-    "exchange": "exchange, least of all neighbours",
+    "exchange": "exchange rate, the lowest of all neighbours",
 }
 
 
 def evaluate(key: jax.Array, run: Run) -> Result:
-    """Takes acceptance under MALA and stiffness, see `jebm.diagnostics`.
+    """Measures acceptance under MALA and stiffness, see `jebm.diagnostics`.
 
-    Of the tempered sampler, the exchange that neighbours accept least.
+    Also measures the lowest exchange rate between neighbours of the tempered sampler.
     """
     numbers = diagnose(key, run)
     about = (
-        "The chains' steps. From a stiffness of 1 on, those that are not tested are "
-        "unstable, and those that are tested are mostly refused."
+        "The chains' steps. At a stiffness of 1 or more, steps without a Metropolis "
+        "test are unstable, and the test refuses most of the others."
     )
     tables = (chain_table(numbers, _COLUMNS),)
     return Result(numbers, {}, about, tables, tuple(_refused(run, numbers)))
 
 
 def _refused(run, numbers):
-    """Warns of chains whose tested steps are mostly refused."""
+    """Warns of chains whose Metropolis test refuses most steps."""
     for name, chain in active_chains(run.model).items():
         rate = numbers[f"{name}_acceptance"]
         if chain.adjusted and rate < _LEAST_ACCEPTANCE:

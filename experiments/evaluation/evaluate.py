@@ -46,7 +46,7 @@ def evaluate(experiment: Experiment, path: pathlib.Path) -> None:
 
 
 def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
-    """As `evaluate`, but measures the rest where the evaluator lacks something.
+    """Evaluates; if the evaluator lacks something, measures the rest.
 
     The screen and eval.json then say what was not measured, and why.
     """
@@ -79,7 +79,7 @@ def measure(evaluator: Evaluator, run: Run, reason: str = "") -> list[Result]:
 
 
 def facts_of(run: Run, results: list[Result]) -> dict[str, Any]:
-    """Returns what the numbers of the results were taken with."""
+    """Returns the settings that the numbers were measured with."""
     experiment = run.experiment
     facts: dict[str, Any] = {}
     for result in results:

@@ -64,7 +64,7 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Inception(Evaluator):
-    """What is measured in Inception's features, by the protocol of a subclass."""
+    """Measures in Inception's features, by the protocol of a subclass."""
 
     SECTION: ClassVar[str] = "eval.fid"
     OWN_FILE: ClassVar[bool] = True
@@ -180,12 +180,12 @@ class Inception(Evaluator):
     def _about(self, run, facts):
         about = (
             f"Protocol {self.PROTOCOL.name!r} at step {run.step}: {self.num_samples} "
-            f"samples, chain {facts['chain']}, temperature of the prior's "
+            f"samples, chain {facts['chain']}, prior temperature "
             f"{self.temperature:g}, {facts['features']}, reference "
             f"{facts['reference']}; Inception score in {facts['score_splits']} parts."
         )
         if num := facts["num_compared"]:
-            about += f" KID, precision and recall are of {num} samples."
+            about += f" KID, precision and recall use {num} samples."
         return about
 
     def _table(self, numbers):
@@ -206,14 +206,14 @@ class Inception(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class Paper(Inception):
-    """By the protocol "paper"."""
+    """Measures by the protocol "paper"."""
 
     PROTOCOL: ClassVar[Protocol] = PAPER
 
 
 @dataclasses.dataclass(frozen=True)
 class Clean(Inception):
-    """By the protocol "clean"."""
+    """Measures by the protocol "clean"."""
 
     PROTOCOL: ClassVar[Protocol] = CLEAN
 
@@ -241,7 +241,7 @@ def compare(summary: Summary | None, real: Reference) -> dict[str, Number]:
 
 
 def _identity(name, drawn_by, params, batch_size, extractor):
-    """A name for all that the activations of a set depend on."""
+    """Names a set by all that its activations depend on."""
     key, chain, temperature = drawn_by
     return activations.digest(
         {
@@ -259,7 +259,7 @@ def _identity(name, drawn_by, params, batch_size, extractor):
 
 
 def _described(model):
-    """The chain of the prior, in words."""
+    """Describes the chain of the prior."""
     chain = active_chains(model).get("prior")
     if chain is None:
         return "none: exact draws of the Gaussian prior"

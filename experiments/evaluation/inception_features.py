@@ -60,7 +60,7 @@ class Extractor(NamedTuple):
 
     @classmethod
     def load(cls, protocol: Protocol, file: str | None) -> "Extractor":
-        """The weights of `file`, or of the cache, for a protocol.
+        """Reads the weights of `file`, or of the cache, for a protocol.
 
         Raises:
           ConfigError: if there are none, saying where to get them.
@@ -77,7 +77,7 @@ class Extractor(NamedTuple):
 
     @property
     def name(self) -> str:
-        """That of the protocol."""
+        """Returns the name of the protocol."""
         return self.protocol.name
 
     @property
@@ -90,14 +90,14 @@ class Extractor(NamedTuple):
         return self.step(None, self.variables, images)
 
     def score_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Of logits [N, C], those that the Inception score is of."""
+        """Returns those of logits [N, C] that the Inception score uses."""
         if not self.protocol.bias:
             bias = parallel.unreplicate(self.variables["params"]["fc"]["bias"])
             logits = logits - bias
         return logits[:, : self.num_classes]
 
     def described(self) -> str:
-        """In words."""
+        """Describes the features."""
         if self.sha256 == inception.PUBLISHED_SHA256:
             return "pool of pt_inception-2015-12-05"
         return f"pool of other Inception weights, sha256 {self.sha256[:8]}"

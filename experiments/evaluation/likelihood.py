@@ -1,4 +1,4 @@
-"""Test log-likelihood: how good the density of images is, in nats and in bits.
+"""Test log-likelihood: measures the density of images, in nats and in bits.
 
 The protocol "likelihood". What is estimated, and by which estimator, is told by
 `experiments.evaluation.log_likelihood`.
@@ -40,19 +40,19 @@ _TITLES = {
     "log_likelihood_spread": "standard deviation between images",
     "bits_per_dim": "bits per dimension",
     "effective_samples": "effective samples of the median image",
-    "heavy_tailed_share": "share of images with weights of a Pareto k above .7",
+    "heavy_tailed_share": "share of images with a Pareto k above .7",
     "log_likelihood_nats_untilted": "log-likelihood of the Gaussian prior, nats",
     "log_likelihood_error_untilted": "its standard error",
     "bits_per_dim_untilted": "bits per dimension of the Gaussian prior",
-    "heavy_tailed_share_untilted": "share of a Pareto k above .7 under it",
+    "heavy_tailed_share_untilted": "share of images with a Pareto k above .7 under it",
     "log_z_nats": "log Z of the tilted prior, nats",
     "log_z_error": "its standard error",
     "log_z_effective_samples": "its effective samples",
-    "log_z_reverse_nats": "log Z backwards from samples of the prior chain, nats",
+    "log_z_reverse_nats": "log Z, annealed back from the prior chain, nats",
     "log_z_reverse_error": "its standard error",
     "log_z_reverse_effective_samples": "its effective samples",
     "log_z_gap_nats": "gap of the two, backwards minus forwards, nats",
-    "log_z_unseen_share": "share of these samples that forwards cannot reach",
+    "log_z_unseen_share": "share of the chain's samples that annealing cannot reach",
     "log_z_agrees": "the two agree",
 }
 
@@ -163,12 +163,12 @@ class Likelihood(Evaluator):
 
 
 def _spread(value):
-    """The deviation over images; of one image it is unknown."""
+    """Returns the deviation over images, which one image does not have."""
     return float(value.std(ddof=1)) if len(value) > 1 else np.nan
 
 
 def warnings_of(numbers: Mapping[str, Number]) -> tuple[str, ...]:
-    """Says what the numbers tell against their own errors, a sentence each.
+    """Says in a sentence each which errors cannot be trusted.
 
     Example:
       >>> warnings_of({"heavy_tailed_share": 0.01, "log_z_agrees": True})
@@ -181,19 +181,19 @@ def warnings_of(numbers: Mapping[str, Number]) -> tuple[str, ...]:
             for name in ("nats", "reverse_nats", "unseen_share")
         )
         sentences.append(
-            f"log Z and its error are not to be trusted: {forward:.4g} nats by "
-            f"annealing from noise, {back:.4g} nats backwards from samples of the "
-            f"prior chain, of which a share of {unseen:.2g} is where annealing does "
-            "not reach. It has missed a mode, or the chain stays where the prior has "
-            "next to no mass."
+            f"Do not trust log Z and its error: annealing from noise gives "
+            f"{forward:.4g} nats, annealing back from samples of the prior chain "
+            f"{back:.4g} nats, and a share of {unseen:.2g} of these samples is where "
+            "annealing from noise does not reach. It has missed a mode, or the chain "
+            "stays where the prior has next to no mass."
         )
     for suffix, prior in (("", ""), ("_untilted", " under the Gaussian prior")):
         share = numbers.get(f"heavy_tailed_share{suffix}", 0.0)
         assert not isinstance(share, list)
         if share > _MANY_HEAVY_TAILS:
             sentences.append(
-                f"The error of log p(x){prior} is not to be trusted: the weights of "
-                f"{share:.0%} of the images have a Pareto k above .7, so that the "
+                f"Do not trust the error of log p(x){prior}: the weights of "
+                f"{share:.0%} of the images have a Pareto k above .7, so the "
                 "log-likelihood is likely higher. Take the estimator 'bridged'."
             )
     return tuple(sentences)

@@ -41,10 +41,10 @@ _COLUMNS = {
     "draws": "draws",
 }
 _ABOUT = (
-    "How the chains mix. An R-hat of 1.1 or more, of chains run four times as long, "
-    "says that one chain alone does not visit all that many chains together do; "
-    "whether these together are right is told by samples at one and at four times the "
-    "length."
+    "How the chains mix, over four times their usual length. At an R-hat of 1.1 or "
+    "more, one chain does not visit all that many chains visit together. To see "
+    "whether many chains together are right, compare the samples at one and at four "
+    "times the length."
 )
 
 
@@ -127,7 +127,7 @@ def _trace(key, model, params, chain, x=None):
 
 
 def _statistics(name, values, model, params, latents, features, groups):
-    """Of values [draws, chains], the chains in `groups` of equal laws."""
+    """Groups the chains of values [draws, chains] by their laws."""
     draws = len(values)
     num = draws * _CHAINS // groups
     numbers = {f"{name}_draws": num}

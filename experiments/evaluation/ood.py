@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: which scores tell images of elsewhere.
+"""Out-of-distribution detection: which scores find images from elsewhere.
 
 The protocol "ood". Every score(k) and LLR^{>k} of `jebm.scores` is a statistic, signed
 so that high means elsewhere: minus score(k), and LLR^{>k} itself. One of them is
@@ -29,7 +29,7 @@ Statistics = dict[str, np.ndarray]  # by name, of images [N]
 
 @dataclasses.dataclass(frozen=True)
 class Ood(Evaluator):
-    """How well every score tells images of elsewhere."""
+    """Measures how well every score finds images from elsewhere."""
 
     SECTION: ClassVar[str] = "eval.ood"
 
@@ -81,20 +81,20 @@ class Ood(Evaluator):
             "num_posterior_samples": run.experiment.eval.num_posterior_samples,
         }
         about = (
-            f"Out-of-distribution detection at step {run.step}: AUROC of {num} images "
-            "of elsewhere against as many held-out images, by every score. "
+            f"Out-of-distribution detection at step {run.step}: AUROC of every score, "
+            f"for {num} images from elsewhere against as many held-out images. "
             f"{names[chosen]} was chosen on {self.chosen_on}."
         )
         drawing = Drawing(
             histograms(inside, outside, chosen),
-            "Scores of held-out images and of images of elsewhere",
+            "Scores of held-out images and of images from elsewhere",
         )
         table = Table(["", *names], [[name, *row] for name, row in auroc.items()])
         numbers = self._numbers(measured, chosen)
         return Result(numbers, facts, about, (table,), figures={"ood": drawing})
 
     def _statistics(self, key, run) -> tuple[Statistics, dict[str, Statistics]]:
-        """Of held-out images, and of each outlier set, as many images of all."""
+        """Scores held-out images and each outlier set, the same number of each."""
         images = run.heldout[: run.experiment.eval.num_samples]
         names = (self.chosen_on, *self.outliers)
         sets = {n: outliers.outliers(n, images, run.experiment.data) for n in names}

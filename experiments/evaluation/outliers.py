@@ -1,4 +1,4 @@
-"""Images of elsewhere: other data sets, and what is made of a data set's own images."""
+"""Images from elsewhere: other data sets, and changed images of the data set itself."""
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from experiments.options import Data
 
 
 def outliers(name: str, images: np.ndarray, data: Data) -> np.ndarray:
-    """Returns images of elsewhere, as many as there are `images`, of their shape.
+    """Returns images from elsewhere, with the number and the shape of `images`.
 
     Where all pixels of `images` are black or white, those of elsewhere are drawn so
     too, each pixel white with the probability that its grey says: no score could be
@@ -53,7 +53,7 @@ def _image_of(pixels):
 
 
 def _prepared_in(data):
-    """Where prepared data lies: not in a folder of pictures."""
+    """Returns where prepared data lies: not in a folder of pictures."""
     return None if data.name == "folder" else data.data_dir
 
 

@@ -35,7 +35,7 @@ TITLES = {
     "": "samples",
     "long_chain": "samples by a chain 4 times as long",
     "exact": "samples of the density's own law, by many short tested steps",
-    "tempered": "samples by the tempered sampler, as long as the chain",
+    "tempered": "samples by the tempered sampler, with as many steps",
     "untilted": "samples of the Gaussian prior of the same generator",
     "posterior": "held-out images from their posterior: the floor of any prior",
     "real": "one half of the held-out images against the other",
@@ -98,11 +98,11 @@ def told(numbers: Mapping[str, float]) -> str:
 
     Example:
       >>> told({"exact_acceptance": 0.5, "energy_gap_nats": -1.0})
-      " Of the exact law's steps 50% were accepted. Gap E- minus E+: -1 nats."
+      " 50% of the exact law's steps were accepted. Gap E- minus E+: -1 nats."
     """
     text = ""
     if (accepted := numbers.get("exact_acceptance")) is not None:
-        text += f" Of the exact law's steps {accepted:.0%} were accepted."
+        text += f" {accepted:.0%} of the exact law's steps were accepted."
     if (gap := numbers.get("energy_gap_nats")) is not None:
         text += f" Gap E- minus E+: {gap:.3g} nats."
     return text

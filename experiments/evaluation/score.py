@@ -181,6 +181,6 @@ def _sheet(names, images, anomaly):
 
 
 def _short(name):
-    """A name with its folders, as a title has room for it."""
+    """Shortens a name with its folders to fit into a title."""
     name = readable(name)
     return name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"

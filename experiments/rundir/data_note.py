@@ -1,4 +1,4 @@
-"""data.json: which images a run has read, so that it can be said when they change.
+"""data.json: which images a run has read, so that a later command can tell a change.
 
 It holds a list, an entry for each step from which on the images were others: "step",
 for each split how many images it has and a digest of them, and of a folder likewise all
@@ -40,8 +40,8 @@ def warn(
     entries = read(path)
     if data.name == "folder" and (not entries or entries[0]["step"]):
         print(
-            f"warning: {path} was begun by an older version, which held other pictures "
-            "of the folder out: of those held out now it has learned from most."
+            f"warning: an older version began {path} and held out other pictures of "
+            "the folder: the run has learned from most of those held out now."
         )
     if not entries:
         return
@@ -64,7 +64,7 @@ def note(
 
 
 def identity(data: Data, splits: Mapping[str, Split] | None) -> dict[str, Any]:
-    """Returns the number of images, and what tells them from others."""
+    """Returns the number of images, and a digest of them."""
     parts = {name: _of_split(split) for name, split in (splits or {}).items()}
     if data.name == "folder" and data.data_dir is not None:
         parts["files"] = _of_folder(pathlib.Path(data.data_dir).expanduser())
@@ -72,13 +72,13 @@ def identity(data: Data, splits: Mapping[str, Split] | None) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Says what differs, of what both know.
+    """Says what differs among the entries that both have.
 
     Example:
       >>> then = {"train": {"num": 54}, "test": {"num": 6, "pixels": "a"}}
       >>> now = {"train": {"num": 55}, "test": {"num": 6, "pixels": "b"}}
       >>> differences(then, now)
-      ['train: 54 then, 55 now', 'test: 6 then and now, but others']
+      ['train: 54 then, 55 now', 'test: 6 then and now, but different ones']
     """
     told = []
     for name in (n for n in then if n in now and n != "step"):
@@ -86,7 +86,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old["num"] != new["num"]:
             told.append(f"{name}: {old['num']} then, {new['num']} now")
         elif any(old[key] != new[key] for key in old.keys() & new.keys()):
-            told.append(f"{name}: {new['num']} then and now, but others")
+            told.append(f"{name}: {new['num']} then and now, but different ones")
     return told
 
 

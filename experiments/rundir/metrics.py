@@ -1,4 +1,4 @@
-"""metrics.jsonl and hardware.json: what training has measured, and what it took."""
+"""metrics.jsonl and hardware.json: what training has measured, and on what hardware."""
 
 import json
 import math

@@ -92,7 +92,7 @@ def write(path: pathlib.Path) -> None:
 
 
 def _subtitle(path, settings, step):
-    """What the run is, on which images, and how far."""
+    """Says what the run is, on which images, and how far it has trained."""
     prior, data = settings["prior"], settings["data"]
     title = "joint EBM prior" if prior == "ebm" else "Gaussian prior"
     images = datasets.described(data)
@@ -108,15 +108,15 @@ def _subtitle(path, settings, step):
 
 
 def _changed(path):
-    """That training went on with other images than it began with."""
+    """Says at which steps the images changed."""
     steps = [str(entry["step"]) for entry in data_note.read(path)[1:]]
     if not steps:
         return ""
-    return f'<p class="warning">Other images from step {", ".join(steps)} on.</p>'
+    return f'<p class="warning">The images changed at step {", ".join(steps)}.</p>'
 
 
 def _made_up(settings):
-    """That nothing on the page comes of real images."""
+    """Says that the images are made up."""
     if settings["data"]["name"] != "fake":
         return ""
     text = f"{datasets.described(settings['data'])}: nothing here is a result."
@@ -124,7 +124,7 @@ def _made_up(settings):
 
 
 def _rollbacks(lines):
-    """Where training has diverged and gone back, first thing on the page."""
+    """Says where training has diverged and gone back, first on the page."""
     texts = [line["rollback"] for line in lines if "rollback" in line]
     if not texts:
         return ""
@@ -133,7 +133,7 @@ def _rollbacks(lines):
 
 
 def _evaluated(evaluations: list[Evaluation]) -> Iterator[str]:
-    """What was measured, as each evaluation describes it; what is equal, once."""
+    """Returns what each evaluation says it measured; equal parts appear once."""
     shown: list[dict[str, Any]] = []
     for evaluation in evaluations:
         first, *others = evaluation.report
@@ -182,19 +182,19 @@ def _variants(path):
 
 
 def _layers(folder):
-    """What was measured of the single layers."""
+    """Returns what was measured of the single layers."""
     return (
         _layer_table(
             folder / "latent_planes.json",
             "Energy distance between samples of the prior and of the aggregate "
-            "posterior, per layer; the ratio is tilted to untilted.",
+            "posterior, per layer. The ratio divides tilted by untilted.",
             ("layer", "tilted", "untilted", "posterior (floor)", "ratio"),
             lambda measured: measured.values(),
         )
         + _layer_table(
             folder / "hierarchical.json",
-            "How often a classifier gives two images the same label: images of one "
-            "row, with the layers above k kept, and any two.",
+            "How often a classifier gives two images the same label: two of one row, "
+            "which share the layers above k, and any two.",
             (
                 "layers drawn again",
                 "tilted, in a row",
@@ -211,7 +211,7 @@ def _layers(folder):
         + _layer_table(
             folder / "probes.json",
             "How well a small classifier tells the label from one layer alone.",
-            ("layer", "accuracy", "by the most frequent class"),
+            ("layer", "accuracy", "accuracy of the most frequent class"),
             lambda measured: measured.values(),
         )
     )

@@ -82,7 +82,7 @@ def _address(coordinator, num_processes, process_id) -> dict[str, Any]:
 
 
 def is_first() -> bool:
-    """Tells whether this process speaks, reads the run and writes it."""
+    """Tells whether this process prints, and reads and writes the run."""
     return jax.process_index() == 0
 
 
@@ -206,7 +206,7 @@ def share(tree: Any) -> Any:
 
 
 def agree(*flags: bool) -> list[bool]:
-    """Tells of each flag whether any process has raised it; all call it together."""
+    """Tells for each flag whether any process has raised it; all call it together."""
     raised = np.array([bool(flag) for flag in flags])
     by_process = multihost_utils.process_allgather(raised)
     return by_process.any(axis=0).tolist()

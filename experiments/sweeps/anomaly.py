@@ -1,4 +1,4 @@
-"""Holds out one digit after the other: how well do scores separate it?
+"""Holds out one digit after the other, and measures how well scores separate it.
 
     python -m experiments.sweeps.anomaly --config=experiments/configs/mnist_anomaly.py
         --workdir=DIR [--digits=1,4,5,7,9] [--seeds=5] [--config.FIELD=VALUE ...]

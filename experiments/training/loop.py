@@ -65,7 +65,7 @@ class _Open:
 
 
 class _Violation(NamedTuple):
-    """Where training has left the limits."""
+    """A step at which training is beyond the limits."""
 
     step: int
     values: dict[str, float]

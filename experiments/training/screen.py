@@ -1,8 +1,10 @@
 """What training says on the screen."""
 
 import math
+import re
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import jax
 from clu import parameter_overview
@@ -11,15 +13,14 @@ from tqdm import tqdm
 import jebm
 from jebm.kernels import Chain
 
-_MANY = 200  # arrays of parameters: more than anyone reads
+_MOST_ROWS = 20  # of a table of parameters
 _STIFF = 0.5
-_SHOWN = {
-    "loss_nats": "loss",
-    "log_likelihood_nats": "log p(x|z)",
-    "energy_positive_nats": "E+",
-    "energy_negative_nats": "E-",
-    "images_per_second": "images/s",
-}
+# A metric, its label, and the width and decimals of its column.
+_COLUMNS = (
+    ("loss_nats", "loss", 10, 2),
+    ("energy_gap_nats", "gap", 8, 3),  # E- minus E+
+    ("images_per_second", "images/s", 8, 0),
+)
 
 
 def progress_bar(step: int, last: int, silent: bool = False) -> tqdm:
@@ -33,16 +34,21 @@ def progress_bar(step: int, last: int, silent: bool = False) -> tqdm:
 
 def show(progress: tqdm, step: int, values: dict[str, float]) -> None:
     """Shows the metrics of an interval: beside the bar, or as a line."""
-    shown = {label: values[name] for name, label in _SHOWN.items() if name in values}
-    text = ", ".join(f"{label} {_short(value)}" for label, value in shown.items())
-    progress.set_postfix_str(text)
+    shown = [column for column in _COLUMNS if column[0] in values]
+    text = "  ".join(
+        f"{label} {_fixed(values[name], width, decimals)}"
+        for name, label, width, decimals in shown
+    )
+    progress.set_postfix_str(" ".join(text.split()))
     if progress.disable:  # not a terminal
-        print(f"step {step}/{progress.total}: {text}", flush=True)
+        width = len(str(progress.total))
+        print(f"step {step:{width}}/{progress.total}  {text}", flush=True)
 
 
-def _short(value):
-    """Formats three digits of it, and all those before the point."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _fixed(value, width, decimals):
+    """Formats a number in a column; one that is too long loses its decimals."""
+    text = f"{value:,.{decimals}f}"
+    return f"{text if len(text) <= width else f'{value:.3g}':>{width}}"
 
 
 def warn_of_stiffness(
@@ -76,18 +82,39 @@ def print_overview(model: jebm.Model, params: jebm.Params) -> None:
         energy = "" if model.energy is None else f" exp(f_{i + 1}(z_{i + 1}))"
         print(f"  z_{i + 1}  {shapes[i]!s:12} {above}{energy}")
     print(f"{sum(map(math.prod, shapes))} latent units in all")
-    if len(jax.tree.leaves(params)) <= _MANY:
-        print(
-            parameter_overview.get_parameter_overview(
-                params._asdict(), include_stats=False
-            )
-        )
+    if len(jax.tree.leaves(params)) <= _MOST_ROWS:
+        table = parameter_overview.get_parameter_overview
+        print(table(params._asdict(), include_stats=False))
         return
-    counts = {
-        f"{part}/{name}": sum(a.size for a in jax.tree.leaves(leaves))
+    counts = _by_module(params)
+    total = sum(counts.values())
+    width = max(map(len, counts))
+    print(f"  {'module':{width}} {'parameters':>13}   share")
+    for name, count in (counts | {"total": total}).items():
+        print(f"  {name:{width}} {count:13,} {count / total:7.1%}")
+
+
+def _by_module(params: jebm.Params) -> dict[str, int]:
+    """Counts the parameters of each module, in at most `_MOST_ROWS` rows.
+
+    Where there are more modules, numbered ones share a row; where these are still too
+    many, there is a row for the backbone and one for the energy.
+    """
+    sizes = {
+        (part, name): sum(a.size for a in jax.tree.leaves(leaves))
         for part, variables in params._asdict().items()
         for name, leaves in variables.get("params", {}).items()
     }
-    width = max(map(len, counts))
-    print("\n".join(f"  {n:{width}} {count:>12,}" for n, count in counts.items()))
-    print(f"{sum(counts.values()):,} parameters")
+    numbered = re.compile(r"_\d+$")
+    foldings: tuple[Callable[[str, str], str], ...] = (
+        lambda part, name: f"{part}/{name}",
+        lambda part, name: f"{part}/{numbered.sub('_*', name)}",
+        lambda part, name: part,
+    )
+    for folding in foldings:
+        counts: Counter[str] = Counter()
+        for path, size in sizes.items():
+            counts[folding(*path)] += size
+        if len(counts) <= _MOST_ROWS:
+            break
+    return dict(counts)

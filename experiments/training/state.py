@@ -60,13 +60,13 @@ def restore(path: pathlib.Path, state: TrainState) -> TrainState:
 
 
 def _restore_walkers(path, step, fresh):
-    """Reads the walkers, or lets `fresh` ones begin where there are no such ones."""
+    """Reads the walkers; returns the `fresh` ones if none can be read."""
     if not fresh or not (path / "checkpoints" / str(step) / "walkers").is_dir():
         return fresh
     try:
         return checkpoints.restore(path, {"walkers": fresh}, step)[1]["walkers"]
     except checkpoints.CorruptCheckpointError as error:
-        print(f"warning: {error}; the walkers of log Z begin anew")
+        print(f"warning: {error}; the walkers of log Z start again")
         return fresh
 
 
@@ -86,7 +86,7 @@ def _check_age(path):
     spec = read_json(file) if file.is_file() else {}
     if "chains" in spec and "name" not in spec["chains"].get("prior", {}):
         raise ConfigError(
-            f"{path} was begun by an older version, and training cannot resume from "
-            "its state. It can still be sampled, evaluated and used as a backbone; to "
-            "train further, start anew in another --workdir"
+            f"an older version began {path}, and training cannot resume from its "
+            "state. You can still sample and evaluate the run, and use it as a "
+            "backbone. To train further, start again in another --workdir"
         )

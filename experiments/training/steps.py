@@ -11,7 +11,7 @@ from experiments.runtime import parallel
 
 
 class Interval(NamedTuple):
-    """Where training stands at the end of an interval."""
+    """The state of training at the end of an interval."""
 
     step: int  # steps taken
     state: Any  # on the devices

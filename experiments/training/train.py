@@ -122,8 +122,8 @@ def _begin(experiment, path, model, splits, state: TrainState) -> bool:
         return False
     if model.energy is not None:
         print(
-            "E+, E-: energy of posterior and prior samples; sound runs keep them "
-            "within a few nats of each other."
+            "gap: energy of prior samples minus that of posterior samples, in nats; "
+            "sound runs keep it within a few nats."
         )
     with parallel.together():
         if parallel.is_first():

@@ -55,8 +55,8 @@ def check_backbone(
     )
     if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
         raise ConfigError(
-            f"the backbone in {source} is not the one that the run in {path} was begun "
-            "with: name the latter as backbone.checkpoint, or choose another --workdir"
+            f"the run in {path} began with another backbone than that in {source}: "
+            "name its own as backbone.checkpoint, or choose another --workdir"
         )
 
 
@@ -66,14 +66,14 @@ def _read_backbone(experiment, source, model):
     loaded, params = jebm.load(source)
     if loaded.image_shape != model.image_shape:
         raise ConfigError(
-            f"the backbone in {source} is of images {loaded.image_shape}, and "
+            f"the backbone in {source} makes images {loaded.image_shape}, and "
             f"data.name {experiment.data.name!r} has {model.image_shape}"
         )
     _check_heldout(experiment, source)
     if loaded.backbone != model.backbone:
         raise ConfigError(
-            f"{source} holds another backbone than backbone.stage_one "
-            f"{experiment.backbone['stage_one']!r} says: choose another --workdir"
+            f"{source} holds another backbone than that of backbone.stage_one "
+            f"{experiment.backbone['stage_one']!r}: choose another --workdir"
         )
     return params
 

@@ -63,8 +63,8 @@ def maximum_likelihood(
     if has_encoder(model.backbone):
         if not has_normal_posterior(model.backbone):
             raise ValueError(
-                "maximum_likelihood needs an encoder that is normal given the layers "
-                "above, to learn what it draws"
+                "maximum_likelihood needs an encoder whose q is normal given the "
+                "layers above"
             )
         if rule.posterior.start != "encoder":
             raise ValueError(
@@ -156,7 +156,7 @@ def _rule(model, chain, optimizer, options, encoder=False, **others):
     check_chains(model.backbone, Chains(chain, posterior))
     if options.target_acceptance is not None and not chain.adjusted:
         raise ValueError(
-            "target_acceptance is of a prior chain with a Metropolis test, such as "
+            "target_acceptance needs a prior chain with a Metropolis test, such as "
             f"jebm.MALA(), got {chain}"
         )
     if encoder and not has_encoder(model.backbone):

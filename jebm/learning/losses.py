@@ -17,7 +17,7 @@ from jebm.warm_up import WarmUp
 
 
 class Batch(NamedTuple):
-    """What a loss is of."""
+    """What a loss takes."""
 
     x: Any  # [B, H, W, C] in [0, 1]; of a second stage it may be z+
     keys: jax.Array  # [B], of the encoder's draws
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a pass finds besides its loss."""
+    """What a pass returns besides its loss."""
 
     info: dict[str, jax.Array]  # per example or []
     statistics: dict[str, Any]  # collection "batch_stats" of the backbone, if any
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 def maximum_likelihood_loss(
     model: Model, options: Options, params: Params, batch: Batch
 ) -> tuple[jax.Array, Found]:
-    """Of samples z+ of the posterior, which an encoder, if any, learns to draw."""
+    """Computes the loss of posterior samples z+, which an encoder learns to draw."""
     plus = objectives.posterior_terms(model, params, batch.x, batch.positive)
     loss, info = _with_prior(
         model, options, params, batch, plus, options.tilt(batch.step, batch.x.dtype)
@@ -59,7 +59,7 @@ def variational_loss(
     params: Params,
     batch: Batch,
 ) -> tuple[jax.Array, Found]:
-    """Of samples z+ of an encoder.
+    """Computes the loss of samples z+ of an encoder.
 
     Where a chain has refined its draws, generator and energies learn from those as by
     maximum likelihood, and the encoder from its own.
@@ -98,7 +98,7 @@ def variational_loss(
 def second_stage_loss(
     model: Model, options: Options, nce_steps: int, params: Params, batch: Batch
 ) -> tuple[jax.Array, Found]:
-    """E(z+) - E(z-), or in the first steps `objectives.noise_contrastive_loss`."""
+    """Computes E(z+) - E(z-), or at first `objectives.noise_contrastive_loss`."""
     plus = energy(model, params, batch.positive)
     minus = energy(model, params, batch.negative)
     contrast = (plus - minus).mean()
@@ -114,7 +114,7 @@ def _found(loss, info, statistics=None, vectors=None):
 
 
 def _with_prior(model, options, params, batch, plus, scale):
-    """The prior's side of the loss with its penalties, and what there is to watch."""
+    """Returns the prior's part of the loss with its penalties, and its metrics."""
     info = {
         "log_likelihood_nats": plus.log_likelihood,
         "log_prior_positive_nats": plus.log_prior,
@@ -129,7 +129,7 @@ def _with_prior(model, options, params, batch, plus, scale):
 
 
 def _penalties(model, options, params, batch, plus, minus):
-    """Penalties of energies [B] at z+ and z-, and what to watch of them."""
+    """Returns penalties of energies [B] at z+ and z-, and their metrics."""
     loss = options.energy_penalty * ((plus**2).mean() + (minus**2).mean())
     weight = options.gradient_penalty
     if isinstance(weight, jax.Array) or weight:  # a traced one is not known to be 0

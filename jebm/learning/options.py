@@ -13,26 +13,28 @@ from jebm.kernels import Chain
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings that all learners share; an array, as of a vmapped one, is trusted.
+    """Settings that all learners share; arrays, as under vmap, are not checked.
 
     Attributes:
       posterior: the chain for z+; None for the model's.
-      persistent_chains: prior chains that go on where they stood, a batch of them at
-        every update; a multiple of the batch size. 0: all start anew.
-      persistent_steps: steps of a visit; None for those of the learner's chain.
-      reinit_probability: with which a chain starts anew at a visit.
-      target_acceptance: of a prior chain with a Metropolis test, such as `jebm.MALA`,
-        whose step then grows while more proposals are accepted and shrinks while fewer
-        are; the posterior's too, where it has that test. None: the steps stay.
-      posterior_tilt: share of the energy that the posterior chain, and the generator,
-        feel, in [0, 1]: z+ follows p(x|z) p_beta(z) exp(-tilt E(z)). 1 is the
-        model's own posterior. At 0 generator and hierarchy learn as if the prior were
-        Gaussian, and the energies tilt it meanwhile.
+      persistent_chains: prior chains that continue from update to update, a batch of
+        them at each; a multiple of the batch size. 0: every chain starts again.
+      persistent_steps: steps at each visit; None for those of the learner's chain.
+      reinit_probability: that a chain starts again at a visit.
+      target_acceptance: acceptance rate that the step of a prior chain with a
+        Metropolis test, such as `jebm.MALA`, follows: the step grows while the rate is
+        above it, and shrinks while it is below. A posterior chain with that test
+        follows it too. None: the steps are constant.
+      posterior_tilt: share of the energy, in [0, 1], in the posterior that the chain
+        samples and the generator learns from: z+ follows
+        p(x|z) p_beta(z) exp(-tilt E(z)). 1 is the model's own posterior. At 0
+        generator and hierarchy learn as if the prior were Gaussian, while the energies
+        tilt it.
       tilt_warmup_steps: updates over which `posterior_tilt` grows from 0.
       likelihood_warmup_steps: updates over which the weight of log p(x|z) in the law
-        of the posterior chain grows from 0 to 1. A generator that has learned nothing
-        yet has its posterior far from the prior, and with an encoder that learns from
-        short chains, samples that have gone there take very long to return.
+        of the posterior chain grows from 0 to 1. The posterior of a generator that has
+        learned nothing yet is far from the prior. If an encoder learns from short
+        chains, samples that have gone there take very long to return.
       gradient_penalty: times mean |grad_eps E|^2 of prior samples: a chain can only
         follow a smooth energy.
       energy_penalty: times mean E^2 of posterior and of prior samples.

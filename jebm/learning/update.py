@@ -62,7 +62,7 @@ def update(
 
 
 def _given(rule, state, x):
-    """The images, or of a second stage the latents z+ that it may have instead."""
+    """Returns the images, or the latents z+ that a second stage may take instead."""
     dtype = float_dtype(state.params)
     if isinstance(x, tuple | list):
         if not rule.frozen:
@@ -78,7 +78,7 @@ def _given(rule, state, x):
 
 
 def _adapted(rule, state, info):
-    """Moves the steps of tested chains towards the target, and tells them."""
+    """Adapts the steps of tested chains to the target, and adds them to `info`."""
     for name, field in (("prior", "step_size"), ("posterior", "posterior_step_size")):
         step_size = getattr(state, field)
         if isinstance(step_size, tuple):
@@ -91,7 +91,7 @@ def _adapted(rule, state, info):
 
 
 def _posterior_samples(rule, keys, state, x):
-    """z+ by the posterior chain or a frozen encoder; None: the loss draws them."""
+    """Draws z+ by the posterior chain or a frozen encoder; None if the loss does."""
     if isinstance(x, tuple):
         return x, {}
     params, chain = state.params, rule.posterior
@@ -111,7 +111,7 @@ def _posterior_samples(rule, keys, state, x):
 
 
 def _prior_samples(rule, keys, reinit_keys, state):
-    """z-, its eps, the persistent chains after the visit, the norm of gradients."""
+    """Draws z-; returns it, its eps, the persistent chains and the gradients' norm."""
     model, params, chain, start = rule.model, state.params, rule.chain, None
     target = rule.options.target_acceptance
     if target is not None:

@@ -265,7 +265,7 @@ RESIZES = {"bilinear": ("linear", False), "bicubic": ("cubic", True)}
 
 
 def default_file() -> pathlib.Path:
-    """Where the weights are looked for: inception.npz in `cache_directory`."""
+    """Returns where the weights are: inception.npz in `cache_directory`."""
     return cache_directory() / "inception.npz"
 
 

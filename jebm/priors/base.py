@@ -1,4 +1,4 @@
-"""What every prior of a frozen generator is, and what it learns from.
+"""The contract of priors of a frozen generator, and what they learn from.
 
     z = T(eps),     log p(eps) = log N(eps; 0, I) + g(eps) - log Z
 
@@ -76,7 +76,7 @@ class Frozen:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of eps."""
+        """Returns the dtype of eps."""
         return float_dtype(self.params)
 
     def noise(self, key: types.Key, num: int) -> Latents:
@@ -107,7 +107,7 @@ class Frozen:
         return Draws(inverse_transport(latents, priors), x)
 
     def flat(self, eps: Latents) -> jax.Array:
-        """eps as vectors, [N, size]: layers side by side, bottom to top."""
+        """Returns eps as vectors, [N, size]: layers side by side, bottom to top."""
         return jnp.concatenate([e.reshape(len(e), -1) for e in eps], axis=1)
 
     def layers(self, vectors: jax.Array) -> Latents:
@@ -194,7 +194,7 @@ class Prior:
         raise NotImplementedError
 
     def log_tilt(self, frozen: Frozen, state: Any, eps: Latents) -> jax.Array:
-        """g(eps), [N] in nats, up to log Z.
+        """Computes g(eps), [N] in nats, up to log Z.
 
         Raises:
           ValueError: if the prior has no density.
@@ -318,11 +318,11 @@ class Law:
         return self.prior.sample(key, self.frozen, self.state, num, effort)
 
     def log_tilt(self, eps: Latents) -> jax.Array:
-        """g(eps), [N] in nats: log p(eps) - log N(eps; 0, I), up to log Z."""
+        """Computes g(eps) = log p(eps) - log N(eps; 0, I), [N] in nats, up to log Z."""
         return self.prior.log_tilt(self.frozen, self.state, eps)
 
     def logdensity(self, eps: Latents) -> jax.Array:
-        """log p(eps), [N] in nats, up to log Z."""
+        """Computes log p(eps), [N] in nats, up to log Z."""
         return log_standard_normal(eps) + self.log_tilt(eps)
 
     def log_z(self, key: types.Key) -> Estimate:

@@ -121,7 +121,7 @@ class TiltedFlow(Prior):
         return partition.estimate(self._log_weights(frozen, state, eps))
 
     def num_parameters(self, state):
-        """Those of both."""
+        """Counts the parameters of both."""
         flow = self.flow.num_parameters(state.flow)
         return flow + self.joint.num_parameters(state.joint)
 

@@ -96,7 +96,7 @@ class Joint(Prior):
         )  # fmt: skip
 
     def num_parameters(self, state):
-        """Those of the energy."""
+        """Counts the parameters of the energy."""
         return sum(leaf.size for leaf in jax.tree.leaves(state.params.energy))
 
     def model(self, frozen, state) -> tuple[Model, Params]:
@@ -142,7 +142,7 @@ class Concatenated(Joint):
     energy_spectral_bound: float = 3.0
 
     def model(self, frozen, state):
-        """Its energy is none of the latents."""
+        """Refuses: its energy is not one of the latents."""
         raise ValueError("a Concatenated prior is no energy of the latents z")
 
     def _model(self, frozen):
@@ -181,7 +181,7 @@ class _Noise(nn.Module):
         return Normal(zeros, jnp.ones_like(zeros))
 
     def merge(self, i: int, state: jax.Array, z: jax.Array) -> jax.Array:
-        """Nothing is handed down."""
+        """Hands nothing down."""
         del i, z
         return state
 

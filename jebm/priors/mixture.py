@@ -143,7 +143,7 @@ class Mixture(Prior):
         return value - log_standard_normal(eps)
 
     def num_parameters(self, state):
-        """Those that are free: a factor is triangular, and weights sum to 1."""
+        """Counts the free ones: a factor is triangular, and weights sum to 1."""
         num, size = state.params.means.shape
         full = state.params.scales.ndim == 3
         return num - 1 + num * size + num * (size * (size + 1) // 2 if full else size)
@@ -222,5 +222,5 @@ def _times(weights, values):
 
 
 def _squares(points, full):
-    """Of points [N, D]: [N, D, D] where `full`, else [N, D]."""
+    """Returns outer products [N, D, D] of points [N, D] if `full`, or squares."""
     return points[:, :, None] * points[:, None, :] if full else points**2

@@ -50,7 +50,7 @@ class PixelEBM(Gradient):
 
     density: ClassVar[str | None] = None
     cannot: ClassVar[str] = (
-        "give a density of eps: the noise of pixels is to be integrated out"
+        "give a density of eps: that takes an integral over the pixels' noise"
     )
 
     energy: nn.Module = Conv(32, (100,))

@@ -294,6 +294,8 @@ def test_training_prints_the_layers_first_and_the_report_last(tmp_path, capsys):
     kernel = r"\| backbone/params/decoder/Dense_1/kernel +\| \(16, 64\).*\| 1,024 "
     assert any(re.match(kernel, line) for line in lines)
     assert "Total: 1,344 -- 5,376 bytes" in lines
+    (step,) = (line for line in lines if line.startswith("step "))
+    assert re.match(r"step 2/2  loss +[\d.,-]+  gap +[\d.-]+  images/s +[\d,]+$", step)
     assert lines[-1] == f"Look at {path / 'report.html'}"
     assert (path / "report.html").is_file()
 
@@ -332,8 +334,8 @@ def test_settings_of_a_run_are_not_typed_again(own_run, asked, capsys):
     look = f"Look at {own_run / 'report.html'}"
     assert capsys.readouterr().out.splitlines() == [
         look,
-        f"Settings are those of {own_run}. Others in "
-        f"{CONFIG.removeprefix('--config=')}: eval.num_samples, log.num_samples.",
+        f"Using the settings of {own_run}. {CONFIG.removeprefix('--config=')} "
+        "differs in eval.num_samples, log.num_samples.",
         look,
     ]
 

@@ -317,7 +317,7 @@ def test_integer_that_no_float_can_hold_is_named():
         ),
         (
             {"learning.nce_steps": 3},
-            "learning.nce_steps is of learning.method 'two_stage', got 3 with 'mle'",
+            "learning.nce_steps needs learning.method 'two_stage', got 3 with 'mle'",
         ),
         (
             {"learning.persistent_chains": 30},

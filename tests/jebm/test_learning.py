@@ -512,7 +512,7 @@ def test_initial_parameters_follow_x64_and_a_dtype():
             ),
             "backbone must be the variables `params.backbone`, got 2 of Params",
         ),
-        (lambda: learning.WarmUp(kl_balance=True), "kl_balance works in the warm-up"),
+        (lambda: learning.WarmUp(kl_balance=True), "kl_balance needs a warm-up"),
         (
             lambda: jebm.second_stage(
                 model_of(True),
@@ -520,7 +520,7 @@ def test_initial_parameters_follow_x64_and_a_dtype():
                 optax.sgd(1.0),
                 learning.Options(target_acceptance=0.7),
             ),
-            "target_acceptance is of a prior chain with a Metropolis test",
+            "target_acceptance needs a prior chain with a Metropolis test",
         ),
         (
             lambda: learning.Options(target_acceptance=1.5),

@@ -1,15 +1,15 @@
-"""Takes the batch statistics of a generator anew, over images that it draws itself.
+"""Recomputes the batch statistics of a generator, over images that it draws itself.
 
     python -m tools.convert.batch_stats RUN OUT [--temperature=1.0]
         [--num_batches=500] [--batch_size=16] [--seed=0]
 
-Running averages of training are over posterior samples; a generator with batch
-normalisation that is sampled from its prior, above all at a temperature below 1, sees
-other maps. RUN is a run, or what `tools.convert.nvae` made; its averages are replaced
-by those of the last batches that the Gaussian hierarchy draws at the temperature, with
-the momentum of training (NVAE readjusts them so before it samples, 500 batches). OUT
-gets model.json, one checkpoint and batch_stats.json, and `jebm.load` reads it; RUN is
-left as it is.
+Training averages the statistics over posterior samples. A generator with batch
+normalisation sees other maps when you sample from its prior, above all at a temperature
+below 1. RUN is a run, or what `tools.convert.nvae` made. The tool draws batches from
+the Gaussian hierarchy at the temperature, and replaces the averages by those of the
+last batches, with the momentum of training (NVAE does so before it samples, with 500
+batches). It writes model.json, one checkpoint and batch_stats.json to OUT, which
+`jebm.load` reads, and leaves RUN as it is.
 """
 
 import argparse

@@ -82,8 +82,8 @@ def convert(state: dict[str, np.ndarray]) -> tuple[inception.InceptionV3, Any]:
             array = np.transpose(array, (*range(2, array.ndim), 1, 0))
         if array.shape != shapes[path].shape:
             raise ConfigError(
-                f"the checkpoint's {name} is {array.shape} when turned, and "
-                f"Inception-v3 asks for {shapes[path].shape}"
+                f"the checkpoint's {name} has shape {array.shape} after transposing, "
+                f"and Inception-v3 needs {shapes[path].shape}"
             )
         if not np.isfinite(array).all():
             raise ConfigError(

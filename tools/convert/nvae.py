@@ -1,16 +1,16 @@
-"""Makes a directory that `jebm.load` reads of a published NVAE checkpoint.
+"""Converts a published NVAE checkpoint to a directory that `jebm.load` reads.
 
     python -m tools.convert.nvae CHECKPOINT.pt OUT [--min_log_scale=-2]
 
-CHECKPOINT.pt is one that the official code of NVAE (arXiv 2007.03898), or of VAEBM
-(arXiv 2010.00654), has written; its own `args` say what network it holds. It is read
-without unpickling anything but tensors, containers and the namespace of those args,
-which needs PyTorch (`pip install -e '.[convert]'`). Every tensor must be known and
-none may be missing. Where the decoder is a Gaussian, VAEBM's likelihood keeps log sigma
-above -2 and NVAE's does not: the checkpoint does not tell, --min_log_scale does.
+The official code of NVAE (arXiv 2007.03898) or of VAEBM (arXiv 2010.00654) writes
+CHECKPOINT.pt, whose own `args` describe the network. The tool unpickles nothing but
+tensors, containers and the namespace of these args, and needs PyTorch
+(`pip install -e '.[convert]'`). It must know every tensor, and none may be missing.
+With a Gaussian decoder VAEBM's likelihood keeps log sigma above -2 and NVAE's does not;
+the checkpoint does not say which, so say it by --min_log_scale.
 
-OUT gets model.json, checkpoints/ and nvae_args.json. The model has no energy: it is the
-backbone of `learning.method = "two_stage"`, or sampled as it is.
+OUT gets model.json, checkpoints/ and nvae_args.json. The model has no energy. Sample
+from it, or take it as the backbone of `learning.method = "two_stage"`.
 """
 
 import argparse
@@ -182,8 +182,8 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
             ) from None
         if array.shape != leaves[path].shape:
             raise ConfigError(
-                f"the checkpoint's {name} is {array.shape} when turned, and its args "
-                f"ask for {leaves[path].shape}"
+                f"the checkpoint's {name} has shape {array.shape} after transposing, "
+                f"and its args need {leaves[path].shape}"
             )
         converted[path] = np.ascontiguousarray(array)
     return jebm.Params(traverse_util.unflatten_dict(converted), {})

@@ -1,4 +1,4 @@
-"""Makes of a run a model that comes with the package: see `jebm.pretrained`.
+"""Makes a model that comes with the package from a run: see `jebm.pretrained`.
 
     python -m experiments.main --config=experiments/configs/digits.py \
         --workdir=runs/pretrained "--config.backbone.decoder_widths=(256, 256)" \

@@ -13,7 +13,7 @@ def load(
     read: Callable[[Any], Any],
     allowed: tuple[type, ...] = (),
 ) -> Any:
-    """`read` of what is in the file; no code in it runs.
+    """Applies `read` to what is in the file; no code in it runs.
 
     Args:
       path: the file.

@@ -20,7 +20,7 @@ _CHUNK = 2**20
 def fetch(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
     """Downloads `url` to `path`, from where an earlier attempt was interrupted.
 
-    What has come so far is in PATH.partial; `path` itself is whole and verified. A file
+    PATH.partial holds what has come so far; `path` itself is whole and verified. A file
     that is there and right is not fetched again.
 
     Args:
@@ -30,7 +30,7 @@ def fetch(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
       sha256: of the whole file, hexadecimal.
 
     Raises:
-      ConfigError: if the file cannot be had, or is not the one that was published.
+      ConfigError: if the download fails, or the file is not the published one.
     """
     if path.is_file():
         verify(path, size, sha256)
@@ -75,8 +75,8 @@ def verify(path: pathlib.Path, size: int, sha256: str) -> None:
     """
     if (found := path.stat().st_size) != size:
         raise ConfigError(
-            f"{path} has {found:,} bytes, and {size:,} are published: delete it, and "
-            "it is fetched again"
+            f"{path} has {found:,} bytes, and the published file has {size:,}: delete "
+            "it, and run this again to download it"
         )
     digest = hashlib.sha256()
     with (
@@ -91,8 +91,8 @@ def verify(path: pathlib.Path, size: int, sha256: str) -> None:
             bar.update(len(chunk))
     if digest.hexdigest() != sha256:
         raise ConfigError(
-            f"{path} has sha256 {digest.hexdigest()}, and {sha256} is published: "
-            "delete it, and it is fetched again"
+            f"{path} has sha256 {digest.hexdigest()}, and the published file {sha256}: "
+            "delete it, and run this again to download it"
         )
 
 
@@ -101,7 +101,7 @@ def _have(partial):
 
 
 def _append(url, partial, bar):
-    """Appends what is missing; from the beginning where a server cannot resume."""
+    """Appends what is missing; starts again if the server cannot resume."""
     have = _have(partial)
     headers = {"Range": f"bytes={have}-"} if have else {}
     request = urllib.request.Request(url, headers=headers)
@@ -117,6 +117,6 @@ def _append(url, partial, bar):
 
 def _by_hand(url, path, reason):
     return (
-        f"{url} cannot be fetched: {reason}. Run this again to go on from here, or put "
-        f"the file at {path} by hand"
+        f"{url} cannot be downloaded: {reason}. Run this again to go on from here, or "
+        f"put the file at {path} by hand"
     )

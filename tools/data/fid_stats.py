@@ -1,11 +1,11 @@
-"""Statistics of a data set's images, that FID, KID, precision and recall compare with.
+"""Makes the statistics of real images that FID, KID, precision and recall need.
 
     python -m tools.data.fid_stats --data=NAME [--split=train] [--protocol=paper]
         [--data_dir=DIR] [--inception=FILE] [--batch_size=500] [--against=FILE.npz]
 
 The file goes to the cache where evaluation looks for it, named by data set, split,
-resolution, protocol and a digest of the pixels; evaluation would make it too. A file
-that is there is left as it is. --against tells the Frechet distance to other
+resolution, protocol and a digest of the pixels. Evaluation makes it too if it is not
+there. An existing file stays as it is. --against prints the Frechet distance to other
 statistics, such as those that the authors of the FID publish (TTUR: `mu` and `sigma` in
 an .npz), which `--config.eval.fid.reference` also reads.
 """

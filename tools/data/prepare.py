@@ -2,11 +2,12 @@
 
     python -m tools.data.prepare NAME [--data_dir=DIR] [--on_corrupt=error|skip]
 
-Downloads what can be downloaded, says what is to be fetched by hand, verifies both, and
+Downloads what it can, says what you must download by hand, verifies both, and
 writes the data set in the layout of TFDS, in its ArrayRecord format, without
 TensorFlow: `tfds.data_source(NAME)` reads it as well. Sizes and sha256 of the files are
-those of TFDS's catalogue. LSUN is used as it is published. Interrupted, it goes on when
-it is run again. DIR is TFDS_DATA_DIR or TFDS's default.
+those of TFDS's catalogue. LSUN stays in its published format. After an interruption run
+the same command again: it goes on where it stopped. DIR is TFDS_DATA_DIR or TFDS's
+default.
 """
 
 import argparse
@@ -99,8 +100,8 @@ def _fetch_files(name, recipe, root):
         sizes = [f" ({known[f][1]:,} bytes)" if f in known else "" for f in missing]
         wanted = ", ".join(f"{f}{s}" for f, s in zip(missing, sizes, strict=True))
         raise ConfigError(
-            f"{name} is fetched by hand: {wanted}, from {recipe.page}, to {folder}. "
-            "Then run this again"
+            f"{name} needs files that you download by hand: {wanted}. Get them from "
+            f"{recipe.page}, put them into {folder}, and run this again"
         )
     for file in recipe.files:
         if file in known:

@@ -1,1 +1,1 @@
-"""Every prior of `jebm.priors` on one frozen generator, side by side."""
+"""Compares every prior of `jebm.priors` on one frozen generator."""

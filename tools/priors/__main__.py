@@ -1,13 +1,13 @@
-"""Holds every prior of `jebm.priors` against the others on one trained generator.
+"""Compares all priors of `jebm.priors` on one trained generator.
 
     python -m tools.priors --backbone=RUN --workdir=DIR [--priors=joint,flow] \\
         [--minutes=2] [--seeds=0,1,2] [--heldout=4]
 
-All priors learn from the same draws of the encoder, each for as many minutes, and are
-measured alike. A second, shorter learning does not see the class --heldout and has to
-find it among the held-out images. DIR gets priors.md, priors.html and a picture; the
-same command goes on where it was killed, and with more seeds, or priors, it adds to
-what is there.
+All priors learn from the same draws of the encoder, each for the same number of
+minutes, and are measured in the same way. Each prior then learns again, for a shorter
+time and without the class --heldout, which it must find among the held-out images. DIR
+gets priors.md, priors.html and a picture. After a kill the same command goes on where
+it stopped; with more seeds or priors it adds to what is there.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Adds two energies that were learned apart: one of a class, one of thick strokes.
+"""Adds two energies that learned separately: one of a class, one of thick strokes.
 
     python -m tools.priors.compose --backbone=RUN --workdir=DIR [--minutes=1] \\
         [--label=3] [--ink=0.3]
 
 Three joint EBM priors learn on one frozen generator: from images of class --label, from
-the share --ink of all images with the most ink, and from all images. Added with weights
-1, 1, -1 they are sampled as one. DIR gets compose.json, compose.md and compose.png: how
-often a classifier sees the class, and how often the ink is there, in samples of either
-energy alone and of the sum.
+the share --ink of all images with the most ink, and from all images. The tool adds them
+with weights 1, 1, -1 and samples from the sum. DIR gets compose.json, compose.md and
+compose.png: how often samples of each energy alone and of the sum show the class, by a
+classifier, and how often they have the ink.
 """
 
 import argparse

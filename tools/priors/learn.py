@@ -1,4 +1,4 @@
-"""Learns one prior for so many seconds; a killed run goes on where it was saved."""
+"""Learns one prior for a number of seconds; a killed run resumes from its last save."""
 
 import dataclasses
 import pathlib

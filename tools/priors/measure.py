@@ -1,14 +1,14 @@
-"""What is measured of a prior that has learned.
+"""Measures a prior that has learned.
 
-    frechet            to held-out images, in features of the data's classifier
-    frechet_effort     the same by draws four times as expensive
-    nats               log p(x) of held-out images, where there is a density: of the
-                       Gaussian prior by annealing from the encoder, and of any other by
-                       weighing the same particles anew
-    auprc              of a class that a second, shorter learning has not seen
+    frechet            distance to held-out images, in features of the data's classifier
+    frechet_effort     the same with draws four times as expensive
+    nats               log p(x) of held-out images, if there is a density: by annealing
+                       from the encoder for the Gaussian prior, and by reweighting the
+                       same particles for any other
+    auprc              for a class that a second, shorter learning has not seen
     seconds_per_1000   to draw 1,000, compiled
 
-Distances are no FIDs.
+The distances are not FIDs.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@
     python -m tools.site.notebook tpu_cifar10 --set=CONFIG=test
         --set=PROTOCOL=classifier
 
-Each runs in a new temporary directory, top to bottom; --set gives a parameter of its
-first cell of code another value for the run, and leaves the cell as it is written. On
+Each runs in a new temporary directory, top to bottom. --set gives a parameter of its
+first code cell another value for the run, and does not change the cell. On
 two cores the first command takes 4 minutes.
 """
 

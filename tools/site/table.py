@@ -1,4 +1,4 @@
-"""One page that sets runs beside published numbers.
+"""Makes one page that compares runs with published numbers.
 
     python -m tools.site.table RUN [RUN ...] --out=table
 
@@ -6,8 +6,8 @@ writes table.html and table.md: the tables of arXiv 2306.06323 (FID and Inceptio
 score), every published row marked as quoted, with the rows of those runs of the same
 data set that were evaluated by `--config.eval.protocol=paper` or `clean`. Beside each
 of our numbers stand protocol, samples, prior, chain, temperature, reference, hardware
-and budget. What else was measured, of other data sets or by other protocols, has
-tables of its own. All of it is what the eval*.json of a run say of themselves
+and budget. Measurements on other data sets or by other protocols have their own tables.
+Everything comes from the eval*.json of the runs, which describe themselves
 (`experiments.rundir.evaluations`): this page knows no evaluator.
 """
 
@@ -216,9 +216,9 @@ _TITLE = "Runs of jebm beside published numbers"
 def _about():
     source = json.loads(PUBLISHED.read_text())["source"]
     return (
-        f"Rows marked as quoted are from {source}; none of them was measured here, and "
-        "their authors' protocols differ. Rows marked as ours say what they were taken "
-        "with: docs/metrics.md describes the protocols."
+        f"Rows marked as quoted are from {source}: we measured none of them, and their "
+        "authors' protocols differ. Rows marked as ours name their protocol; "
+        "docs/metrics.md describes the protocols."
     )
 
 

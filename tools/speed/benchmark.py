@@ -1,11 +1,11 @@
-"""Times training and sampling, each beside another way to do the same.
+"""Times training and sampling, each against another way to do the same.
 
     pip install -e '.[experiments,bench]'
     python -m tools.speed.benchmark [--only=NAME ...] [--repeats=7] [--json=FILE]
         [--picture=FILE] [--page=docs/benchmark.md]
 
-The two sides of a benchmark run in one process and take turns; told are medians over
-the repeats, after one that is not counted, and how many times faster ours is:
+The two sides of a benchmark run in one process and take turns. The table has the
+medians over the repeats, without the first turn, and how many times faster ours is:
 
     cifar10_step      a training step of `cifar10`, all its Langevin steps, batch 16;
                       against plain PyTorch (tools/speed/torch_peer.py)
@@ -18,11 +18,11 @@ the repeats, after one that is not counted, and how many times faster ours is:
     first_sample      a new process to its first samples of `cifar10`, the programs
                       compiled before; against compiling them
     first_step        the same of `digits` to its first training step
-    pipeline          a batch of `cifar10` made ready; against the step it is for
-    memory            of the compiled prior chain by length and by batch; no other side
+    pipeline          making a batch of `cifar10`; against the step that takes it
+    memory            of the compiled prior chain by length and batch; no other side
 
-Everything runs on the cores that the process may use. Images are noise: no time here
-depends on them. The table goes into the page between its two marks.
+Everything runs on the cores that the process may use. Images are noise, as no time
+here depends on them. The table goes into the page between its two marks.
 """
 
 import argparse
@@ -67,7 +67,7 @@ MARKS = "<!-- table -->", "<!-- end of table -->"
 
 
 class Missing(Exception):
-    """A benchmark needs what is not installed."""
+    """Says that a benchmark needs a library that is not installed."""
 
 
 def alternate(sides: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
@@ -305,7 +305,7 @@ def first_step(repeats: int) -> dict:
             f"--workdir={folder / 'run'}", "--config.log.every=1",
         ]  # fmt: skip
 
-    return starts(arguments, "step 1/", repeats)
+    return starts(arguments, "step ", repeats)
 
 
 def starts(arguments: Callable, until: str, repeats: int) -> dict:
@@ -486,7 +486,7 @@ def table(results: dict) -> str:
 
 
 def picture(results: dict, path: pathlib.Path) -> None:
-    """How many times faster ours is, and the chains' steps per second by batch."""
+    """Draws how many times faster ours is, and the chains' steps a second by batch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -540,7 +540,7 @@ def write_page(results: dict, page: pathlib.Path) -> None:
 
 
 def machine() -> dict:
-    """What the numbers are of."""
+    """Describes the machine that the numbers are from."""
     packages = ("jax", "jaxlib", "flax", "torch", "blackjax")
     found = [name for name in packages if importlib.util.find_spec(name)]
     versions = {name: importlib.metadata.version(name) for name in found}
@@ -552,7 +552,7 @@ def machine() -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the benchmarks that were asked for, and tells what it found."""
+    """Runs the benchmarks that were asked for, and prints the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

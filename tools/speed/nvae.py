@@ -3,11 +3,11 @@
     python -m tools.speed.nvae --code=CHECKOUT [--groups=30] [--width=32] [--batch=8]
 
 CHECKOUT is a checkout of the official code of NVAE; it needs PyTorch. Both sides take
-the gradient in eps of log N(eps; 0, I) - E(T(eps)) through the top-down path alone, of
-the published CIFAR-10 network at the given width and number of groups, with one energy
-per group as in the config `cifar10_nvae`, in float32 on all cores. Steps of the two
-alternate; told are the median and quartiles of each. The loop over the official modules
-and the energies beside them are ours.
+the gradient in eps of log N(eps; 0, I) - E(T(eps)) through the top-down path alone. The
+network is the published one for CIFAR-10 at the given width and number of groups, with
+one energy per group as in the config `cifar10_nvae`, in float32 on all cores. The sides
+take turns; the tool prints the median and quartiles of each. The loop over the official
+modules and the energies beside them are ours.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def our_step(args: dict, batch: int):
 
 
 def their_step(args: dict, batch: int, code: pathlib.Path):
-    """The same of the official modules, in PyTorch."""
+    """Makes the same step from the official modules, in PyTorch."""
     import torch
     from torch import nn
 

@@ -1,11 +1,11 @@
-"""How fast images come, beside how fast a train step takes them.
+"""Measures how fast images come, and how fast a train step takes them.
 
     python -m tools.speed.pipeline [--only=CONFIG ...] [--steps=0] [--json=FILE]
 
-For every configuration (or those named): images a second that `batches.Batches`
-delivers, of the data set where it is prepared, otherwise of files made here of the same
-format and size, which is said. With --steps, images a second of so many train steps as
-well, which the large configurations need an accelerator for.
+For every configuration (or those named) it prints the images a second that
+`batches.Batches` delivers. If the data set is not prepared, it makes files of the same
+format and size, and says so. With --steps it also times that many train steps; the
+large configurations need an accelerator for these.
 """
 
 import argparse

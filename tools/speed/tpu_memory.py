@@ -1,13 +1,13 @@
-"""Compiles an experiment for a TPU that is not there: its memory, its collectives.
+"""Compiles an experiment for a TPU without having one; prints what a chip must hold.
 
     pip install -e '.[tpu-aot]'
     python -m tools.speed.tpu_memory --config=experiments/configs/cifar10_nvae.py
         --image_shape=32,32,3 [--topology=v5e:2x4] [--config.FIELD=...]
 
-The train step, of `learning.batch_size` images over all chips, and the sampler, of
-`eval.batch_size` over one, are compiled for the topology by the TPU's own compiler. Of
-each is told what a chip must hold (arguments, results and what is computed on the way;
-v5e has 16 GiB) and its collectives, of which none may sit in a loop. No data is needed.
+The TPU's own compiler compiles the train step, of `learning.batch_size` images over all
+chips, and the sampler, of `eval.batch_size` images on one. For each the tool prints
+what a chip must hold (arguments, results and intermediate values; v5e has 16 GiB), and
+its collectives, of which none may be in a loop. It needs no data.
 """
 
 import os
@@ -129,7 +129,7 @@ def collectives(text: str) -> tuple[int, int]:
 
 
 def main(argv: list[str]) -> None:
-    """Compiles and tells."""
+    """Compiles both programs and prints the numbers."""
     del argv  # its flags are parsed, and it may hold nothing else
     try:
         shape = tuple(int(n) for n in flags.FLAGS.image_shape or ())
@@ -162,7 +162,7 @@ def main(argv: list[str]) -> None:
 
 
 def _define_flags():
-    """Called by the program alone: two may not define the same flags."""
+    """Defines the flags; only the program calls it, as no two may define the same."""
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("topology", "v5e:2x4", "Kind and grid of chips.")
     flags.DEFINE_list("image_shape", None, "Height, width, channels.")

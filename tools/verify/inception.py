@@ -1,19 +1,19 @@
-"""Holds our Inception-v3 against pytorch-fid's and torch-fidelity's, number by number.
+"""Compares our Inception-v3 with pytorch-fid's and torch-fidelity's, number by number.
 
     python -m tools.verify.inception [--reduction=1] [--num_images=2] [--seed=0]
 
 It needs PyTorch, torchvision, pytorch-fid and torch-fidelity. Their networks get the
 same random weights and batch statistics, which go through `tools.convert.inception`,
 and the same images of several sizes, on the CPU; torch-fidelity, which resizes as
-TensorFlow did, gets images of the network's own size. The table tells, of every
-quantity, the largest difference over its root mean square, in float64 and in float32.
+TensorFlow did, gets images of the network's own size. For every quantity the table has
+the largest difference over its root mean square, in float64 and in float32.
 The tool fails if one in float64 is above 1e-6, or in float32 above 1e-3.
 (torch-fidelity rounds what it returns to float32.) --reduction divides all channels.
-Before it come the metrics of the same features, which must agree within 1e-6.
+The tool first prints the metrics of the same features, which must agree within 1e-6.
 
     python -m tools.verify.inception --fixture=tests/tools/convert/inception_fixture.npz
 
-writes pytorch-fid's numbers of a small network, which the tests hold ours against.
+writes pytorch-fid's numbers of a small network, with which the tests compare ours.
 """
 
 import argparse

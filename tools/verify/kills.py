@@ -1,11 +1,11 @@
-"""Kills a training again and again, at random moments, and tells what was lost.
+"""Kills a training again and again, at random moments, and prints what was lost.
 
     python -m tools.verify.kills --workdir=DIR [--kills=50] [--seed=0]
 
-The tiny configuration is trained in DIR/killed, saving all along. Half of the times
-SIGKILL comes at any moment of a start, half of the times inside a save. After each kill
-the run must be readable and have lost at most two save intervals, and in the end it
-must hold the bits, and the metrics, of that in DIR/undisturbed, which nobody kills.
+It trains the tiny configuration in DIR/killed, which saves often. Half of the SIGKILLs
+come at a random moment after a start, the other half inside a save. After each kill the
+run must be readable and have lost at most two save intervals. At the end it must have
+the bits and the metrics of the run in DIR/undisturbed, which nobody kills.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _INTERVAL = 2  # steps between saves
 
 @dataclasses.dataclass
 class Found:
-    """What the kills have come to."""
+    """Counts the kills and what they cost."""
 
     in_saves: int = 0  # kills that came while a checkpoint was written
     elsewhere: int = 0

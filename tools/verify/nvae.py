@@ -1,19 +1,19 @@
-"""Holds our NVAE against the official modules, number by number.
+"""Compares our NVAE with the official modules, number by number.
 
     python -m tools.verify.nvae --code=CHECKOUT [--only=WORD] [--seed=0]
 
-CHECKOUT is a checkout of the official code of NVAE or of VAEBM; it needs PyTorch. Its
-networks are made at reduced width with random weights and random batch statistics,
-their state dict goes through `tools.convert.nvae`, and both sides are given the same
-images and the same noise, on the CPU. The table tells, of every quantity, the largest
+CHECKOUT is a checkout of the official code of NVAE or of VAEBM; it needs PyTorch. The
+tool makes official networks of reduced width with random weights and random batch
+statistics, converts their state dict by `tools.convert.nvae`, and gives both sides the
+same images and the same noise, on the CPU. For every quantity the table has the largest
 difference over its root mean square, in float64 and in float32. The tool fails if one
-in float64 is above 1e-9, or in float32 above 1e-3. Of mu and sigma of q the noise makes
-z, and sigma makes log q. --only takes the settings whose name holds WORD.
+in float64 is above 1e-9, or in float32 above 1e-3. z follows from mu and sigma of q and
+the noise, and log q from sigma. --only takes the settings whose name contains WORD.
 
     python -m tools.verify.nvae --code=CHECKOUT
         --fixture=tests/tools/convert/nvae_fixture.npz
 
-writes the official numbers of a small network, which the tests hold ours against.
+writes the official numbers of a small network, with which the tests compare ours.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python -m tools.verify.versions [--output=docs/versions.md] [PYTEST_ARGUMENT ...]
 
-For each of the two a virtual environment of this Python is made in a temporary
-directory, what setup.cfg asks for is installed into it, "oldest" with the least
-versions that are named there, and pytest is run from this checkout. Told are the
-versions and pytest's last line; the exit is 1 unless both pass.
+For each of the two it makes a virtual environment of this Python in a temporary
+directory, installs what setup.cfg requires (for "oldest" the lowest versions that it
+names), and runs pytest from this checkout. It prints the versions and pytest's last
+line; the exit code is 1 unless both pass.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def document(results: dict, arguments: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Tests both sets of versions, and tells how they did."""
+    """Tests both sets of versions, and prints the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -76,12 +76,12 @@ def test_to_unit_divides_by_255_in_float32():
     ("name", "fields", "words"),
     [
         ("nope", {}, "unknown data set 'nope'; known: .*'celeb_a_hq/256'"),
-        ("digits", {"image_shape": (4, 4, 1)}, "data.image_shape is of .* 'folder'"),
+        ("digits", {"image_shape": (4, 4, 1)}, "data.image_shape needs .* 'folder'"),
         ("digits", {"on_corrupt": "hide"}, "unknown data.on_corrupt 'hide'.*'skip'"),
         ("digits", {"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ("digits", {"augment": ("turn",)}, "unknown data.augment 'turn'.*'flip'"),
-        ("digits", {"augment": ("crop",)}, "'crop' is of images of many sizes"),
-        ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' is of images"),
+        ("digits", {"augment": ("crop",)}, "'crop' needs images of many sizes"),
+        ("fake", {"fake_like": "mnist", "augment": ("crop",)}, "'crop' needs images"),
         ("fake", {"fake_like": "folder"}, "data.fake_like must be one of"),
     ],
 )

@@ -28,7 +28,7 @@ def test_pictures_are_listed_by_name_or_by_content_in_alphabetical_order(tmp_pat
     others = ["a.eps", "empty", "labels.h5", "notes.txt", "paper.pdf", "pipe"]
     assert listing.others == [*others, "raw.nef"]
     assert listing.left_out.endswith("WEBP: a.eps, empty, labels.h5, ...")
-    assert "7 that are none of AVIF, BMP, GIF" in listing.left_out
+    assert "7 that are not AVIF, BMP, GIF" in listing.left_out
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path):
@@ -74,7 +74,7 @@ def test_links_are_followed_once_and_loops_are_not(tmp_path):
     listing = list_pictures(root)
     assert listing.names == ["cats/1.png", "cats/deeper/2.png", "z/3.png"]
     assert listing.loops == ["up", "cats/back"]
-    assert "links that lead back: up, cats/back" in listing.left_out
+    assert "links to a folder that they are in: up, cats/back" in listing.left_out
 
 
 def test_a_picture_and_the_links_to_it_are_one(tmp_path):

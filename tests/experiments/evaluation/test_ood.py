@@ -200,7 +200,7 @@ def test_report_shows_the_table_and_the_histograms(against):
     for name in OUTLIERS:
         assert f"<td>{name}</td><td>{values[f'auroc_{name}'][0]:.4g}</td>" in page
     assert (against / "figures" / "ood.png").stat().st_size > 10_000
-    assert "Scores of held-out images and of images of elsewhere" in page
+    assert "Scores of held-out images and of images from elsewhere" in page
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def test_nothing_is_said_where_nothing_has_changed(path, folder, tmp_path, capsy
 
 def test_run_of_an_older_version_is_told_to_have_held_out_others(path, folder, capsys):
     (path / "data.json").unlink()
-    assert "begun by an older version" in told(path, folder, capsys)
+    assert "an older version began" in told(path, folder, capsys)
     data_note.note(path, data_of(folder), load(folder), step=4)  # it was resumed
-    assert "begun by an older version" in told(path, folder, capsys)
+    assert "an older version began" in told(path, folder, capsys)
     digits = options.read(test.get_config()).data
     data_note.warn(path.parent, digits, datasets.load(digits))
     assert capsys.readouterr().out == ""
@@ -87,7 +87,7 @@ def test_a_picture_of_the_same_name_and_size_but_other_pixels_is_told(
         (a, b) for a in sizes for b in sizes if a < b and sizes[a] == sizes[b]
     )
     put(folder, {one: PICTURES[other]})
-    assert "then and now, but others" in told(path, folder, capsys)
+    assert "then and now, but different ones" in told(path, folder, capsys)
 
 
 def test_streamed_images_are_known_by_names_and_sizes(
@@ -101,7 +101,7 @@ def test_streamed_images_are_known_by_names_and_sizes(
     put(folder, {"07.png": bytes(len(PICTURES["07.png"]))})  # is not noticed
     assert told(path, folder, capsys) == ""
     (folder / "07.png").rename(folder / "other.png")
-    assert "files: 60 then and now, but others" in told(path, folder, capsys)
+    assert "files: 60 then and now, but different ones" in told(path, folder, capsys)
 
 
 def test_what_is_read_from_a_later_step_on_is_noted_after_it(path, folder):
@@ -126,4 +126,4 @@ def test_labels_belong_to_what_is_read():
     data = options.read(test.get_config()).data
     assert data_note.differences(
         data_note.identity(data, one), data_note.identity(data, other)
-    ) == ["train: 3 then and now, but others"]
+    ) == ["train: 3 then and now, but different ones"]

@@ -215,7 +215,7 @@ def test_folder_is_named_with_its_images_and_when_they_changed(copied_run):
     page = written(copied_run)
     images = "the pictures of /home/me/<photos> (33 for training, 3 held out)"
     assert f"joint EBM prior on {images}, 8 of 8 training steps, seed 0" in page.text
-    assert "Other images from step 4, 6 on." in page.text
+    assert "The images changed at step 4, 6." in page.text
 
 
 def test_run_of_an_older_version_has_no_number_of_images(copied_run):

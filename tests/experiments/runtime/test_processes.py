@@ -185,7 +185,7 @@ def test_run_of_two_processes_is_written_once_and_is_that_of_one(pair, tmp_path)
     assert [line["step"] for line in metrics(pair)] == list(range(2, STEPS + 1, 2))
     first, second = logs(pair, 2)
     assert f"Look at {pair / 'report.html'}" in first
-    assert "step 2/16" in first and "step" not in second
+    assert "step  2/16" in first and "step" not in second
 
     # Of four devices, all in one process, from a checkpoint half way.
     path = shutil.copytree(pair, tmp_path / "run")

@@ -140,7 +140,7 @@ def test_run_of_an_older_version_is_told_by_what_it_can_still_do(
     (copied_run / "model.json").write_text(json.dumps(spec))
     test_config.learning.num_steps = 16
     before = contents(copied_run)
-    with pytest.raises(ConfigError, match=r"begun by an older version, .* start anew"):
+    with pytest.raises(ConfigError, match=r"an older version began .* start again"):
         run(test_config, copied_run)
     assert contents(copied_run) == before
     (model, params), (_, same) = jebm.load(copied_run), jebm.load(trained_run)

@@ -391,7 +391,7 @@ def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(tmp_p
 def test_step_that_follows_no_test_is_refused(tmp_path):
     config = config_with()
     config.chains.prior.name = "langevin"
-    with pytest.raises(ConfigError, match="target_acceptance is of a prior chain"):
+    with pytest.raises(ConfigError, match="target_acceptance needs a prior chain"):
         run(config, tmp_path / "run")
 
 
@@ -534,10 +534,10 @@ def test_run_with_batch_statistics_resumes_to_the_same_bits(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kl_balance": True}, "kl_balance works in the warm-up"),
+        ({"kl_balance": True}, "kl_balance needs a warm-up"),
         (
             {"spectral_penalty_start": 1.0},
-            "spectral_penalty_start works in the warm-up",
+            "spectral_penalty_start needs a warm-up",
         ),
         ({"spectral_penalty": 1.0}, "needs a backbone that sows its kernels"),
         ({"optimizer": "sgd"}, r"unknown learning.optimizer 'sgd'; known: \['adam', "),
@@ -561,7 +561,7 @@ def test_settings_of_the_generator_that_cannot_work_are_refused(
 def test_settings_of_an_encoder_are_refused_without_one(tmp_path, test_config, name):
     test_config.learning[name] = type(test_config.learning[name])(1)
     with pytest.raises(
-        ConfigError, match=f"{name} is of learning.method 'variational'"
+        ConfigError, match=f"{name} needs learning.method 'variational'"
     ):
         run(test_config, tmp_path / "run")
 

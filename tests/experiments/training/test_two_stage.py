@@ -117,7 +117,7 @@ def test_backbone_may_move_but_not_change(both, second_config, tmp_path):
     shutil.rmtree(there / "checkpoints")
     write_model(there, jebm.to_spec(model), changed, 8)
     before = contents(path)
-    with pytest.raises(ConfigError, match=r"there is not the one that the run in"):
+    with pytest.raises(ConfigError, match="began with another backbone"):
         run(second_config, path)
     assert contents(path) == before
 

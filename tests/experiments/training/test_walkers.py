@@ -48,7 +48,7 @@ def test_checkpoint_without_walkers_lets_others_begin(saved, capsys):
     for file in item.rglob("d/*"):
         file.write_bytes(b"")
     assert restore(path, state).walkers is state.walkers
-    assert "the walkers of log Z begin anew" in capsys.readouterr().out
+    assert "the walkers of log Z start again" in capsys.readouterr().out
     shutil.rmtree(item)
     assert restore(path, state).walkers is state.walkers
     assert not capsys.readouterr().out

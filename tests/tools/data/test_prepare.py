@@ -228,7 +228,7 @@ def test_celeba_says_what_to_fetch_and_takes_it(site, counts, tmp_path):
 
 def test_celeba_hq_is_prepared_from_its_tar(counts, tmp_path):
     counts("celeb_a_hq/256", train=20)
-    with pytest.raises(ConfigError, match=r"by hand: data256x256.tar, from https://"):
+    with pytest.raises(ConfigError, match=r"by hand: data256x256.tar. Get them from https://"):
         prepare.prepare("celeb_a_hq/256", str(tmp_path))
     put(tmp_path / "downloads" / "manual", {"data256x256.tar": celeba_hq_tar()})
     prepare.prepare("celeb_a_hq/256", str(tmp_path))
@@ -296,7 +296,7 @@ def test_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         prepare.main()
-    assert stopped.value.code.startswith("error: celeb_a_hq/256 is fetched by hand")
+    assert stopped.value.code.startswith("error: celeb_a_hq/256 needs files that")
     assert "\n" not in stopped.value.code
     monkeypatch.setattr(sys, "argv", ["prepare_data", "digits"])
     prepare.main()
