@@ -14,12 +14,15 @@ from experiments.options import Experiment
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import read_settings
 from experiments.runtime import compilation, parallel
+from experiments.runtime.files import read_json
 from jebm import checkpoints
 from tools.headline import pack, roofline
 
 
 def draw_and_measure(main: list[str], run: pathlib.Path) -> None:
     """Draws samples of a run and measures it, each in a process that ends with it.
+
+    A run that training has measured at its end is left as it is.
 
     Args:
       main: the command of `experiments.main`.
@@ -30,6 +33,9 @@ def draw_and_measure(main: list[str], run: pathlib.Path) -> None:
     """
     if not checkpoints.steps(run):
         raise ConfigError(f"{run} has no checkpoint yet: give it more --minutes")
+    file = run / "eval.json"
+    if file.is_file() and read_json(file).get("step") == checkpoints.steps(run)[-1]:
+        return
     for mode in ("sample", "eval"):
         code = subprocess.call([*main, f"--workdir={run}", f"--mode={mode}"])
         if code:
