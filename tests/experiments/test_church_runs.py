@@ -26,6 +26,7 @@ _STAGE_ONE = {
     },
     "learning": {
         "batch_size": 4, "num_steps": 4, "warmup_steps": 1, "kl_warmup_steps": 2,
+        "spectral_penalty": 0.0,
     },
     "log": _LOG | {"num_samples": 4},
 }  # fmt: skip
