@@ -143,7 +143,7 @@ def test_tempered_sampler_is_judged_beside_the_chain_where_it_is_to_be(
     # One rung in three is drawn again at every step.
     assert values["tempered_rhat"] < plain["prior_rhat"]
     page = (copied_run / "report.html").read_text()
-    assert "samples by the tempered sampler, as long as the chain" in page
+    assert "samples by the tempered sampler, with as many steps" in page
     assert "<td>tempered chain</td>" in page
 
 
