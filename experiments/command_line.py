@@ -61,7 +61,7 @@ SETTINGS = {
     "learning.method": "mle, variational or two_stage",
     "chains.prior.num_steps": "steps of the chain that draws samples",
     "chains.prior.step_size": "step size of the chain that draws samples",
-    "eval.protocol": "classifier; paper or clean (FID); anomaly, ood, likelihood",
+    "eval.protocol": "auto (classifier or features); paper or clean (FID); ood, ...",
     "eval.num_samples": "samples for the distances",
     "log.every": "steps between lines of metrics.jsonl",
 }

@@ -139,7 +139,9 @@ def get_config() -> config_dict.ConfigDict:
     config.monitor.prior_eps_square = 10.0  # mean eps^2 behind z-; N(0, I): 1
 
     config.eval = config_dict.ConfigDict()
-    config.eval.protocol = "classifier"  # an evaluator of experiments.evaluation
+    # An evaluator of experiments.evaluation. "auto": "classifier" where there is one of
+    # the data set, else "features".
+    config.eval.protocol = "auto"
     # What several evaluators share.
     config.eval.num_samples = 5000
     config.eval.num_posterior_samples = 5  # of each image, that its score averages

@@ -1,6 +1,6 @@
 """Measures a trained run, and writes what was measured: eval.json.
 
-`eval.protocol` names the evaluator, of `experiments.evaluation.registry`. With every
+`eval.protocol` chooses the evaluator, of `experiments.evaluation.registry`. With every
 one go acceptance and stiffness of the chains (`experiments.evaluation.chains`) and how
 well they mix (`experiments.evaluation.mixing`). A file describes itself: beside numbers
 and facts it holds "report", a list of `described` results, of which the report page
@@ -20,7 +20,7 @@ from experiments.data import datasets
 from experiments.errors import ConfigError
 from experiments.evaluation import chains, mixing
 from experiments.evaluation.contract import Evaluator, Number, Result
-from experiments.evaluation.registry import create
+from experiments.evaluation.registry import create, protocol_of
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.rundir.metrics import training_budget
@@ -73,7 +73,7 @@ def measure(evaluator: Evaluator, run: Run, reason: str = "") -> list[Result]:
     Where there is a reason why it cannot measure, its result is that reason.
     """
     key = run.key(Stream.EVALUATION)
-    about = f"Not evaluated by {run.experiment.eval.protocol!r}: {reason}."
+    about = f"Not evaluated by {_protocol(run)!r}: {reason}."
     own = Result({}, about=about) if reason else evaluator.evaluate(key, run)
     return [own, *(measured(key, run) for measured in WITH_EVERY)]
 
@@ -88,7 +88,7 @@ def facts_of(run: Run, results: list[Result]) -> dict[str, Any]:
         "step": run.step,
         "seed": experiment.seed,
         "prior": experiment.prior,
-        "protocol": experiment.eval.protocol,
+        "protocol": _protocol(run),
         "data": datasets.described(experiment.data),
         **facts,
         **training_budget(run.path, experiment),
@@ -169,9 +169,15 @@ def _drawn(run, results):
 
 def file_of(evaluator: Evaluator, run: Run) -> pathlib.Path:
     """Names eval.json by what is measured otherwise than in the run."""
-    named = run.experiment.eval.protocol
-    own = read_settings(run.path)["eval"]["protocol"]
+    named, own = _protocol(run), read_settings(run.path)["eval"]["protocol"]
+    own = protocol_of(own, run.experiment.data.name)
     if named == own and not evaluator.OWN_FILE:
         named = ""
     parts = [part for part in (named, run.variant_name) if part]
     return run.path / f"{'_'.join(['eval', *parts])}.json"
+
+
+def _protocol(run):
+    """The evaluator's name, which "auto" is not."""
+    experiment = run.experiment
+    return protocol_of(experiment.eval.protocol, experiment.data.name)

@@ -1,8 +1,10 @@
 """The evaluators, by the names that `eval.protocol` chooses from."""
 
 from experiments.errors import ConfigError
+from experiments.evaluation import classifier
 from experiments.evaluation.anomaly import Anomaly
 from experiments.evaluation.contract import Evaluator
+from experiments.evaluation.features import Features
 from experiments.evaluation.fid import Clean, Paper
 from experiments.evaluation.frechet import Frechet
 from experiments.evaluation.likelihood import Likelihood
@@ -14,14 +16,30 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "anomaly": Anomaly,
     "classifier": Frechet,
     "clean": Clean,
+    "features": Features,
     "likelihood": Likelihood,
     "ood": Ood,
     "paper": Paper,
 }
+AUTO = "auto"  # "classifier" of data sets that have one, else "features"
+
+
+def protocol_of(named: str, data_name: str) -> str:
+    """The evaluator that `eval.protocol` stands for, of a data set.
+
+    Example:
+      >>> protocol_of("auto", "mnist"), protocol_of("auto", "folder")
+      ('classifier', 'features')
+      >>> protocol_of("ood", "mnist")
+      'ood'
+    """
+    if named != AUTO:
+        return named
+    return "classifier" if data_name in classifier.known() else "features"
 
 
 def create(experiment: Experiment) -> Evaluator:
-    """Returns the evaluator that `eval.protocol` names; checks the options of all.
+    """Returns the evaluator that `eval.protocol` asks for; checks the options of all.
 
     Raises:
       ConfigError: naming the field that is unknown or cannot work.
@@ -37,9 +55,10 @@ def create(experiment: Experiment) -> Evaluator:
         name: cls.of(sections.get(_section(cls), {}))
         for name, cls in EVALUATORS.items()
     }
-    protocol = experiment.eval.protocol
+    protocol = protocol_of(experiment.eval.protocol, experiment.data.name)
     if protocol not in typed:
-        raise ConfigError(unknown_name_message("eval.protocol", protocol, typed))
+        known = {AUTO, *typed}
+        raise ConfigError(unknown_name_message("eval.protocol", protocol, known))
     typed[protocol].check(experiment)
     return typed[protocol]
 

@@ -9,8 +9,9 @@
 `--length` multiplies `learning.num_steps`; each `--setting` is one more row, with
 fields of `learning` that may differ between the runs of one program. No run is ever
 rolled back: each is held against the limits of `config.monitor` at every `log.every`
-steps, and what it came to is written to DIR/stability.json, with Frechet distances of
-the averaged parameters at the end. A killed program goes on from its last checkpoint.
+steps, and what it came to is written to DIR/stability.json, with what `eval.protocol`
+measures of the averaged parameters at the end: Frechet distances. A killed program goes
+on from its last checkpoint.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ from tqdm import tqdm
 from experiments import command_line, options
 from experiments.data import datasets
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.evaluation import classifier
-from experiments.evaluation.frechet import distances
+from experiments.evaluation.contract import Evaluator, Number
+from experiments.evaluation.registry import create
 from experiments.models import build_model
 from experiments.options import Experiment
 from experiments.runs import Run
@@ -62,7 +63,9 @@ def run(
     experiment: Experiment, path: pathlib.Path, settings: list[dict], seeds: int
 ) -> None:
     """Trains `seeds` runs of each setting."""
-    features, _ = classifier.load(experiment.data.name)
+    evaluator = create(experiment)
+    if reason := evaluator.lacks(experiment):
+        raise ConfigError(reason)
     splits = datasets.load(experiment.data)
     images = splits["train"].images
     model = build_model(experiment, images.shape[1:])
@@ -74,12 +77,17 @@ def run(
     for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
         own = dataclasses.replace(experiment, seed=seed)
         trained = Run(path, own, model, of_run(state.learner.ema, i), step, splits)
-        numbers = distances(trained.key(Stream.EVALUATION), trained, features)
-        numbers = {k: v for k, v in numbers.items() if math.isfinite(v)}
+        numbers = numbers_of(evaluator, trained)
         results.append({"setting": setting, "seed": seed} | history.of_run(i) | numbers)
     write_json(path / "stability.json", results)
     _print_table(settings, results)
     print(f"wrote {path / 'stability.json'}")
+
+
+def numbers_of(evaluator: Evaluator, run: Run) -> dict[str, Number]:
+    """Measures a run; numbers that are not finite are left out."""
+    numbers = evaluator.evaluate(run.key(Stream.EVALUATION), run).numbers
+    return {k: v for k, v in numbers.items() if np.all(np.isfinite(v))}
 
 
 _COLUMNS = {

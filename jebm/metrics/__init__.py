@@ -1,6 +1,7 @@
 """How samples compare: distances and scores, as pure functions of arrays."""
 
 from jebm.metrics.energy_distance import energy_distance
+from jebm.metrics.extrapolation import Extrapolation, extrapolated_frechet
 from jebm.metrics.frechet import (
     Moments,
     feature_statistics,
@@ -14,8 +15,10 @@ from jebm.metrics.kernel_distance import kernel_distance
 from jebm.metrics.precision_recall import precision_recall
 
 __all__ = [
+    "Extrapolation",
     "Moments",
     "energy_distance",
+    "extrapolated_frechet",
     "feature_statistics",
     "frechet_distance",
     "inception_score",

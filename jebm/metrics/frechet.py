@@ -125,26 +125,39 @@ def frechet_distance(
       >>> frechet_distance(np.zeros(1), np.eye(1), np.array([3.0]), 4 * np.eye(1))
       10.0
     """
-    mean1, cov1 = _check_statistics("1", mean1, cov1)
-    mean2, cov2 = _check_statistics("2", mean2, cov2)
+    mean1, cov1 = check_statistics("1", mean1, cov1)
+    mean2, cov2 = check_statistics("2", mean2, cov2)
     if mean1.shape != mean2.shape:
         raise ValueError(f"unequal dimensions: {mean1.shape} and {mean2.shape}")
     # tr (C1 C2)^{1/2} is the sum of the singular values of C1^{1/2} C2^{1/2}. Taking
     # them there, and not as roots of eigenvalues of C1 C2, keeps the full precision
     # where covariances are singular.
-    product = _symmetric_root(cov1) @ _symmetric_root(cov2)
+    product = symmetric_root(cov1) @ symmetric_root(cov2)
     root_trace = np.linalg.svd(product, compute_uv=False).sum()
     distance = ((mean1 - mean2) ** 2).sum() + np.trace(cov1 + cov2) - 2 * root_trace
     return float(max(distance, 0))
 
 
-def _symmetric_root(covariance):
+def symmetric_root(covariance: np.ndarray) -> np.ndarray:
+    """The root of a symmetric matrix [D, D] without negative eigenvalues, symmetric.
+
+    Example:
+      >>> symmetric_root(np.diag([4.0, 9.0])).tolist()
+      [[2.0, 0.0], [0.0, 3.0]]
+    """
     eigenvalues, vectors = np.linalg.eigh(covariance)
     # Rounding makes zero eigenvalues slightly negative.
     return vectors * np.sqrt(eigenvalues.clip(0)) @ vectors.T
 
 
-def _check_statistics(which, mean, cov):
+def check_statistics(
+    which: str, mean: np.ndarray, cov: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and covariance [D, D] in float64; `which` follows their names in errors.
+
+    Raises:
+      ValueError: as `frechet_distance`.
+    """
     mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != 2 * mean.shape:
         raise ValueError(

@@ -1,8 +1,13 @@
 """Whole runs on a folder of pictures, from the command line."""
 
+import json
+
+import numpy as np
 import pytest
 
 from experiments.data import datasets
+from jebm.metrics import efficientnet
+from tests import efficientnet_weights
 from tests.data_files import encoded, put, random_images
 from tests.experiments.runs import CONFIG, run_main, start_main
 
@@ -45,6 +50,24 @@ def test_a_folder_that_has_changed_is_told_by_all_that_read_the_run(
     assert "have changed" not in capsys.readouterr().out  # since step 4 it knows of it
 
 
+def test_a_folder_ends_with_numbers_of_its_pictures(
+    tmp_path, arguments, monkeypatch, capsys
+):
+    weights = efficientnet_weights.write(tmp_path / "small.pth")
+    monkeypatch.setattr(efficientnet, "default_file", lambda: weights)
+    put(tmp_path / "pictures", pictures(60))
+    run_main(*arguments, "--config.learning.num_steps=4")
+    run_main(arguments[1], "--config.eval.num_samples=320", "--mode=eval")
+    printed = capsys.readouterr().out
+    (file,) = (tmp_path / "run").glob("eval*.json")
+    values = json.loads(file.read_text())
+    assert (values["protocol"], values["num_reference"]) == ("features", 60)
+    for number in ("frechet", "kid_untilted", "frechet_infinity_posterior"):
+        assert f"  {number} " in printed
+        assert np.isfinite(values[number])
+    assert "These are no FIDs" in printed
+
+
 @pytest.mark.parametrize("folders", [(".", "."), ("a", "b"), ("a", "b", "c")])
 def test_one_picture_a_class_is_enough_for_all_that_is_done(
     tmp_path, arguments, folders
@@ -55,6 +78,7 @@ def test_one_picture_a_class_is_enough_for_all_that_is_done(
     few = {
         "learning.batch_size": 1, "learning.persistent_chains": 2,
         "learning.num_steps": 2, "log.num_samples": 4,
+        "eval.protocol": "classifier",  # of which there is none: that takes no time
     }  # fmt: skip
     arguments = arguments[1:]  # the config is there already
     arguments += [f"--config.{field}={value}" for field, value in few.items()]

@@ -8,7 +8,7 @@ import pytest
 
 import jebm
 from experiments.data.loaders import Split
-from experiments.evaluation import frechet
+from experiments.evaluation import frechet, sample_sets
 from tests.experiments.evaluation.saved import run_of
 from tests.experiments.evaluation.test_evaluate import DISTANCES
 
@@ -25,7 +25,7 @@ class Fakes:
         monkeypatch.setattr(jebm, "sample", self.sample)
         monkeypatch.setattr(jebm, "posterior_sample", self.posterior_sample)
         monkeypatch.setattr(jebm, "energy", lambda m, p, z: z[0].mean((1, 2, 3)))
-        monkeypatch.setattr(frechet, "_decode", lambda model, params, z: z[0])
+        monkeypatch.setattr(sample_sets, "_decode", lambda model, params, z: z[0])
         self.model = types.SimpleNamespace(
             energy=object(),
             chains=types.SimpleNamespace(

@@ -119,7 +119,7 @@ def test_images_that_have_changed_are_told(many, tmp_path, monkeypatch, capsys):
     [entry] = data_note.read(path)
     entry["train"]["num"] += 1
     write_json(path / "data.json", [entry])
-    monkeypatch.setattr(stability, "distances", lambda *_: {})
+    monkeypatch.setattr(stability, "numbers_of", lambda *_: {})
     run(path)
     assert f"have changed since step 0 of {path}: train: " in capsys.readouterr().out
     assert data_note.read(path) == [entry]  # nothing more was learned
@@ -221,7 +221,7 @@ def test_directory_of_a_sweep_is_no_single_run(many, purpose):
 
 @pytest.mark.slow
 def test_gaussian_twin_has_runs_without_an_energy(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stability, "distances", lambda *arguments: {"frechet": 1.0})
+    monkeypatch.setattr(stability, "numbers_of", lambda *_: {"frechet": 1.0})
     config = tiny()
     config.prior = "gaussian"
     run(tmp_path / "runs", [{}], config=config, length=0.25)

@@ -228,7 +228,9 @@ def test_celeba_says_what_to_fetch_and_takes_it(site, counts, tmp_path):
 
 def test_celeba_hq_is_prepared_from_its_tar(counts, tmp_path):
     counts("celeb_a_hq/256", train=20)
-    with pytest.raises(ConfigError, match=r"by hand: data256x256.tar. Get them from https://"):
+    with pytest.raises(
+        ConfigError, match=r"by hand: data256x256.tar. Get them from https://"
+    ):
         prepare.prepare("celeb_a_hq/256", str(tmp_path))
     put(tmp_path / "downloads" / "manual", {"data256x256.tar": celeba_hq_tar()})
     prepare.prepare("celeb_a_hq/256", str(tmp_path))
