@@ -9,8 +9,9 @@ import jax
 import jebm
 from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
-from experiments.options import Experiment, read
+from experiments.options import Experiment, flat, nested, read
 from experiments.runtime.files import local_path, read_json
+from jebm.names import did_you_mean
 
 
 def model_spec(experiment: Experiment, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -81,8 +82,11 @@ def stages(experiment: Experiment) -> list[Experiment]:
 def stage_one(experiment: Experiment) -> Experiment:
     """Returns the first of two stages: the Gaussian prior of `backbone.stage_one`.
 
-    It has the data, the seed and the evaluation of the second, and in the score of
-    anomalies the weights of its own config.
+    It has the data, the seed and the evaluation of the second, in the score of
+    anomalies the weights of its own config, and what `backbone.changes` says.
+
+    Raises:
+      ConfigError: for a config that is not there, and for changes it has no field for.
     """
     name = experiment.backbone["stage_one"]
     if name not in {file.stem for file in CONFIGS.glob("[!_]*.py")}:
@@ -90,7 +94,7 @@ def stage_one(experiment: Experiment) -> Experiment:
             f"backbone.stage_one must name a file of experiments/configs, got {name!r}"
         )
     module = importlib.import_module(f"experiments.configs.{name}")
-    values = module.get_config().to_dict()
+    values = _changed(module.get_config().to_dict(), experiment.changes, name)
     anomaly, own = (
         dict(experiment.eval.evaluators["anomaly"]),
         values["eval"]["anomaly"],
@@ -102,6 +106,19 @@ def stage_one(experiment: Experiment) -> Experiment:
     again = experiment.to_dict()
     shared = {"seed": again["seed"], "data": again["data"], "prior": "gaussian"}
     return read({**values, **shared, "eval": again["eval"] | {"anomaly": anomaly}})
+
+
+def _changed(values, changes, name):
+    """The values of the config `name` with the leaves of `changes` in place of its."""
+    leaves = dict(flat(values))
+    for field, value in flat(changes):
+        if field not in leaves:
+            raise ConfigError(
+                f"backbone.changes: {name} has no field {field!r}"
+                f"{did_you_mean(field, leaves)}"
+            )
+        leaves[field] = value
+    return nested(leaves)
 
 
 def _first_spec(experiment, image_shape):

@@ -236,14 +236,17 @@ class Eval(Section):
 
 _Spec = dict[str, Any]  # as `jebm.build` takes it
 
+# Sections that the first of two stages has for itself; the others are of both.
+_OF_STAGE_ONE = ("backbone", "likelihood", "chains", "learning", "monitor", "log")
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Section):
     """A whole config, typed and checked.
 
     `backbone`, `energy`, `likelihood` and `chains` are parts of what `jebm.build`
-    takes, which checks them; of two stages, `backbone` has the fields `checkpoint` and
-    `stage_one`.
+    takes, which checks them; of two stages, `backbone` has the fields `checkpoint`,
+    `stage_one` and, where the first stage is changed, `changes`.
     """
 
     seed: Annotated[int, Range(0, 2**32 - 1)]
@@ -320,11 +323,33 @@ class Experiment(Section):
         for name in ("checkpoint", "stage_one"):
             hint = str | None if name == "checkpoint" else str
             checked(f"backbone.{name}", hint, self.backbone[name])
+        self._check_changes()
         if self.prior != "ebm":
             raise ConfigError(
                 "learning.method 'two_stage' learns energies alone: prior must be "
                 f"'ebm', got {self.prior!r}"
             )
+
+    def _check_changes(self):
+        """Changes of the first stage are sections, of a stage that is trained here."""
+        check_mapping("backbone.changes", self.changes)
+        for name, section in self.changes.items():
+            if name not in _OF_STAGE_ONE:
+                raise ConfigError(
+                    f"backbone.changes may hold sections of the first stage alone, "
+                    f"{', '.join(_OF_STAGE_ONE)}, got {name!r}"
+                )
+            check_mapping(f"backbone.changes.{name}", section)
+        if self.changes and self.backbone["checkpoint"] is not None:
+            raise ConfigError(
+                "backbone.changes are of a first stage that is trained here, and "
+                "backbone.checkpoint takes its place: leave one of them out"
+            )
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """What the first of two stages has otherwise than its config."""
+        return self.backbone.get("changes", {})
 
     @property
     def encoder_draws(self) -> bool:

@@ -28,9 +28,7 @@ def get_config():
     config = default.uncorrected(default.get_config())
     config.data.name = config.data.fake_like = "cifar10"
     config.data.augment = ("flip",)  # as its first stage
-    config.backbone = config_dict.ConfigDict()
-    config.backbone.checkpoint = config_dict.placeholder(str)
-    config.backbone.stage_one = "nvae_cifar10"
+    config.backbone = default.two_stages("nvae_cifar10")
     config.energy = config_dict.ConfigDict()
     config.energy.name = "conv"
     config.energy.channels = 64

@@ -206,3 +206,17 @@ def uncorrected(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.learning.target_acceptance = 0.0
     config.learning.gradient_penalty = 0.02
     return config
+
+
+def two_stages(stage_one: str) -> config_dict.ConfigDict:
+    """Returns the `backbone` of a second stage, whose first is the config of this name.
+
+    `checkpoint` is a run to take in place of training the first stage. `changes` are
+    the first stage's own settings, section by section, of those that a stage has for
+    itself: {"backbone": {"width": 8}, "learning": {"num_steps": 400}}.
+    """
+    backbone = config_dict.ConfigDict()
+    backbone.checkpoint = config_dict.placeholder(str)
+    backbone.stage_one = stage_one
+    backbone.changes = config_dict.ConfigDict()
+    return backbone

@@ -10,16 +10,14 @@ prior by one energy of the state that the decoder reads. To use a run that is th
 
 from ml_collections import config_dict
 
-from experiments.configs import faces_ladder
+from experiments.configs import default, faces_ladder
 
 
 def get_config():
     """Returns the configuration."""
     config = faces_ladder.get_config()
     config.prior = "ebm"
-    config.backbone = config_dict.ConfigDict()
-    config.backbone.checkpoint = config_dict.placeholder(str)
-    config.backbone.stage_one = "faces_ladder"
+    config.backbone = default.two_stages("faces_ladder")
     config.energy = config_dict.ConfigDict()
     config.energy.name = "state"
     config.energy.channels = 48
@@ -28,15 +26,19 @@ def get_config():
     config.learning.method = "two_stage"
     config.learning.kl_warmup_steps = 0
     config.learning.kl_balance = False
-    config.learning.num_steps = 1200
-    config.learning.nce_steps = 300
-    config.learning.energy_lr = 5e-4
+    config.learning.num_steps = 1000
+    config.learning.nce_steps = 150
+    config.learning.energy_lr = 3e-4
+    config.learning.energy_penalty = 1e-3
+    config.learning.gradient_penalty = 3e-3
     config.learning.final_lr_fraction = 0.05
     config.learning.persistent_chains = 640
-    config.learning.persistent_steps = 10
+    config.learning.persistent_steps = 5
     config.learning.reinit_probability = 0.01
     config.chains.prior.num_steps = 200
     config.chains.prior.step_size = 0.2
+    # The energies of telling posterior from prior are steep where no chain has been.
+    config.monitor.energy_gap_nats = 500.0
     config.eval.num_samples = 1000
     config.eval.batch_size = 100
     config.log.every = 25

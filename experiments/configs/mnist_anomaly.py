@@ -7,9 +7,7 @@ has many steps at little cost. All was chosen on other digits than those of the 
 (docs/anomaly.md).
 """
 
-from ml_collections import config_dict
-
-from experiments.configs import mnist_anomaly_vae
+from experiments.configs import default, mnist_anomaly_vae
 
 
 def get_config():
@@ -18,9 +16,7 @@ def get_config():
     config.prior = "ebm"
     config.eval.anomaly.neighbours_weight = 0.5
     config.eval.anomaly.knn_volume_weight = 0.5
-    config.backbone = config_dict.ConfigDict()
-    config.backbone.checkpoint = config_dict.placeholder(str)
-    config.backbone.stage_one = "mnist_anomaly_vae"
+    config.backbone = default.two_stages("mnist_anomaly_vae")
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)
     # Short steps, so that the energy may be steep: its density is what tells.

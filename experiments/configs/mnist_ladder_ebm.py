@@ -6,17 +6,13 @@ The first stage is `mnist_ladder` without its energy. To use a run that is there
 --config.backbone.checkpoint=RUN.
 """
 
-from ml_collections import config_dict
-
-from experiments.configs import mnist
+from experiments.configs import default, mnist
 
 
 def get_config():
     """Returns the configuration."""
     config = mnist.get_config()
-    config.backbone = config_dict.ConfigDict()
-    config.backbone.checkpoint = config_dict.placeholder(str)
-    config.backbone.stage_one = "mnist_ladder"
+    config.backbone = default.two_stages("mnist_ladder")
     config.learning.method = "two_stage"
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)

@@ -50,13 +50,13 @@ def make_train_step(config, model):
     return learner.make_train_step(options.read(config).learning, model)
 
 
-def run_main(*arguments):
-    """The command line in this process, training without figures."""
+def run_main(*arguments, hooks=Hooks()):
+    """The command line in this process, by default training without figures."""
     argv = ["main", *map(str, arguments)]
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
         try:
-            main.main(main.parse(argv), hooks=Hooks())
+            main.main(main.parse(argv), hooks=hooks)
         finally:
             flags.FLAGS.unparse_flags()
 

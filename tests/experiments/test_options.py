@@ -375,6 +375,22 @@ def test_two_stages_need_an_energy_and_a_first_stage():
     assert "prior must be 'ebm', got 'gaussian'" in error_of(values_of(config))
 
 
+def test_changes_of_a_first_stage_are_sections_that_it_has_for_itself():
+    def told(changes, **fields):
+        config = config_of("mnist_ladder_ebm")
+        config.backbone.update(changes=changes, **fields)
+        return error_of(values_of(config))
+
+    few = {"learning": {"num_steps": 3}}
+    assert "backbone.changes may hold" in (message := told({"data": {"labels": (1,)}}))
+    assert message.endswith("learning, monitor, log, got 'data'")
+    message = told({"learning": 3})
+    assert (
+        message == "config.backbone.changes.learning must be a section of fields, got 3"
+    )
+    assert "backbone.checkpoint takes its place" in told(few, checkpoint="runs/one")
+
+
 @pytest.mark.parametrize("chain", ["prior", "posterior"])
 @pytest.mark.parametrize(("old", "new"), sorted(RENAMED_SPACES.items()))
 def test_renamed_space_of_a_chain_is_told_by_its_new_name_and_upgraded(chain, old, new):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -211,6 +212,41 @@ def test_first_stage_has_the_data_and_the_seed_of_the_second():
     first = stage_one(options.read(config))
     assert (first.seed, first.data.labels, first.prior) == (7, (3,), "gaussian")
     assert first.backbone["name"] == "ladder"
+
+
+def changed_first(changes):
+    """The first stage of `mnist_ladder_ebm` with these changes."""
+    from experiments.configs import mnist_ladder_ebm
+
+    config = mnist_ladder_ebm.get_config()
+    config.backbone.changes = config_dict.ConfigDict(changes)
+    return stage_one(options.read(config))
+
+
+def test_first_stage_has_what_the_second_says_it_has_otherwise():
+    plain, widths = changed_first({}), (5, 4, 3)
+    changed = changed_first(
+        {"backbone": {"encoder_widths": widths}, "learning": {"num_steps": 7}}
+    )
+    assert changed.backbone == plain.backbone | {"encoder_widths": list(widths)}
+    assert changed.learning == dataclasses.replace(plain.learning, num_steps=7)
+    assert (changed.log, changed.data) == (plain.log, plain.data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"learning": {"num_step": 3}},
+            "backbone.changes: mnist_ladder has no field 'learning.num_step'; did you "
+            "mean 'learning.num_steps'?",
+        ),
+        ({"learning": {"num_steps": 0}}, "learning.num_steps must be at least 1"),
+    ],
+)
+def test_changes_that_a_first_stage_cannot_have_are_told(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        changed_first(changes)
 
 
 def weights_of(experiment):

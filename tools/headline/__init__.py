@@ -1,0 +1,1 @@
+"""Half an hour of an accelerator: trains, measures, and packs what is worth keeping."""
