@@ -86,7 +86,7 @@ def measure(
 
 
 def acceptance(key: jax.Array, run: Run) -> dict[str, float]:
-    """The share of the exact law's steps that is accepted, where that set is drawn."""
+    """Returns the accepted share of the exact law's steps, if that set is drawn."""
     if "exact" not in _other_samplers(run):
         return {}
     chain = exact(run.model, run.experiment.eval.exact_length)
@@ -94,7 +94,7 @@ def acceptance(key: jax.Array, run: Run) -> dict[str, float]:
 
 
 def told(numbers: Mapping[str, float]) -> str:
-    """Says acceptance and gap, a sentence each, of those that are there.
+    """Says the acceptance and the gap, a sentence each, if they are there.
 
     Example:
       >>> told({"exact_acceptance": 0.5, "energy_gap_nats": -1.0})
