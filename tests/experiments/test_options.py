@@ -243,6 +243,7 @@ COUNTS = {  # the least value of integers
     "data.num_workers": 0,
     "learning.batch_size": 1,
     "learning.kl_warmup_steps": 0,
+    "learning.likelihood_warmup_steps": 0,
     "learning.nce_steps": 0,
     "learning.num_steps": 1,
     "learning.tilt_warmup_steps": 0,
