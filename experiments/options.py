@@ -426,9 +426,9 @@ def _today(space):
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts, as ("a.b.c", value)."""
+    """The leaves of nested dicts, as ("a.b.c", value); an empty dict is one."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

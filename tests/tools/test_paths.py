@@ -43,6 +43,7 @@ def test_every_tool_reads_its_paths_so():
         if keyword.arg == "type"
     }
     others = {"_names", "_seeds", "positive"}  # of tools.priors
+    others |= {"_positive", "_not_negative", "_count"}  # of tools.headline
     assert types == {"int", "float", "path_argument"} | others
 
 

@@ -199,7 +199,7 @@ def test_noise_contrastive_loss_is_least_at_the_log_ratio_of_densities(x64):
 def test_noise_contrastive_steps_are_of_two_stages():
     config = variational_config("ebm")
     config.learning.nce_steps = 3
-    with pytest.raises(ConfigError, match=r"nce_steps is of .* 'two_stage', got 3"):
+    with pytest.raises(ConfigError, match=r"nce_steps needs .* 'two_stage', got 3"):
         options.read(config)
 
 
@@ -340,5 +340,5 @@ def test_backbone_of_other_data_is_refused(both, second_config, tmp_path):
     model = build_model(second_config, (16, 16, 1))
     assert spec["image_shape"] == [8, 8, 1]
     experiment = options.read(second_config)
-    with pytest.raises(ConfigError, match=r"of images \(8, 8, 1\), .* has \(16, "):
+    with pytest.raises(ConfigError, match=r"makes images \(8, 8, 1\), .* has \(16, "):
         two_stage.load_backbone(experiment, tmp_path, model, None)
