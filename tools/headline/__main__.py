@@ -31,7 +31,6 @@ def headline(given: argparse.Namespace, overrides: list[str]) -> None:
     Raises:
       ConfigError: for what cannot be done, naming the argument.
     """
-    main = [sys.executable, "-m", "experiments.main"]
     workdir: pathlib.Path = given.workdir
     run = workdir / "run"
     minutes = given.minutes
@@ -39,7 +38,7 @@ def headline(given: argparse.Namespace, overrides: list[str]) -> None:
         minutes = _SMALLEST_MINUTES if given.smallest else _MINUTES
     config = settings.arguments(given.data, given.smallest, overrides)
     done = slices.train(
-        [*main, *config, f"--workdir={run}"],
+        [sys.executable, "-m", "experiments.main", *config, f"--workdir={run}"],
         workdir,
         60 * minutes,
         60 * given.slice_minutes,
@@ -50,7 +49,7 @@ def headline(given: argparse.Namespace, overrides: list[str]) -> None:
     if not done:
         print("The same command goes on from here.")
         return
-    outcome.draw_and_measure(main, run)
+    outcome.draw_and_measure(run)
     contents = outcome.keep(run, workdir / "kept", taken)
     total = sum(contents["bytes"].values())
     print(f"Kept in {workdir / 'kept'}: {total / 2**20:.1f} MiB.")

@@ -3,6 +3,7 @@
 import pathlib
 import statistics
 import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -19,27 +20,22 @@ from jebm import checkpoints
 from tools.headline import pack, roofline
 
 
-def draw_and_measure(main: list[str], run: pathlib.Path) -> None:
-    """Draws samples of a run and measures it, each in a process that ends with it.
+def draw_and_measure(run: pathlib.Path) -> None:
+    """Draws samples of a run and measures it, in a process that ends with it.
 
     A run that training has measured at its end is left as it is.
 
-    Args:
-      main: the command of `experiments.main`.
-      run: the directory of the run.
-
     Raises:
-      ConfigError: if there is no checkpoint yet, or a process ends with an error.
+      ConfigError: if there is no checkpoint yet, or the process ends with an error.
     """
     if not checkpoints.steps(run):
         raise ConfigError(f"{run} has no checkpoint yet: give it more --minutes")
     file = run / "eval.json"
     if file.is_file() and read_json(file).get("step") == checkpoints.steps(run)[-1]:
         return
-    for mode in ("sample", "eval"):
-        code = subprocess.call([*main, f"--workdir={run}", f"--mode={mode}"])
-        if code:
-            raise ConfigError(f"--mode={mode} of {run} ended with exit code {code}")
+    code = subprocess.call([sys.executable, "-m", "tools.headline.measure", str(run)])
+    if code:
+        raise ConfigError(f"measuring {run} ended with exit code {code}")
 
 
 def keep(run: pathlib.Path, kept: pathlib.Path, seconds: float) -> dict[str, Any]:

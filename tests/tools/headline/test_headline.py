@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,12 @@ import jax
 import pytest
 
 import jebm
+from experiments.errors import ConfigError
+from experiments.evaluation.frechet import Frechet
 from experiments.rundir.metrics import read_metrics
+from jebm import checkpoints
 from tests.experiments.runs import ROOT
-from tools.headline import outcome, weights
+from tools.headline import measure, outcome, weights
 
 # Smaller than --smallest, to be done within a minute.
 _TINY = {
@@ -56,6 +60,34 @@ def test_one_command_trains_measures_and_packs(tmp_path):
         assert share == pytest.approx(used / found["peak_flops_per_second"][name])
     model, params = weights.read(kept)
     assert jebm.sample(jax.random.key(0), model, params, 2).x.shape == (2, 8, 8, 1)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_is_measured_as_far_as_it_can_be(
+    trained_run, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    shutil.rmtree(run / "samples")
+    step = checkpoints.steps(run)[-1]
+    reason = "there is no classifier"
+    monkeypatch.setattr(Frechet, "lacks", lambda self, experiment: reason)
+    measure.main([str(run)])
+    found = json.loads((run / "eval.json").read_text())
+    assert found["step"] == step and "prior_acceptance" in found
+    assert "frechet" not in found and reason in json.dumps(found["report"])
+    assert (run / "samples" / f"ebm_{step:07d}.png").is_file()
+
+    def again(command):
+        raise AssertionError(command)
+
+    monkeypatch.setattr(subprocess, "call", again)
+    outcome.draw_and_measure(run)  # it is measured
+
+
+def test_a_run_without_a_checkpoint_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="has no checkpoint yet: give it more --min"):
+        outcome.draw_and_measure(tmp_path)
 
 
 def test_data_that_are_not_there_end_in_one_sentence(tmp_path):
