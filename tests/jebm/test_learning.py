@@ -263,7 +263,7 @@ def posterior_and_prior(model, params, x, num):
 def stub_chains(monkeypatch, positive, negative):
     """Lets chains end at these positions in eps-space."""
 
-    def ended(keys, model, params, chain, *, x=None, start=None, tilt=1.0):
+    def ended(keys, model, params, chain, *, x=None, start=None, **weights):
         eps = negative if x is None else positive
         zeros = jnp.zeros(len(keys))
         info = jebm.langevin.LangevinInfo(zeros, zeros, zeros)
