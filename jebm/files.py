@@ -1,9 +1,14 @@
 """Where files lie between runs, and how they are written."""
 
 import contextlib
+import hashlib
+import io
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 
 def cache_directory() -> pathlib.Path:
@@ -43,3 +48,16 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> tuple[str, int]:
+    """Writes a compressed .npz of arrays by name, in one piece.
+
+    Returns its sha256, and its size in bytes.
+    """
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    data = file.getvalue()
+    with written_whole(path) as partial:
+        partial.write_bytes(data)
+    return hashlib.sha256(data).hexdigest(), len(data)

@@ -238,9 +238,7 @@ def convert(state: dict[str, np.ndarray], network: EfficientNetLite0) -> Any:
         name = tensor_name(path)
         if name not in state:
             raise ValueError(f"there is no tensor {name}")
-        array = state[name]
-        if path.endswith("kernel") and array.ndim == 4:  # [out, in, height, width]
-            array = np.transpose(array, (2, 3, 1, 0))
+        array = torch_file.turned(path, state[name])
         if array.shape != expected.shape:
             raise ValueError(
                 f"{name} is {array.shape} when turned, and {expected.shape} was due"
@@ -261,7 +259,8 @@ def tensor_name(path: str) -> str:
     _, *block, layer, kind, leaf = path.split("/")
     parents = [f"_blocks.{name.removeprefix('block')}" for name in block]
     conv, norm = _LAYERS[layer]
-    return ".".join([*parents, conv if kind == "conv" else norm, _LEAVES[leaf]])
+    named = conv if kind == "conv" else norm
+    return ".".join([*parents, named, torch_file.LEAVES[leaf]])
 
 
 _LAYERS = {
@@ -270,13 +269,6 @@ _LAYERS = {
     "depthwise": ("_depthwise_conv", "_bn1"),
     "project": ("_project_conv", "_bn2"),
     "head": ("_conv_head", "_bn1"),
-}
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
 }
 
 

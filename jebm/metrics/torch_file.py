@@ -24,6 +24,14 @@ _STORAGES = {
     "torch IntStorage": np.dtype("<i4"),
     "torch LongStorage": np.dtype("<i8"),
 }
+# PyTorch's names of what a layer of Linen holds.
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = {"BININT", "BININT1", "BININT2", "BINUNICODE", "LONG1"}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
@@ -75,6 +83,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} is damaged or no dict of tensors as PyTorch wrote it before 1.6: "
             f"{e}"
         ) from None
+
+
+def turned(path: str, array: np.ndarray) -> np.ndarray:
+    """Puts the axes of a tensor in the order of the variable at `path`.
+
+    Example:
+      >>> turned("params/conv/kernel", np.zeros((8, 3, 5, 5))).shape
+      (5, 5, 3, 8)
+    """
+    if path.endswith("kernel") and array.ndim > 1:  # [out, in, (height, width)]
+        array = np.transpose(array, (*range(2, array.ndim), 1, 0))
+    return array
 
 
 def _read(file):

@@ -13,6 +13,7 @@ from PIL import Image
 from jebm.metrics import efficientnet
 from tests import torch_files
 from tests.efficientnet_weights import SMALL, random_state
+from tests.pillow import assert_prepared_as_by_pillow
 from tools.verify import efficientnet as verify_efficientnet
 from tools.verify.inception import images_of, relative
 
@@ -52,14 +53,10 @@ def test_depthwise_convolution_is_that_of_groups(kernel, stride, sides):
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 24), (150, 200), (128, 128)])
 def test_resizing_is_pillows_of_floats(size):
-    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3)).astype(np.uint8)
-    found = efficientnet.prepare(jnp.asarray(images, jnp.float32) / 255, 128)
-    for image, mine in zip(images, np.asarray(found), strict=True):
-        for channel in range(3):
-            layer = Image.fromarray(image[..., channel].astype(np.float32))
-            layer = layer.resize((128, 128), Image.Resampling.BILINEAR)
-            expected = (np.asarray(layer) - 127) / 128
-            np.testing.assert_allclose(mine[..., channel], expected, atol=1e-4)
+    assert_prepared_as_by_pillow(
+        lambda x: efficientnet.prepare(x, 128),
+        size, 128, Image.Resampling.BILINEAR, centre=127,
+    )  # fmt: skip
 
 
 def test_grey_images_are_those_of_three_equal_colours():

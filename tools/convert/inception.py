@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from experiments.errors import USER_ERRORS, ConfigError
 from jebm.files import cache_directory, written_whole
-from jebm.metrics import inception
+from jebm.metrics import inception, torch_file
 from tools.convert import tensors
 from tools.paths import path_argument
 
@@ -43,16 +43,7 @@ def tensor_name(path: str) -> str:
       'Mixed_5b.branch1x1.bn.running_mean'
     """
     _, *parents, leaf = path.split("/")
-    return ".".join([*parents, _LEAVES[leaf]])
-
-
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+    return ".".join([*parents, torch_file.LEAVES[leaf]])
 
 
 def convert(state: dict[str, np.ndarray]) -> tuple[inception.InceptionV3, Any]:
@@ -77,9 +68,7 @@ def convert(state: dict[str, np.ndarray]) -> tuple[inception.InceptionV3, Any]:
         )
     converted = {}
     for path, name in name_of.items():
-        array = np.asarray(state[name])
-        if path.endswith("kernel"):  # [out, in, (height, width)]
-            array = np.transpose(array, (*range(2, array.ndim), 1, 0))
+        array = torch_file.turned(path, np.asarray(state[name]))
         if array.shape != shapes[path].shape:
             raise ConfigError(
                 f"the checkpoint's {name} has shape {array.shape} after transposing, "

@@ -10,13 +10,10 @@ the run's eval.json says and the settings in which its config departs from the d
 """
 
 import argparse
-import hashlib
-import io
 import json
 import pathlib
 import sys
 
-import numpy as np
 from flax import traverse_util
 
 import jebm
@@ -25,7 +22,7 @@ from experiments.configs import default
 from experiments.rundir.settings import read_settings
 from experiments.runtime.files import write_json
 from jebm import pretrained
-from jebm.files import written_whole
+from jebm.files import write_arrays
 from tools.paths import path_argument
 
 _MEASURED = (
@@ -43,25 +40,21 @@ def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
     """Writes NAME.npz and NAME.json of the newest checkpoint of `run`."""
     _, params = jebm.load(run)
     arrays = traverse_util.flatten_dict(params._asdict(), sep="/")
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    data = file.getvalue()
-
     settings = dict(options.flat(read_settings(run)))
     unset = dict(options.flat(options.read(default.get_config()).to_dict()))
     evaluated = json.loads((run / "eval.json").read_text())
+    model = json.loads((run / "model.json").read_text())
+    out.mkdir(parents=True, exist_ok=True)
+    sha256, size = write_arrays(out / f"{name}.npz", arrays)
     about = {
         "file": f"{name}.npz",
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "model": json.loads((run / "model.json").read_text()),
+        "sha256": sha256,
+        "model": model,
         "settings": {k: v for k, v in settings.items() if unset.get(k) != v},
         "measured": {k: evaluated[k] for k in _MEASURED if k in evaluated},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / f"{name}.npz") as partial:
-        partial.write_bytes(data)
     write_json(out / f"{name}.json", about)
-    print(f"wrote {out / name}.npz, {len(data):,} bytes, and its .json")
+    print(f"wrote {out / name}.npz, {size:,} bytes, and its .json")
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,7 @@ import jebm
 from experiments.errors import ConfigError
 from experiments.runtime.files import read_json, write_json
 from jebm import checks
-from jebm.files import written_whole
+from jebm.files import write_arrays
 
 
 def write(
@@ -27,14 +27,11 @@ def write(
 ) -> None:
     """Writes the parameters of a model, as they were after a step of training."""
     arrays = traverse_util.flatten_dict(params._asdict(), sep="/")
-    file = io.BytesIO()
-    np.savez_compressed(file, **{path: _bits(a) for path, a in arrays.items()})
-    data = file.getvalue()
-    with written_whole(folder / "weights.npz") as partial:
-        partial.write_bytes(data)
+    bits = {path: _bits(array) for path, array in arrays.items()}
+    sha256, _ = write_arrays(folder / "weights.npz", bits)
     about = {
         "file": "weights.npz",
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": sha256,
         "step": step,
         "model": jebm.to_spec(model),
         "dtypes": {path: np.dtype(a.dtype).name for path, a in arrays.items()},
