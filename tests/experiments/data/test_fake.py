@@ -86,7 +86,7 @@ def made_up(tmp_path_factory):
 def test_screen_report_and_numbers_say_that_the_images_are_made_up(made_up):
     path, screen = made_up
     label = "FAKE DATA in the shape of digits"
-    assert screen.count("FAKE DATA: the images are made up") >= 3
+    assert screen.count(f"{label}: the images are made up.") >= 3
     found = json.loads((path / "eval.json").read_text())
     assert found["data"] == label
     page = (path / "report.html").read_text()

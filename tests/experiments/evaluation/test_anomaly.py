@@ -303,7 +303,7 @@ def test_report_shows_the_areas_and_the_histogram(detecting):
     for name in ("auprc", "auroc", "auprc_prior", "auroc_energy"):
         assert f"<td>{numbers[name]:.4g}</td>" in page
     assert (path / "figures" / "anomaly.png").stat().st_size > 5000
-    assert "Scores of held-out images" in page
+    assert "Scores, and parts of them, of held-out images" in page
 
 
 def test_protocol_without_a_held_out_class_is_refused():

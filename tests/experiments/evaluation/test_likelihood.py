@@ -108,7 +108,7 @@ def test_a_mode_that_annealing_misses_is_told(monkeypatch, x64):
     assert numbers["log_z_agrees"] is False
     (text,) = warnings_of(numbers)
     assert text.startswith("Do not trust log Z and its error: ")
-    assert f"{numbers['log_z_reverse_nats']:.4g} nats backwards" in text
+    assert f"{numbers['log_z_reverse_nats']:.4g} nats" in text
 
 
 @pytest.mark.slow
