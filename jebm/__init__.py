@@ -20,7 +20,7 @@ from jebm import (
     tempering,
     walkers,
 )
-from jebm.checkpoints import load
+from jebm.checkpoints import load, save
 from jebm.contract import check_backbone
 from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.distributions import Normal
@@ -65,6 +65,7 @@ __all__ = [
     "priors",
     "reconstruct",
     "sample",
+    "save",
     "scores",
     "second_stage",
     "tempering",

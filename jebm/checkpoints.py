@@ -23,8 +23,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jebm import checks
+from jebm.files import written_whole
 from jebm.model import Model, Params, init
-from jebm.spec import build
+from jebm.spec import build, to_spec
 
 PyTree = Any
 
@@ -57,7 +59,7 @@ def manager(workdir: str | pathlib.Path, keep: int):
     return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
 
 
-def save(manager, step: int, items: dict[str, PyTree]) -> None:
+def write(manager, step: int, items: dict[str, PyTree]) -> None:
     """Writes one checkpoint; `step` must not exist yet.
 
     Args:
@@ -225,8 +227,48 @@ def digests(tree: PyTree) -> dict[str, str]:
     return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
 
 
+def save(
+    workdir: str | pathlib.Path, model: Model, params: Params, step: int = 0
+) -> None:
+    """Saves a model and its parameters, for `load`.
+
+    Args:
+      workdir: a directory, which is made if it is not there. It may hold other steps of
+        the same model.
+      model: the model. A backbone, energy or likelihood of yours is found again by its
+        module and name, so define it in a module that can be imported.
+      params: its parameters; the file has float32.
+      step: the number of the checkpoint.
+
+    Raises:
+      FileExistsError: if the directory holds this step, or another model.
+      ValueError: if the parameters do not fit the model, or a part of it has no name.
+
+    Example:
+      >>> import tempfile, jebm
+      >>> model, params = jebm.load_pretrained("digits")
+      >>> workdir = tempfile.mkdtemp()
+      >>> save(workdir, model, params)
+      >>> jebm.load(workdir)[0] == model
+      True
+    """
+    checks.instance("model", model, Model)
+    checks.params(model, params)
+    spec, path = to_spec(model), pathlib.Path(workdir) / "model.json"
+    if path.is_file() and build(json.loads(path.read_text())) != build(spec):
+        raise FileExistsError(f"{workdir} holds another model: choose another workdir")
+    if step in (there := steps(workdir)):
+        raise FileExistsError(f"{workdir} holds step {step} already")
+    with manager(workdir, keep=len(there) + 1) as opened:
+        write(opened, step, {"ema": jax.tree.map(np.float32, params)})
+    with written_whole(path) as partial:  # last: now it can be loaded
+        partial.write_text(json.dumps(spec, indent=2) + "\n")
+
+
 def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, Params]:
-    """Loads the model of a finished or running experiment, with its EMA parameters.
+    """Loads what `save` or a finished or running experiment has written.
+
+    Of an experiment these are the averaged parameters.
 
     Args:
       workdir: directory of a run.

@@ -106,7 +106,8 @@ def backbone(model, drawn, value):
     """Demands variables `params.backbone`; returns the Params `drawn` with these."""
     if not isinstance(value, Mapping) or "params" not in value:
         raise ValueError(
-            f"backbone must be the variables `params.backbone`, got {_describe(value)}"
+            "backbone must be the variables of the backbone, {'params': ...}, as in "
+            f"`params.backbone`, got {_describe(value)}"
         )
     replaced = drawn._replace(backbone=value)
     params(model, replaced)
@@ -255,4 +256,6 @@ def _describe(value) -> str:
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple | list):
         return f"{len(value)} of {type(value).__name__}"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with keys {list(value)}"
     return type(value).__name__

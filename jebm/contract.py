@@ -329,8 +329,10 @@ def _check_modules(backbone, variables, eps):
     named = getattr(backbone, "encoder_modules", None)
     if not isinstance(named, tuple) or sorted(named) != alone:
         raise _BrokenError(
-            "backbone.encoder_modules must name the modules that encode and posterior "
-            f"alone use, {tuple(alone)}, got {named!r}"
+            "backbone.encoder_modules must name the entries of the parameters that "
+            "encode and posterior alone make, "
+            + (f"{tuple(alone)}" if alone else "(), as the generator makes them all")
+            + f"; got {named!r}"
         )
 
 

@@ -115,7 +115,9 @@ def check_chains(backbone: nn.Module, chains: Chains) -> None:
     posterior = chains.posterior
     if posterior and posterior.start in ENCODED and not has_encoder(backbone):
         raise ValueError(
-            "the posterior chain cannot start at the encoder: the backbone has none"
+            f"the posterior chain starts at {posterior.start!r}, and the backbone has "
+            "no encoder: give the model another chain, or chains=jebm.Chains() for "
+            "those of a model without one"
         )
 
 

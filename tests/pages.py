@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +42,13 @@ def blocks(page: pathlib.Path) -> list[Block]:
 
 
 def run(page: pathlib.Path) -> dict[str, Any]:
-    """Runs a page in the current directory; returns its names."""
-    names = {"__name__": page.stem}
+    """Runs a page in the current directory; returns its names.
+
+    Its classes can be imported, as those of a file can.
+    """
+    module = types.ModuleType(page.stem)
+    sys.modules.setdefault(page.stem, module)
+    names = vars(module)
     for block in blocks(page):
         if block.title is not None:
             pathlib.Path(block.title).write_text(block.code)

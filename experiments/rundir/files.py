@@ -1,15 +1,11 @@
-"""The directory of a run: locked by one process, named in errors, given a model."""
+"""The directory of a run: locked by one process, and named in errors."""
 
 import contextlib
 import fcntl
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
-import jebm
 from experiments.errors import ConfigError
-from experiments.runtime.files import write_json
-from jebm import checkpoints
 
 
 @contextlib.contextmanager
@@ -42,12 +38,3 @@ def naming(workdir: pathlib.Path) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(workdir)) from error
-
-
-def write_model(
-    workdir: pathlib.Path, spec: dict[str, Any], params: jebm.Params, step: int = 0
-) -> None:
-    """Makes a directory that `jebm.load` reads: one checkpoint and model.json."""
-    with checkpoints.manager(workdir, keep=1) as manager:
-        checkpoints.save(manager, step, {"ema": params})
-    write_json(workdir / "model.json", spec)  # last: now it can be loaded

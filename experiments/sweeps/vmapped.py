@@ -135,7 +135,7 @@ def _train(experiment, path, model, runs, splits):
                 print(f"{path}: step {step}/{last}: {message}", flush=True)
             if step % log.checkpoint_every == 0 or step == last:
                 items = checkpoint_items(parallel.unreplicate(state))
-                checkpoints.save(manager, step, items)
+                checkpoints.write(manager, step, items)
     return parallel.unreplicate(state), history
 
 

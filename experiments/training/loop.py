@@ -202,7 +202,7 @@ def _write(job, opened, interval, values, saved):
     """Writes metrics, and where they are due a checkpoint, pictures and the page."""
     opened.metrics.write(interval.step, values)
     if saved is not None:
-        checkpoints.save(opened.manager, interval.step, saved)
+        checkpoints.write(opened.manager, interval.step, saved)
     if job.due(interval.step, job.experiment.log.sample_every):
         params = parallel.unreplicate(interval.state.learner.ema)
         job.hooks.pictures(

@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
     (path / "model.json").write_text(json.dumps(SPEC))
     with checkpoints.manager(path, keep=2) as manager:
         for step in (1, 2, 3):
-            checkpoints.save(manager, step, items(step))
+            checkpoints.write(manager, step, items(step))
     return path
 
 
@@ -169,3 +169,34 @@ def test_reading_writes_nothing(run):
     jebm.load(run)
     after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert before == after
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    for step in (0, 5):
+        jebm.save(tmp_path, MODEL, random_params(MODEL, seed=step), step)
+    model, params = jebm.load(tmp_path)
+    assert model == MODEL
+    assert_same(params, random_params(MODEL, seed=5))
+    assert_same(jebm.load(tmp_path, step=0)[1], random_params(MODEL, seed=0))
+
+
+def test_float64_is_saved_as_float32(tmp_path, x64):
+    params = jax.tree.map(np.float64, random_params(MODEL))
+    jebm.save(tmp_path, MODEL, params)
+    loaded = jebm.load(tmp_path)[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
+    assert_same(loaded, jax.tree.map(np.float32, params))
+
+
+def test_saving_overwrites_nothing(tmp_path):
+    params = random_params(MODEL)
+    jebm.save(tmp_path, MODEL, params)
+    with pytest.raises(FileExistsError, match="holds step 0 already"):
+        jebm.save(tmp_path, MODEL, params)
+    other = jebm.build(SPEC | {"energy": None})
+    with pytest.raises(FileExistsError, match="holds another model"):
+        jebm.save(tmp_path, other, params._replace(energy=None), 1)
+    with pytest.raises(ValueError, match="do not fit|params"):
+        jebm.save(tmp_path / "other", other, params)
+    assert not (tmp_path / "other").exists()
+    assert checkpoints.steps(tmp_path) == [0]

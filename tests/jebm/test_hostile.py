@@ -112,7 +112,7 @@ def sound(tmp_path_factory, items):
     path = tmp_path_factory.mktemp("sound") / "run"
     with checkpoints.manager(path, keep=2) as manager:
         for step in (2, 3):
-            checkpoints.save(manager, step, items[step])
+            checkpoints.write(manager, step, items[step])
     (path / "model.json").write_text(json.dumps(SPEC))
     return path
 

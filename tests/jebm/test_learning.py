@@ -234,7 +234,7 @@ def test_saved_state_goes_on_to_the_same_bits(made, tmp_path):
     after, _ = run(learner, state, x, 2)
     items = {"ema": after.ema, "train_state": dict(vars(after))}
     with checkpoints.manager(tmp_path, keep=1) as manager:
-        checkpoints.save(manager, 2, items)
+        checkpoints.write(manager, 2, items)
     _, read = checkpoints.restore(tmp_path, items)
     restored = learning.LearnerState(**read["train_state"])
     ends = (learner.update(KEY, s, x)[0] for s in (after, restored))
@@ -510,7 +510,8 @@ def test_initial_parameters_follow_x64_and_a_dtype():
             lambda: jebm.second_stage(model_of(True), None, optax.sgd(1.0)).init(
                 KEY, random_params(model_of(True))
             ),
-            "backbone must be the variables `params.backbone`, got 2 of Params",
+            "backbone must be the variables of the backbone, {'params': ...}, as in "
+            "`params.backbone`, got 2 of Params",
         ),
         (lambda: learning.WarmUp(kl_balance=True), "kl_balance needs a warm-up"),
         (

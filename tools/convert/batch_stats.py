@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 import jebm
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.rundir.files import write_model
 from experiments.runtime.files import write_json
 from jebm import checkpoints
 from jebm.hierarchy import top_down, transport
@@ -90,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = vars(given) | {"run": str(given.run), "out": str(given.out)}
         write_json(given.out / "batch_stats.json", settings)
         spec = json.loads((given.run / "model.json").read_text())
-        write_model(given.out, spec, params, checkpoints.steps(given.run)[-1])
+        jebm.save(given.out, jebm.build(spec), params, checkpoints.steps(given.run)[-1])
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"wrote {given.out}")

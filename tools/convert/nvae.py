@@ -25,7 +25,6 @@ from flax import traverse_util
 
 import jebm
 from experiments.errors import USER_ERRORS, ConfigError
-from experiments.rundir.files import write_model
 from experiments.runtime.files import write_json
 from tools.convert import tensors
 from tools.paths import path_argument
@@ -362,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
         params = jax.tree.map(lambda a: a.astype(np.float32), params)
         given.out.mkdir(parents=True, exist_ok=True)
         write_json(given.out / "nvae_args.json", {k: str(v) for k, v in args.items()})
-        write_model(given.out, spec, params)
+        jebm.save(given.out, jebm.build(spec), params)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     size = sum(a.size for a in jax.tree.leaves(params))

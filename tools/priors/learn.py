@@ -148,7 +148,7 @@ def _how_many(key, prior, frozen, data, start, seconds, batch_size):
 
 def _save(manager, path, step, state, spent):
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-    checkpoints.save(manager, step, {"train_state": leaves})
+    checkpoints.write(manager, step, {"train_state": leaves})
     write_json(path / "spent.json", {"seconds": spent})
 
 

@@ -20,7 +20,6 @@ from experiments.drawing.figures import FIGURES
 from experiments.errors import ConfigError
 from experiments.evaluation import evaluate
 from experiments.models import model_spec
-from experiments.rundir.files import write_model
 from experiments.rundir.settings import check_settings, write_settings
 from experiments.runs import open_run
 from experiments.training import train
@@ -209,7 +208,7 @@ def backbone(tmp_path, monkeypatch):
     first.backbone.encoder_cells = first.backbone.decoder_cells = 1
     spec = model_spec(options.read(first), (64, 64, 3))
     params = jebm.init(jax.random.key(0), jebm.build(spec))
-    write_model(tmp_path / "backbone", spec, params)
+    jebm.save(tmp_path / "backbone", jebm.build(spec), params)
     return tmp_path / "backbone"
 
 

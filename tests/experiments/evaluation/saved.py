@@ -8,7 +8,6 @@ from experiments import options
 from experiments.configs import test
 from experiments.models import build_model
 from experiments.options import Experiment
-from experiments.rundir.files import write_model
 from experiments.rundir.metrics import Metrics, add_hardware
 from experiments.rundir.settings import write_settings
 from experiments.runs import Run
@@ -38,7 +37,7 @@ def save_run(path: pathlib.Path, scale: float = 0.1, **fields) -> pathlib.Path:
     model = build_model(experiment, (8, 8, 1))
     spec = jebm.to_spec(model)
     write_settings(path, experiment, spec)
-    write_model(path, spec, random_params(model, scale=scale), STEP)
+    jebm.save(path, model, random_params(model, scale=scale), STEP)
     metrics = Metrics(path, 0)
     for step in range(2, STEP + 1, 2):
         metrics.write(step, {"loss_nats": 7.5 / step, "images_per_second": 1000.0})

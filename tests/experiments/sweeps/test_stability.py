@@ -172,14 +172,14 @@ def test_table_has_a_row_per_setting(results, capsys):
 def test_runs_cut_off_go_on_from_their_checkpoint_as_if_nothing_had_happened(
     many, tmp_path, monkeypatch
 ):
-    path, save = tmp_path / "cut", checkpoints.save
+    path, save = tmp_path / "cut", checkpoints.write
 
     def save_and_stop(manager, step, items):
         save(manager, step, items)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", save_and_stop)
+        patch.setattr(checkpoints, "write", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(path)
     assert checkpoints.steps(path) == [4]

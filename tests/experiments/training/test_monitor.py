@@ -357,13 +357,13 @@ def rewind(self, step, rollbacks, message=None, *, rewind=Metrics.rewind):
         die()
     rewind(self, step, rollbacks, message)
 
-def save(manager, step, items, *, save=checkpoints.save):
-    save(manager, step, items)
+def write(manager, step, items, *, write=checkpoints.write):
+    write(manager, step, items)
     if any(rolled_back) and WHEN == "saved":
         die()
 
 rolled_back = []
-Metrics.rewind, checkpoints.save = rewind, save
+Metrics.rewind, checkpoints.write = rewind, write
 """
 
 

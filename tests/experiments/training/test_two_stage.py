@@ -13,7 +13,6 @@ import jebm
 from experiments import models, options
 from experiments.errors import ConfigError
 from experiments.models import stage_one
-from experiments.rundir.files import write_model
 from experiments.rundir.settings import read_settings
 from experiments.training import two_stage
 from jebm import objectives
@@ -116,7 +115,7 @@ def test_backbone_may_move_but_not_change(both, second_config, tmp_path):
     model, params = jebm.load(there)
     changed = jax.tree.map(lambda leaf: leaf + 1, params)
     shutil.rmtree(there / "checkpoints")
-    write_model(there, jebm.to_spec(model), changed, 8)
+    jebm.save(there, model, changed, 8)
     before = contents(path)
     with pytest.raises(ConfigError, match="began with another backbone"):
         run(second_config, path)

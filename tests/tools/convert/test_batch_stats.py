@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments.rundir.files import write_model
 from tools.convert import batch_stats
 from tools.convert import nvae as convert_nvae
 from tools.verify import nvae as verify_nvae
@@ -21,7 +20,7 @@ def write(path, stats):
     params = convert_nvae.convert(model, state)
     averages = jax.tree.map(lambda a: a * 0 + stats, params.backbone["batch_stats"])
     params = params._replace(backbone=params.backbone | {"batch_stats": averages})
-    write_model(path, spec, params)
+    jebm.save(path, jebm.build(spec), params)
     return params
 
 
@@ -101,6 +100,7 @@ def test_bad_arguments_are_refused_before_any_work(three, arguments, message):
 
 def test_backbone_without_statistics_is_refused(tmp_path):
     spec = {"image_shape": (4, 4, 1), "backbone": {"latent_dims": (2, 2)}}
-    write_model(tmp_path / "run", spec, jebm.init(jax.random.key(0), jebm.build(spec)))
+    model = jebm.build(spec)
+    jebm.save(tmp_path / "run", model, jebm.init(jax.random.key(0), model))
     with pytest.raises(SystemExit, match="has no batch statistics"):
         batch_stats.main([str(tmp_path / "run"), str(tmp_path / "out")])

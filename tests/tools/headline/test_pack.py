@@ -7,7 +7,6 @@ import pytest
 
 import jebm
 from experiments.errors import ConfigError
-from experiments.rundir.files import write_model
 from tools.headline import pack, weights
 
 
@@ -21,7 +20,7 @@ def run(digits, tmp_path):
     """What the directory of a run holds, as far as it is packed."""
     model, params = digits
     path = tmp_path / "run"
-    write_model(path, jebm.to_spec(model), params, 40)
+    jebm.save(path, model, params, 40)
     for name, size in {
         "config.json": 10, "eval.json": 20, "eval_ood.json": 30, "metrics.jsonl": 40,
         "report.html": 50, "samples/ebm_0000020.png": 60, "samples/ebm_0000040.png": 70,
