@@ -196,7 +196,7 @@ def test_saving_overwrites_nothing(tmp_path):
     other = jebm.build(SPEC | {"energy": None})
     with pytest.raises(FileExistsError, match="holds another model"):
         jebm.save(tmp_path, other, params._replace(energy=None), 1)
-    with pytest.raises(ValueError, match="do not fit|params"):
+    with pytest.raises(ValueError, match="params"):
         jebm.save(tmp_path / "other", other, params)
     assert not (tmp_path / "other").exists()
     assert checkpoints.steps(tmp_path) == [0]

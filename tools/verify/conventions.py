@@ -82,7 +82,6 @@ def measure(path: pathlib.Path) -> dict[str, Areas]:
     evaluator.check(run.experiment)
     weights = evaluator.weights
     kind = kinds(run)
-    number = len(kind.labels)
     ours = np.flatnonzero(~kind.trained)
 
     key = run.key(Stream.EVALUATION)
@@ -101,7 +100,7 @@ def measure(path: pathlib.Path) -> dict[str, Areas]:
     draw = np.random.default_rng(0)
     return {
         "clean": each[-1],
-        "another permutation": chosen(drawn_again(draw, kind, number)),
+        "another permutation": chosen(drawn_again(draw, kind)),
         "a tenth": chosen(a_tenth(draw, kind)),
         "mean of checkpoints": {
             name: tuple(np.mean([one[name] for one in each], axis=0).tolist())
@@ -120,18 +119,11 @@ class Kinds:
       splits: of the run; its test split has the images of training at its end.
       anomalous: whether each is of the held-out class, bool [N].
       trained: whether each is of training, bool [N].
-      share: of the normal images that are of training.
     """
 
     splits: dict[str, Split]
     anomalous: np.ndarray
     trained: np.ndarray
-    share: float
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Classes of all of them, [N]."""
-        return self.splits["test"].labels
 
 
 def kinds(run: Run) -> Kinds:
@@ -151,12 +143,11 @@ def kinds(run: Run) -> Kinds:
         {"train": train, "test": joined},
         np.concatenate([anomalous, np.zeros(len(some), bool)]),
         np.arange(len(joined.labels)) >= len(test.labels),
-        share,
     )
 
 
-def drawn_again(draw: np.random.Generator, kind: Kinds, number: int) -> np.ndarray:
-    """Returns all anomalies, and as many normal images as a new draw of all would have.
+def drawn_again(draw: np.random.Generator, kind: Kinds) -> np.ndarray:
+    """Returns all anomalies, and as many normal images as the clean test has.
 
     Those of training are in it by their share of all normal images.
     """
