@@ -32,7 +32,7 @@ from jebm.sampling import Samples, posterior_sample, reconstruct, sample
 from jebm.spec import build, to_spec
 from jebm.target import LogDensity, logdensity_fn
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "MALA",
     "Chains",
