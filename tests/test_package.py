@@ -12,6 +12,7 @@ import tomllib
 import zipfile
 
 import pytest
+import yaml
 
 import jebm
 
@@ -61,12 +62,14 @@ def test_wheel_holds_the_library_and_its_data_and_nothing_else(wheel):
     }
     assert names == expected
     assert {"jebm/py.typed", "jebm/pretrained/digits.npz"} <= names
+    assert "jebm/pretrained/fashion_mnist.npz" in names
     assert wheel.name == f"jebm-{jebm.__version__}-py3-none-any.whl"
 
 
 def test_wheel_is_small(wheel):
     sizes = {i.filename: i.file_size for i in zipfile.ZipFile(wheel).infolist()}
-    assert sizes["jebm/pretrained/digits.npz"] < 1_000_000
+    for name in jebm.pretrained.names():
+        assert sizes[f"jebm/pretrained/{name}.npz"] < 1_000_000
     assert wheel.stat().st_size < 1_500_000
 
 
@@ -86,6 +89,28 @@ def test_wheel_says_what_it_needs(wheel):
     assert needed == {"jax", "flax", "jaxtyping", "numpy", "orbax-checkpoint"}
     licences = [n for n in archive.namelist() if n.endswith("LICENSE")]
     assert len(licences) == 1
+
+
+def test_conda_recipe_asks_for_what_the_wheel_needs(wheel):
+    recipe = yaml.safe_load((ROOT / "tools" / "conda" / "recipe.yaml").read_text())
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+    about = email.message_from_bytes(archive.read(name))
+    needed = {r for r in about.get_all("Requires-Dist") if "extra ==" not in r}
+    needed.add("python" + about["Requires-Python"])
+    run = {r.replace(" ", "") for r in recipe["requirements"]["run"]}
+    assert run == {r.replace(" ", "") for r in needed}
+    assert recipe["context"]["version"] == jebm.__version__
+    assert recipe["about"]["summary"] == about["Summary"]
+    licence = about["License-Expression"] or about["License"]
+    assert recipe["about"]["license"] == licence
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == jebm.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## {jebm.__version__}\n" in changes
 
 
 def test_source_distribution_builds_what_the_wheel_holds(built, wheel):

@@ -9,7 +9,7 @@ from typing import Any
 from experiments import pictures
 from experiments.data import datasets
 from experiments.options import flat
-from experiments.rundir import curves, data_note
+from experiments.rundir import curves, data_note, verdict
 from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.metrics import read_metrics
 from experiments.rundir.settings import read_settings, variant_of
@@ -38,12 +38,19 @@ td, th {{ padding: .15rem .8rem .15rem 0; text-align: left;
          font-variant-numeric: tabular-nums; vertical-align: top; }}
 summary {{ cursor: pointer; font-weight: 600; }}
 .warning {{ color: var(--alarm); }}
+.glance {{ list-style: none; padding: 0; }}
+.glance li {{ padding-left: 1.6em; text-indent: -1.6em; }}
+.glance li::before {{ display: inline-block; width: 1.6em; text-indent: 0;
+                     font-weight: 700; }}
+.glance .good::before {{ content: "\\2713"; color: #009E73; }}
+.glance .bad::before {{ content: "!"; color: var(--alarm); }}
 .strip {{ display: flex; gap: .5rem; overflow-x: auto; }}
 .strip figure {{ flex: 0 0 11rem; }}
 {style}</style></head><body>
 <h1>{title}</h1>
 <p>{subtitle}</p>
 {warnings}
+{glance}
 <section class="grid samples">{samples}</section>
 {measured}
 <h2>Over training</h2>
@@ -73,6 +80,7 @@ def write(path: pathlib.Path) -> None:
         title=html.escape(path.resolve().name),
         subtitle=html.escape(_subtitle(path, settings, last.get("step", 0))),
         warnings=_made_up(settings) + _changed(path) + _rollbacks(lines),
+        glance=_glance(verdict.findings(lines, evaluations)),
         measured="".join(_evaluated(evaluations)),
         samples="".join(_figure(files[-1]) for files in history.values()),
         history="".join(
@@ -105,6 +113,18 @@ def _subtitle(path, settings, step):
         f"{title} on {images}, {step} of {settings['learning']['num_steps']} training "
         f"steps, seed {settings['seed']}"
     )
+
+
+def _glance(findings):
+    """Lists what is good and what is not, with what to change."""
+
+    def item(finding):
+        kind = "good" if finding.good else "bad"
+        text, advice = html.escape(finding.text), html.escape(finding.advice)
+        return f'<li class="{kind}">{text} <strong>{advice}</strong></li>'
+
+    items = "".join(map(item, findings))
+    return f'<ul class="glance">{items}</ul>' if items else ""
 
 
 def _changed(path):

@@ -5,8 +5,10 @@
         "--config.backbone.encoder_widths=(256, 256)"
     python -m tools.convert.pretrained runs/pretrained digits
 
-It writes NAME.npz and NAME.json where `jebm.load_pretrained` looks for them, with what
-the run's eval.json says and the settings in which its config departs from the default.
+and for "fashion_mnist" the same with experiments/configs/fashion.py.
+It writes NAME.npz, in float16, and NAME.json where `jebm.load_pretrained` looks for
+them, with what the run's eval.json says and the settings in which its config departs
+from the default.
 """
 
 import argparse
@@ -14,11 +16,13 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 from flax import traverse_util
 
 import jebm
 from experiments import options
 from experiments.configs import default
+from experiments.errors import USER_ERRORS, ConfigError
 from experiments.rundir.settings import read_settings
 from experiments.runtime.files import write_json
 from jebm import pretrained
@@ -27,6 +31,7 @@ from tools.paths import path_argument
 
 _MEASURED = (
     "frechet",
+    "frechet_exact",
     "frechet_long_chain",
     "frechet_untilted",
     "frechet_posterior",
@@ -39,12 +44,16 @@ _MEASURED = (
 def export(run: pathlib.Path, name: str, out: pathlib.Path) -> None:
     """Writes NAME.npz and NAME.json of the newest checkpoint of `run`."""
     _, params = jebm.load(run)
-    arrays = traverse_util.flatten_dict(params._asdict(), sep="/")
+    leaves = traverse_util.flatten_dict(params._asdict(), sep="/")
+    with np.errstate(over="ignore"):  # told below
+        arrays = {path: np.asarray(leaf, np.float16) for path, leaf in leaves.items()}
     settings = dict(options.flat(read_settings(run)))
     unset = dict(options.flat(options.read(default.get_config()).to_dict()))
     evaluated = json.loads((run / "eval.json").read_text())
     model = json.loads((run / "model.json").read_text())
     out.mkdir(parents=True, exist_ok=True)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ConfigError(f"a parameter of {run} is too large for float16")
     sha256, size = write_arrays(out / f"{name}.npz", arrays)
     about = {
         "file": f"{name}.npz",
@@ -67,7 +76,7 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     try:
         export(given.run, given.name, given.out)
-    except OSError as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
 

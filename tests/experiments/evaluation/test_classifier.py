@@ -15,8 +15,8 @@ from experiments.evaluation import classifier
 from tests.experiments.data.test_loaders import load_or_skip
 from tools.data import train_classifier
 
-NAMES = ["digits", "mnist"]
-NUM_FEATURES = {"digits": 32, "mnist": 64}
+NAMES = ["digits", "fashion_mnist", "mnist"]
+NUM_FEATURES = {"digits": 32, "fashion_mnist": 64, "mnist": 64}
 TOOL = "`python -m tools.data.train_classifier --data={}`"
 
 load = functools.cache(classifier.load)
@@ -30,14 +30,16 @@ def test_committed_classifiers_are_these():
 @pytest.mark.parametrize("name", NAMES)
 def test_file_is_small_and_the_one_that_its_json_describes(name):
     content = (classifier.DIRECTORY / f"{name}.npz").read_bytes()
-    assert len(content) < 300_000
+    assert len(content) < 700_000
     facts = load(name)[1]
     assert facts["file"] == f"{name}.npz"
     assert facts["sha256"] == hashlib.sha256(content).hexdigest()
     assert facts["num_features"] == NUM_FEATURES[name]
 
 
-@pytest.mark.parametrize(("name", "least"), [("digits", 0.97), ("mnist", 0.992)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("digits", 0.97), ("fashion_mnist", 0.91), ("mnist", 0.992)]
+)
 def test_stated_accuracy_is_that_on_the_held_out_split(name, least):
     images, labels = load_or_skip(name)["test"]
     network, params, facts = classifier.read(name)

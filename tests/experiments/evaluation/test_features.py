@@ -110,7 +110,7 @@ def test_a_few_images_have_no_halves():
 
 def test_by_default_it_is_the_classifier_or_else_the_features():
     assert isinstance(create(experiment_of()), frechet.Frechet)
-    for name in ("cifar10", "folder", "fake", "fashion_mnist"):
+    for name in ("cifar10", "folder", "fake", "kmnist"):
         assert isinstance(create(experiment_of(**{"data.name": name})), Features)
     assert protocol_of("paper", "folder") == "paper"
     with pytest.raises(ConfigError, match=r"'featurs'.*'features'"):
