@@ -12,7 +12,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 # Libraries that a page is about; BlackJAX needs jax 0.9.
-NEEDS = {"samplers.md": ("blackjax", "numpyro")}
+NEEDS = {
+    "other_libraries.md": ("equinox", "haiku"),
+    "samplers.md": ("blackjax", "numpyro"),
+}
 
 
 @pytest.mark.slow
