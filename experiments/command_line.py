@@ -112,7 +112,7 @@ def parse(
 
 
 def help_text(path: str | None) -> str:
-    """What `--help` of `experiments.main` prints; with a config, all of its fields."""
+    """Returns the `--help` of `experiments.main`; with a config, all of its fields."""
     configs = {name.removesuffix(".py"): _headline(name) for name in _known_configs()}
     fields = (
         "All fields of a config, with their values: --config=FILE --help.\n"
@@ -234,7 +234,7 @@ def _unknown_field(path, argv):
 
 
 def nearest_field(config, node, field) -> str:
-    """Which field was meant: one near in name here, or of that name elsewhere."""
+    """Suggests the field meant: one near in name here, or of that name elsewhere."""
     if near := did_you_mean(field, node.keys()):
         return near
     full = [name for name, _ in flat(config.to_dict())]

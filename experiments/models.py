@@ -109,7 +109,7 @@ def stage_one(experiment: Experiment) -> Experiment:
 
 
 def _changed(values, changes, name):
-    """The values of the config `name` with the leaves of `changes` in place of its."""
+    """Returns the values of the config `name` with the leaves of `changes` put in."""
     leaves = dict(flat(values))
     for field, value in flat(changes):
         if field not in leaves:
@@ -122,7 +122,7 @@ def _changed(values, changes, name):
 
 
 def _first_spec(experiment, image_shape):
-    """Backbone and likelihood of the checkpoint, or of the first stage's config."""
+    """Returns the checkpoint's backbone and likelihood, or those of the first stage."""
     checkpoint = experiment.backbone["checkpoint"]
     if checkpoint is None:
         spec = model_spec(stage_one(experiment), image_shape)

@@ -72,7 +72,7 @@ class Data(Section):
 
     @property
     def is_fake(self) -> bool:
-        """Whether the images are made up."""
+        """Says whether the images are made up."""
         return self.name == "fake"
 
 
@@ -166,7 +166,7 @@ class Monitor(Section):
 
     @property
     def limits(self) -> Limits:
-        """The limits, as `jebm.learning` takes them."""
+        """Returns the limits, as `jebm.learning` takes them."""
         return Limits(**{name: getattr(self, name) for name in Limits._fields})
 
 
@@ -227,7 +227,7 @@ class Eval(Section):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """As `Section.of`; each mapping in `values` is the section of an evaluator."""
+        """Makes an `Eval`; each mapping in `values` is the section of an evaluator."""
         check_mapping(cls.SECTION, values)
         sections = {k: v for k, v in values.items() if isinstance(v, Mapping)}
         fields = {k: v for k, v in values.items() if k not in sections}
@@ -290,12 +290,12 @@ class Experiment(Section):
 
     @property
     def has_encoder(self) -> bool:
-        """Whether the backbone has an encoder that learns, or has learned."""
+        """Says whether the backbone has an encoder that learns, or has learned."""
         start = self.chains["posterior"]["start"]
         return self.learning.method != "mle" or start == "encoder"
 
     def _check_posterior(self):
-        """The posterior chain starts at the encoder where there is one."""
+        """Demands that the posterior chain start at the encoder, where there is one."""
         method, start = self.learning.method, self.chains["posterior"]["start"]
         if self.has_encoder and start != "encoder":
             raise ConfigError(
@@ -331,7 +331,7 @@ class Experiment(Section):
             )
 
     def _check_changes(self):
-        """Changes of the first stage are sections, of a stage that is trained here."""
+        """Demands that changes be sections of a first stage that is trained here."""
         check_mapping("backbone.changes", self.changes)
         for name, section in self.changes.items():
             if name not in _OF_STAGE_ONE:
@@ -348,23 +348,23 @@ class Experiment(Section):
 
     @property
     def changes(self) -> Mapping[str, Any]:
-        """What the first of two stages has otherwise than its config."""
+        """Returns what the first of two stages has otherwise than its config."""
         return self.backbone.get("changes", {})
 
     @property
     def encoder_draws(self) -> bool:
-        """Whether the encoder alone draws the posterior samples, without a chain."""
+        """Says whether the encoder alone draws posterior samples, without a chain."""
         return self.has_encoder and not self.chains["posterior"]["num_steps"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The config again, as config.json holds it: dicts, lists and plain values."""
+        """Returns the config as config.json holds it: dicts, lists and plain values."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
         values["eval"] |= values["eval"].pop("evaluators")
         return values
 
 
 def read(config) -> Experiment:
-    """Types and checks a config.
+    """Converts a config to an `Experiment`, and checks it.
 
     Args:
       config: a ConfigDict of `configs`, or the dict of a config.json.
@@ -421,12 +421,12 @@ BEFORE = {
 
 
 def _today(space):
-    """The name of today of a chain's space."""
+    """Returns today's name of a chain's space."""
     return RENAMED_SPACES.get(space, space) if isinstance(space, str) else space
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts, as ("a.b.c", value); an empty dict is one."""
+    """Yields the leaves of nested dicts, as ("a.b.c", value); an empty dict is one."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -435,7 +435,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`.
+    """Undoes `flat`.
 
     Example:
       >>> nested({"a.b": 1, "a.c": 2, "d": 3})

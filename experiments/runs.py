@@ -46,12 +46,12 @@ class Run:
 
     @property
     def heldout(self) -> Any:
-        """The held-out images, uint8 [N, H, W, C]."""
+        """Returns the held-out images, uint8 [N, H, W, C]."""
         return self.splits["test"].images
 
     @functools.cached_property
     def training(self) -> Any:
-        """The images of training as the model sees them, uint8 [N, H, W, C].
+        """Returns the training images as the model sees them, uint8 [N, H, W, C].
 
         Those that are drawn black or white anew at every step are drawn once.
         """
@@ -61,7 +61,7 @@ class Run:
         return draw_binary(np.random.default_rng(0), images)
 
     def key(self, stream: int) -> jax.Array:
-        """The key of a stream of noise of `experiments.streams`."""
+        """Returns the key of a stream of noise of `experiments.streams`."""
         return jax.random.fold_in(jax.random.key(self.experiment.seed), stream)
 
     @property
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def variant_name(self) -> str:
-        """The variant as a name of files."""
+        """Returns the variant as a name of files."""
         return folder_name(self.path, self.variant)
 
 
@@ -130,7 +130,7 @@ def open_run(experiment: Experiment, path: pathlib.Path, images: bool = True) ->
 
 
 def read_model(experiment: Experiment, path: pathlib.Path) -> jebm.Model:
-    """The model that model.json of `path` holds, with the chains of `experiment`."""
+    """Reads the model from model.json in `path`, with the chains of `experiment`."""
     spec = read_json(path / "model.json")
     own = {"chains": experiment.chains, "remat": experiment.remat}
     try:

@@ -53,7 +53,7 @@ class Section:
 
     @classmethod
     def full_name(cls, field: str) -> str:
-        """The full name of a field, as the command line has it."""
+        """Returns the full name of a field, as the command line has it."""
         return f"{cls.SECTION}.{field}" if cls.SECTION else field
 
     @classmethod

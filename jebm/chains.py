@@ -42,7 +42,7 @@ class ChainEnd(NamedTuple):
 
 
 def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
-    """One key per example, from the examples' global indices [B]."""
+    """Makes one key per example, from the examples' global indices [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 

@@ -211,7 +211,7 @@ def _alone():
 
 
 def digests(tree: PyTree) -> dict[str, str]:
-    """sha256 of every leaf's dtype, shape and bytes, by its path.
+    """Computes sha256 of every leaf's dtype, shape and bytes, by its path.
 
     Example:
       >>> list(digests({"w": np.zeros(3)}))

@@ -68,7 +68,7 @@ class _BrokenError(ValueError):
 
 
 def _check_declared(backbone):
-    """What can be told without running it."""
+    """Checks what can be told of a backbone without running it."""
     if not isinstance(backbone, nn.Module):
         raise ValueError(
             f"backbone must be a Linen module, got {type(backbone).__name__}"
@@ -102,7 +102,7 @@ def _check_declared(backbone):
 
 
 def _check_value(name, value):
-    """Models are compared by value, and hashed, to share one trace."""
+    """Demands a value that compares and hashes: equal models then share one trace."""
     try:
         hash(value)
     except TypeError:
@@ -218,7 +218,7 @@ def _check_generator(model, key):
     @_jit
     def alone_and_slopes(variables, eps):
         def below(eps):
-            """One number of all that is drawn and decoded below any layer."""
+            """Reduces all that is drawn and decoded below any layer to one number."""
             results = nn.apply(generate(eps), backbone)(variables)
             return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(results))
 
@@ -282,7 +282,7 @@ def _check_encoder(model, variables, noise):
         alone = inferred(variables, x[1:2], second)
 
         def log_volume(i):
-            """log |det dz_i / dnoise_i|, of the second example."""
+            """Computes log |det dz_i / dnoise_i| of the second example."""
 
             def moved(flat):
                 moved = flat.reshape(second[i].shape)
@@ -318,7 +318,7 @@ def _check_encoder(model, variables, noise):
 
 
 def _check_modules(backbone, variables, eps):
-    """What inference alone uses is what remains without the generator."""
+    """Demands that `encoder_modules` be those that the generator does not make."""
 
     def generate(backbone):
         _, _, state = top_down(backbone, _BATCH, transport(eps))
@@ -347,7 +347,7 @@ _jit = functools.partial(
 
 
 def _moved(variables, key):
-    """Parameters off their start, where maps that begin at zero hide what they do."""
+    """Moves parameters off their start: maps that begin at zero hide what they do."""
     params = variables.get("params", {})
     moved = jax.tree.map(
         lambda leaf, noise: leaf + 0.5 * noise / max((1, *leaf.shape[:1])) ** 0.5,

@@ -66,14 +66,14 @@ def _cpu_form(x, kernel, stride):
 
 
 def native_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`conv_transpose` by XLA's convolution."""
+    """Computes `conv_transpose` by XLA's convolution."""
     return jax.lax.conv_transpose(
         x, kernel, (stride, stride), "SAME", transpose_kernel=True
     )
 
 
 def patch_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`conv_transpose` by a matrix product and an overlap-add.
+    """Computes `conv_transpose` by a matrix product and an overlap-add.
 
     Each patch is cut into blocks of stride x stride pixels. Blocks tile the output:
     block (i, j) of all patches is one image, to be shifted by (i, j) blocks.
@@ -96,7 +96,7 @@ def patch_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @jax.custom_vjp
 def karatsuba_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv_transpose` of a kernel of 2 x 2 blocks, k = 2 s, with 9 products for 16.
+    """Computes `conv_transpose`, k = 2 s, by 9 products of 2 x 2 blocks instead of 16.
 
     A pair of pixels meets the pair of blocks of the kernel, per axis,
 
@@ -143,19 +143,19 @@ _once = jax.lax.optimization_barrier
 
 
 def _rows(x):
-    """The pixels of all images as the rows of one matrix."""
+    """Returns the pixels of all images as the rows of one matrix."""
     return x.reshape(-1, x.shape[-1])
 
 
 def _pixel_sums(x):
-    """Of each 2 x 2 pixels the nine sums that are multiplied, [B, H / 2, W / 2, C]."""
+    """Computes of each 2 x 2 pixels the nine sums to multiply, [B, H / 2, W / 2, C]."""
     batch, height, width, channels = x.shape
     pairs = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return _pair_sums(_pair_sums([pairs], 2), 3)
 
 
 def _block_sums(kernel):
-    """The same of the kernel's 2 x 2 blocks, [s s features, C]."""
+    """Computes the same nine sums of the kernel's 2 x 2 blocks, [s s features, C]."""
     size, _, features, channels = kernel.shape
     stride = size // 2
     blocks = kernel.reshape(2, stride, 2, stride, features, channels)
@@ -163,7 +163,7 @@ def _block_sums(kernel):
 
 
 def _pair_sums(arrays, axis):
-    """a_0, a_0 + a_1 and a_1 of each array, along an axis of size 2."""
+    """Returns a_0, a_0 + a_1 and a_1 of each array, along an axis of size 2."""
     sums = []
     for array in arrays:
         first, second = (a.squeeze(axis) for a in jax.lax.split(array, (1, 1), axis))
@@ -172,7 +172,7 @@ def _pair_sums(arrays, axis):
 
 
 def _overlap_products(products, kernel_shape):
-    """The image of the nine products, each [B, H / 2, W / 2, s s features]."""
+    """Joins the nine products, each [B, H / 2, W / 2, s s features], to the image."""
     size, _, features, _ = kernel_shape
     stride, crop = size // 2, size // 4
     batch, rows, columns, _ = products[0].shape
@@ -190,7 +190,7 @@ def _overlap_products(products, kernel_shape):
 
 
 def _overlap_pairs(first, middle, last, axis):
-    """Blocks of t^0 and t^2 of each pair, which meet those of the next, and of t^1."""
+    """Returns blocks of t^0 and t^2 of all pairs, which overlap, and those of t^1."""
 
     def pad(array, low, high):
         padding = [(0, 0)] * array.ndim
@@ -201,7 +201,7 @@ def _overlap_pairs(first, middle, last, axis):
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """A convolution: y[i] = sum_u x[s i + u - c] kernel[u] per axis, c = (k - 1) // 2.
+    """Computes y[i] = sum_u x[s i + u - c] kernel[u] per axis, c = (k - 1) // 2.
 
     Args:
       x: [B, H, W, C], zero outside.
@@ -226,7 +226,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`conv` by XLA's convolution."""
+    """Computes `conv` by XLA's convolution."""
     padding = [_padding(side, kernel.shape[0], stride) for side in x.shape[1:3]]
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=_NUMBERS
@@ -234,7 +234,7 @@ def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _padding(side, size, stride):
-    """How many pixels before and after those of an axis a convolution reads."""
+    """Counts the pixels that a convolution reads before and after those of an axis."""
     low = (size - 1) // 2
     return low, (-(-side // stride) - 1) * stride + size - low - side
 
@@ -253,12 +253,12 @@ _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def _mirrored(kernel):
-    """The kernel that reads what this one writes."""
+    """Returns the kernel that reads what this one writes."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
 def _conv_of_blocks(x, kernel, stride):
-    """`conv` as one of stride 1: blocks of s x s pixels are the pixels."""
+    """Computes `conv` as one of stride 1: blocks of s x s pixels are the pixels."""
     batch, height, width, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[-1]
     blocks = -(-size // stride)
@@ -280,7 +280,7 @@ def _conv_of_blocks(x, kernel, stride):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense_form(x: jax.Array, kernel: jax.Array, padding: tuple[int, int]) -> jax.Array:
-    """A convolution of stride 1 that XLA's CPU compiler runs fast, in loops as well.
+    """Computes a convolution of stride 1 that is fast on XLA's CPU, in loops as well.
 
     That compiler has a fast routine for images [B, H, W, C] and kernels
     [k, k, C, features] as they lie. Only outside of loops does it bring others into
@@ -319,7 +319,7 @@ dense_form.defvjp(_dense_form_fwd, _dense_form_bwd)
 
 
 def _kernel_grad(x, grad, padding, size):
-    """sum_i x[i + u - low] grad[i] for every tap u, [k, k, C, features]."""
+    """Computes sum_i x[i + u - low] grad[i] for every tap u, [k, k, C, features]."""
     batch, height, width, features = grad.shape
     x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
 
@@ -345,7 +345,7 @@ _ROWS = 1024
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution of each channel by itself, zero outside.
+    """Convolves each channel by itself, zero outside.
 
     Args:
       x: [B, H, W, C].
@@ -367,7 +367,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def depthwise_native_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise_conv` by XLA's convolution."""
+    """Computes `depthwise_conv` by XLA's convolution."""
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=_NUMBERS,
         feature_group_count=x.shape[-1],
@@ -376,7 +376,7 @@ def depthwise_native_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def shifted_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise_conv` by shifted copies, each times its tap of the kernel.
+    """Computes `depthwise_conv` by shifted copies, each times its tap of the kernel.
 
     Image by image: XLA would take the sum over taps again inside of whatever reduces
     the images, and sums over many images at once are slow.
@@ -412,7 +412,7 @@ shifted_form.defvjp(_shifted_form_fwd, _shifted_form_bwd)
 
 
 def _shifts(image, size):
-    """The copies of an image [H, W, C] that lie under the taps of a kernel."""
+    """Returns the copies of an image [H, W, C] that lie under the taps of a kernel."""
     pad = (size - 1) // 2
     height, width, _ = image.shape
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))

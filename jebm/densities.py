@@ -50,7 +50,7 @@ def logdensity(
     tilt: jax.typing.ArrayLike = 1.0,
     likelihood_weight: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-    """The equations above for a batch of positions; `x` [B, H, W, C] or None.
+    """Computes the equations above for a batch of positions; `x` [B, H, W, C] or None.
 
     The decoder is not called where `x` is None. `temperature` scales every sigma_i
     of the hierarchy. With z_{>k} given as `above`, the position is of the k layers
@@ -106,7 +106,7 @@ def one_chain(
     tilt: Any = 1.0,
     likelihood_weight: Any = 1.0,
 ) -> LogDensity:
-    """The log-density of one position (no batch axis) as a Langevin chain takes it."""
+    """Returns the log-density of one position (no batch axis), for a Langevin chain."""
     x, above = jax.tree.map(lambda leaf: leaf[None], (x, above))
 
     def logdensity_fn(position):

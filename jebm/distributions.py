@@ -33,7 +33,7 @@ class Normal(NamedTuple):
     scale: jax.Array  # [B, *shape]
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        """Log-density of `value` [B, *shape], in nats. Returns [B]."""
+        """Computes the log-density of `value` [B, *shape] in nats, [B]."""
         noise = (value - self.loc) / self.scale
         return sum_event(
             -0.5 * noise**2 - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)

@@ -251,12 +251,12 @@ class State(nn.Module):
 
 
 def reads_state(energy: nn.Module) -> bool:
-    """Whether the energy takes the decoder's state besides the latents."""
+    """Says whether the energy takes the decoder's state besides the latents."""
     return getattr(energy, "reads_state", False)
 
 
 def _halved(energy, x, name):
-    """A map, halved by convolutions down to 4 x 4; a vector as it is."""
+    """Halves a map by convolutions down to 4 x 4; returns a vector as it is."""
     halvings = 0
     while x.ndim == 4 and min(x.shape[1:3]) > 4:
         conv = _halving(energy.channels, name=f"{name}_{halvings}")

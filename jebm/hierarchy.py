@@ -91,7 +91,7 @@ def keep_above(above: Latents, k: int, pick: Pick) -> Pick:
 
 
 def inverse_transport(latents: Latents, priors: tuple[Normal, ...]) -> Latents:
-    """The eps of `latents`, eps_i = (z_i - mu_i) / sigma_i."""
+    """Computes the eps of `latents`, eps_i = (z_i - mu_i) / sigma_i."""
     return tuple(
         (z - prior.loc) / prior.scale for z, prior in zip(latents, priors, strict=True)
     )
@@ -134,7 +134,7 @@ def normal_posterior(
 
 
 def has_normal_posterior(backbone: Any) -> bool:
-    """Whether q of a layer shifts and scales its noise, given the layers above.
+    """Says whether q of a layer shifts and scales its noise, given the layers above.
 
     It does unless the backbone's attribute `is_posterior_normal` is False.
     """
@@ -142,7 +142,7 @@ def has_normal_posterior(backbone: Any) -> bool:
 
 
 def has_encoder(backbone: Any) -> bool:
-    """Whether the backbone can `infer`."""
+    """Says whether the backbone can `infer`."""
     return getattr(backbone, "has_encoder", False)
 
 

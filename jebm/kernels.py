@@ -80,12 +80,12 @@ class Chain:
 
     @property
     def kernel(self) -> langevin.Kernel:
-        """The Markov kernel whose steps the chain takes."""
+        """Returns the Markov kernel whose steps the chain takes."""
         raise NotImplementedError
 
     @property
     def adjusted(self) -> bool:
-        """Whether a test corrects each move; the law is then the density's at any s."""
+        """Says whether a test corrects moves; if so, the law is exact at any s."""
         return False
 
 
@@ -129,7 +129,7 @@ class Langevin(Chain):
 
     @property
     def kernel(self) -> langevin.Kernel:
-        """`langevin.LANGEVIN`."""
+        """Returns `langevin.LANGEVIN`."""
         return langevin.LANGEVIN
 
 
@@ -150,12 +150,12 @@ class MALA(Chain):
 
     @property
     def kernel(self) -> langevin.Kernel:
-        """`mala.MALA`."""
+        """Returns `mala.MALA`."""
         return mala.MALA
 
     @property
     def adjusted(self) -> bool:
-        """True."""
+        """Returns True."""
         return True
 
 
@@ -196,7 +196,7 @@ class Tempered(Chain):
 
     @property
     def kernel(self) -> langevin.Kernel:
-        """`tempering.tempered` at the inverse temperatures."""
+        """Returns `tempering.tempered` at the inverse temperatures."""
         b = self.inverse_temperatures
         b = tempering.temperature_schedule() if b is None else jnp.asarray(b)
         return tempering.tempered(b, adjusted=self.adjusted)

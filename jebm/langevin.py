@@ -60,7 +60,7 @@ class Kernel(NamedTuple):
         step_size: jax.typing.ArrayLike,
         temperature: jax.typing.ArrayLike = 1.0,
     ) -> tuple[Any, Any]:
-        """One step.
+        """Takes one step.
 
         Args:
           key: typed key, [].
@@ -90,7 +90,7 @@ def init(position: PyTree, logdensity_fn: LogDensity) -> LangevinState:
 
 
 def normal_like(key: jax.Array, tree: PyTree) -> PyTree:
-    """Standard normal draws of the shapes and dtypes of `tree`."""
+    """Draws standard normal numbers of the shapes and dtypes of `tree`."""
     # In one draw for all leaves: on a CPU each call of the generator costs more than
     # its numbers.
     flat, unravel = ravel_pytree(tree)
@@ -104,7 +104,7 @@ def move(
     step_size: jax.typing.ArrayLike,
     temperature: jax.typing.ArrayLike = 1.0,
 ) -> tuple[LangevinState, LangevinInfo]:
-    """One uncorrected Langevin step; costs one gradient."""
+    """Takes one uncorrected Langevin step; costs one gradient."""
     logdensity, grad = jax.value_and_grad(logdensity_fn)(state.position)
     position = update(noise, state.position, grad, step_size, temperature)
     info = LangevinInfo(logdensity, global_norm(grad), jnp.ones_like(logdensity))
@@ -112,7 +112,7 @@ def move(
 
 
 def update(noise, position, grad, step_size, temperature):
-    """The equation above."""
+    """Computes the next position by the equation above."""
     return jax.tree.map(
         lambda z, g, noise: (
             z + 0.5 * step_size**2 * g + step_size * jnp.sqrt(temperature) * noise
@@ -124,7 +124,7 @@ def update(noise, position, grad, step_size, temperature):
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """Euclidean norm over all leaves, []."""
+    """Computes the Euclidean norm over all leaves, []."""
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
@@ -188,7 +188,7 @@ def trajectory(
     temperature: jax.typing.ArrayLike = 1.0,
     kernel: Kernel = LANGEVIN,
 ) -> tuple[Any, LangevinInfo, PyTree]:
-    """Same chain and draws as `run`, storing the position at every `every`-th step.
+    """Runs the chain of `run`, same draws, and stores the position every `every` steps.
 
     Args:
       key, position, logdensity_fn, num_steps, step_size, temperature, kernel: of `run`.
@@ -238,7 +238,7 @@ _STEPS, _NUMBERS = 5, 2048
 
 
 def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
-    """Where a chain starts, and what advances it by a number of steps.
+    """Returns where a chain starts, and what advances it by a number of steps.
 
     What is carried is the state, the sum of the infos, and the number of the step, of
     which the key of a step is made: keys split ahead would be memory that grows with

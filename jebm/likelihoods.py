@@ -34,15 +34,15 @@ class Gaussian:
             raise ValueError(f"likelihood scale must be positive, got {self.scale}")
 
     def num_outputs(self, channels: int) -> int:
-        """Channels of the decoder's output for an image of `channels`."""
+        """Counts the channels of the decoder's output for an image of `channels`."""
         return channels
 
     def mean(self, output: jax.Array) -> jax.Array:
-        """Expected image in [0, 1], from decoder output [B, H, W, C]."""
+        """Computes the expected image in [0, 1], from decoder output [B, H, W, C]."""
         return jax.nn.sigmoid(output)
 
     def log_prob(self, output: jax.Array, x: jax.Array) -> jax.Array:
-        """log p(x | z) in nats, [B]; `output` and `x` are [B, H, W, C]."""
+        """Computes log p(x | z) in nats, [B]; `output` and `x` are [B, H, W, C]."""
         loc = self.mean(output)
         return Normal(loc, jnp.full_like(loc, self.scale)).log_prob(x)
 
@@ -63,15 +63,18 @@ class Bernoulli:
     discrete = True
 
     def num_outputs(self, channels: int) -> int:
-        """Channels of the decoder's output for an image of `channels`."""
+        """Counts the channels of the decoder's output for an image of `channels`."""
         return channels
 
     def mean(self, output: jax.Array) -> jax.Array:
-        """Expected image in [0, 1], from logits [B, H, W, C]."""
+        """Computes the expected image in [0, 1], from logits [B, H, W, C]."""
         return jax.nn.sigmoid(output)
 
     def log_prob(self, output: jax.Array, x: jax.Array) -> jax.Array:
-        """log p(x | z) in nats, [B]; `output` (logits) and `x` are [B, H, W, C]."""
+        """Computes log p(x | z) in nats, [B].
+
+        `output` (logits) and `x` are [B, H, W, C].
+        """
         return sum_event(
             x * jax.nn.log_sigmoid(output) + (1 - x) * jax.nn.log_sigmoid(-output)
         )
@@ -96,15 +99,18 @@ class LearnedGaussian:
     discrete = False
 
     def num_outputs(self, channels: int) -> int:
-        """Channels of the decoder's output for an image of `channels`."""
+        """Counts the channels of the decoder's output for an image of `channels`."""
         return 2 * channels
 
     def mean(self, output: jax.Array) -> jax.Array:
-        """The mean of x, within [0, 1], from decoder output [B, H, W, 2 C]."""
+        """Computes the mean of x, within [0, 1], from decoder output [B, H, W, 2 C]."""
         return jnp.clip((self._normal(output).loc + 1) / 2, 0, 1)
 
     def log_prob(self, output: jax.Array, x: jax.Array) -> jax.Array:
-        """log p(x | z) in nats, [B]; `output` [B, H, W, 2 C] and `x` [B, H, W, C]."""
+        """Computes log p(x | z) in nats, [B].
+
+        `output` is [B, H, W, 2 C] and `x` is [B, H, W, C].
+        """
         units = math.prod(x.shape[1:])
         return self._normal(output).log_prob(2 * x - 1) + units * math.log(2)
 
@@ -154,11 +160,11 @@ class LogisticMixture:
             raise ValueError(f"bits must lie in [1, 8], got {self.bits}")
 
     def num_outputs(self, channels: int) -> int:
-        """Channels of the decoder's output for an image of `channels`."""
+        """Counts the channels of the decoder's output for an image of `channels`."""
         return self.num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
     def mean(self, output: jax.Array) -> jax.Array:
-        """Means of mixture and chain in [0, 1], each colour's kept in range."""
+        """Computes means of mixture and chain in [0, 1], each colour's in range."""
         logits, means, _, coefficients = self._split(output)
         weights = jax.nn.softmax(logits, axis=-1)
         colours: list[jax.Array] = []
@@ -170,7 +176,7 @@ class LogisticMixture:
         return (jnp.stack(colours, axis=-1) + 1) / 2
 
     def log_prob(self, output: jax.Array, x: jax.Array) -> jax.Array:
-        """log p(x | z) in nats, [B], of `x` [B, H, W, C]."""
+        """Computes log p(x | z) in nats, [B], of `x` [B, H, W, C]."""
         logits, means, log_scales, coefficients = self._split(output)
         colours = (2 * reduce_bit_depth(x, self.bits) - 1)[..., None]  # [B, H, W, C, 1]
         log_prob = jax.nn.log_softmax(logits, axis=-1)
@@ -181,7 +187,7 @@ class LogisticMixture:
         return sum_event(jax.nn.logsumexp(log_prob, axis=-1))
 
     def _log_bin(self, colour, mean, log_scale):
-        """Log-probability of the bin around `colour` under one logistic."""
+        """Computes the log-probability of `colour`'s bin under one logistic."""
         width = 1 / (2**self.bits - 1)
         upper, lower = (
             (colour + side - mean) * jnp.exp(-log_scale) for side in (width, -width)
@@ -202,7 +208,7 @@ class LogisticMixture:
         return jnp.select(ends, [log_first, log_last], log_inner)
 
     def _split(self, output):
-        """Logits of pi, and means, log s and a of their channels, each [B, H, W, M]."""
+        """Returns logits of pi, and channels' means, log s and a, each [B, H, W, M]."""
         parts = jnp.split(output, output.shape[-1] // self.num_mixtures, axis=-1)
         logits, *parts = parts
         channels = next(
@@ -216,7 +222,7 @@ class LogisticMixture:
 
 
 def reduce_bit_depth(x: jax.Array, bits: int) -> jax.Array:
-    """8-bit colours in [0, 1] with their lowest 8 - bits bits dropped, in [0, 1] again.
+    """Drops the lowest 8 - bits bits of 8-bit colours, in [0, 1] before and after.
 
     Example:
       >>> reduce_bit_depth(jnp.arange(256) / 255, 1).sum().item()

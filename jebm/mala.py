@@ -58,7 +58,7 @@ def move(
     step_size: jax.typing.ArrayLike,
     temperature: jax.typing.ArrayLike = 1.0,
 ) -> tuple[MalaState, LangevinInfo]:
-    """One adjusted step; costs one gradient.
+    """Takes one adjusted step; costs one gradient.
 
     A proposal whose log-density is not finite is rejected. `temperature` must be
     positive: a noiseless proposal has no density.
@@ -85,7 +85,7 @@ def acceptance_probability(
     step_size: jax.typing.ArrayLike,
     temperature: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-    """The probability above, []; 0 where the proposal's log-density is not finite."""
+    """Computes the probability above, []; 0 if the new log-density is not finite."""
 
     # The two g are Gaussians of one variance: their squares, multiplied out.
     corrections = jax.tree.map(
@@ -112,7 +112,7 @@ def accept(
 
 
 def happens(normal: jax.Array, probability: jax.Array) -> jax.Array:
-    """True with that probability, decided by a standard normal of the same shape."""
+    """Returns True with that probability, decided by a standard normal of its shape."""
     uniform = 0.5 * jax.lax.erfc(-math.sqrt(0.5) * normal)  # its distribution function
     return uniform.astype(probability.dtype) <= probability
 

@@ -230,7 +230,7 @@ _compiled_init = functools.partial(
 def energy(
     model: Model, params: Params, latents: types.Latents, state: Any = None
 ) -> types.PerExample:
-    """E(z) in nats, [B]; 0 for a Gaussian prior.
+    """Computes E(z) in nats, [B]; 0 for a Gaussian prior.
 
     `state` is that of `jebm.hierarchy.top_down` at `latents`, for a caller that has it;
     where None, and the energy reads it, the top-down pass is taken here.
@@ -267,6 +267,6 @@ def energy(
 
 
 def float_dtype(params: Params) -> jnp.dtype:
-    """The dtype that noise is drawn in: that of the first parameter."""
+    """Returns the dtype that noise is drawn in: that of the first parameter."""
     leaves = jax.tree.leaves(params)
     return leaves[0].dtype if leaves else jnp.zeros(()).dtype

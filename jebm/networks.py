@@ -23,7 +23,7 @@ def check_activation(name: str) -> None:
 
 
 def soft_clamp(x: jax.Array, bound: float) -> jax.Array:
-    """Smoothly limits x to (-bound, bound); the identity near 0."""
+    """Limits x smoothly to (-bound, bound); the identity near 0."""
     return bound * jnp.tanh(x / bound)
 
 

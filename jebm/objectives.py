@@ -49,7 +49,7 @@ class PosteriorTerms(NamedTuple):
     mutated: Any = None
 
     def loss(self, kl_weights: jax.Array | None = None) -> jax.Array:
-        """First line of the loss, [B]; `kl_weights` [L] weigh `kl_per_layer`."""
+        """Sums the loss's first line, [B]; `kl_weights` [L] weigh `kl_per_layer`."""
         if kl_weights is None:
             return -(self.log_likelihood + self.log_prior - self.energy - self.log_q)
         divergence = (kl_weights.reshape(1, -1) * self.kl_per_layer).sum(axis=1)
@@ -63,14 +63,14 @@ class PriorTerms(NamedTuple):
     energy: jax.Array  # [B'], E(z-)
 
     def loss(self) -> jax.Array:
-        """Second line of the loss, [B']."""
+        """Sums the loss's second line, [B']."""
         return self.log_prior - self.energy
 
 
 def posterior_terms(
     model: Model, params: Params, x: jax.Array, latents: Latents
 ) -> PosteriorTerms:
-    """Terms of posterior samples z+ of `x` [B, H, W, C]; no gradient reaches z+.
+    """Computes terms of posterior samples z+ of `x` [B, H, W, C]; z+ gets no gradient.
 
     Example:
       >>> import jebm
@@ -102,7 +102,7 @@ def variational_terms(
     keys: jax.Array,
     energy_grad_scale: jax.typing.ArrayLike = 1.0,
 ) -> PosteriorTerms:
-    """Terms of z+ ~ q(z | x), drawn by the backbone's encoder from `keys` [B].
+    """Computes terms of z+ ~ q(z | x), drawn by the encoder from `keys` [B].
 
     Gradients pass through z+ to the encoder. With E = 0 the loss is minus the evidence
     lower bound. `energy_grad_scale` scales the gradient of E(z+) that reaches what drew
@@ -269,7 +269,7 @@ def prior_terms(
     latents: Latents,
     energy_grad_scale: jax.typing.ArrayLike = 1.0,
 ) -> PriorTerms:
-    """Terms of prior samples z-; no gradient reaches z-, which is T(eps-) already.
+    """Computes terms of prior samples z-, already T(eps-); no gradient reaches z-.
 
     `energy_grad_scale`, as of `variational_terms`, scales the gradient of log Z that
     reaches the backbone.
@@ -291,7 +291,7 @@ def prior_terms(
 
 
 def noise_contrastive_loss(positive: jax.Array, negative: jax.Array) -> jax.Array:
-    """-log s(-E(z+)) - log s(E(z-)), s the sigmoid, with z- of the Gaussian prior.
+    """Computes -log s(-E(z+)) - log s(E(z-)), s the sigmoid, z- of the Gaussian prior.
 
     The logistic loss of telling posterior from prior samples: least where exp(-E) is
     the ratio of the aggregate posterior to p_beta, so that Z = 1. It needs no chains.

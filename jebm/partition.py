@@ -540,7 +540,7 @@ def _of_reverse(log_1_over_w):
 
 
 def _tolerance(forward, reverse):
-    """The largest gap, in nats, of two estimates that agree."""
+    """Returns the largest gap, in nats, of two estimates that agree."""
     error = jnp.hypot(forward.standard_error, reverse.standard_error)
     return jnp.clip(_ERRORS * error, _LEAST, _MOST)
 
@@ -557,7 +557,7 @@ def _pareto_k(log_weights):
 
 
 def _pareto_shape(x):
-    """k of a generalised Pareto law of rising x >= 0, [M]; Zhang and Stephens."""
+    """Fits k of a generalised Pareto law to rising x >= 0, [M]; Zhang and Stephens."""
     num, small = len(x), float(jnp.finfo(x.dtype).tiny) ** 0.5
     num_grid, top = 30 + math.isqrt(num), x[-1]
     x = x / jnp.where(top > 0, top, 1)  # the shape does not depend on the scale
@@ -578,7 +578,7 @@ _PRIOR_WEIGHTS = 10  # that k = 1/2 counts for
 
 
 def _target(model, params, x, above, start):
-    """g of one position, [], for `x` and `above` of one example."""
+    """Returns g of one position, [], for `x` and `above` of one example."""
     x = None if x is None else x.astype(float_dtype(params))
     space = "encoder" if start == "encoder" else "eps"
     logdensity_fn = one_chain(model, params, space, x, 1.0, above)
@@ -608,7 +608,7 @@ def _moving(model, above):
 
 
 def _move(key, t, eps, g, b, step_size):
-    """A MALA step at b, the t-th of a particle, and its acceptance."""
+    """Takes a MALA step at b, the t-th of a particle, and returns its acceptance."""
     fn = tempered(g, b)
     state, info = mala.MALA.step(
         jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size

@@ -77,5 +77,5 @@ def reinitialise(
 
 
 def _slots(chains, batch_size):
-    """[num, ...] as [B, num / B, ...]."""
+    """Reshapes [num, ...] to [B, num / B, ...]."""
     return chains.reshape(batch_size, -1, *chains.shape[1:])

@@ -92,7 +92,7 @@ def sample(
 
 
 def _of_law(key, model, params, num_samples, law, chosen, above):
-    """Samples of another prior; it has no chain that one could choose."""
+    """Draws samples of another prior; it has no chain that one could choose."""
     if any(setting is not None for setting in chosen) or above:
         raise ValueError(
             "a Law draws in its own way: leave out kernel, num_steps, step_size, "

@@ -271,7 +271,7 @@ def _check(key, model, params, x, k, num_samples):
 
 
 def _per_sample(keys, num_samples, one):
-    """`one(keys)` for each of the samples, one after the other: leaves [S, N]."""
+    """Calls `one(keys)` for each of the samples, one after the other: leaves [S, N]."""
 
     def draw(index):
         return one(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index))

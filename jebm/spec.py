@@ -156,7 +156,7 @@ def _make(kind: _Kind, options, **fixed):
 
 
 def _class(kind: _Kind, name) -> Any:
-    """The class of that name, of the registry or of the user."""
+    """Returns the class of that name, of the registry or of the user."""
     if isinstance(name, str) and ":" in name:
         cls = _imported(kind.name, name)
         missing = [verb for verb in kind.verbs if not hasattr(cls, verb)]
@@ -178,7 +178,7 @@ def _class(kind: _Kind, name) -> Any:
 
 
 def _imported(what: str, name: str) -> Any:
-    """What "module:attribute" names."""
+    """Imports what "module:attribute" names."""
     module, _, attribute = name.partition(":")
     try:
         imported = importlib.import_module(module)
@@ -196,7 +196,7 @@ def _imported(what: str, name: str) -> Any:
 
 
 def _function(kind: _Kind, field: str, name) -> Callable:
-    """A function by its name, as a field of `energies.Function`."""
+    """Returns a function by its name, as a field of `energies.Function`."""
     if callable(name):
         return name
     if not isinstance(name, str) or ":" not in name:
@@ -207,7 +207,7 @@ def _function(kind: _Kind, field: str, name) -> Callable:
 
 
 def _describe(kind: _Kind, part) -> dict[str, Any]:
-    """The name of a part and its attributes as plain values."""
+    """Returns the name of a part and its attributes as plain values."""
     cls = type(part)
     names = {c: name for name, c in kind.registry.items()}
     name = names.get(cls) or _importable(kind.name, cls)
@@ -216,7 +216,7 @@ def _describe(kind: _Kind, part) -> dict[str, Any]:
 
 
 def _importable(what: str, value) -> str:
-    """ "module:name" of a class or a function, where that leads back to it."""
+    """Returns "module:name" of a class or a function, if that leads back to it."""
     module, name = value.__module__, value.__qualname__
     if (
         module == "__main__"
@@ -233,12 +233,12 @@ _LINEN_FIELDS = ("parent", "name")
 
 
 def _fields(cls) -> list[str]:
-    """Names of a dataclass's own fields."""
+    """Names a dataclass's own fields."""
     return [f.name for f in dataclasses.fields(cls) if f.name not in _LINEN_FIELDS]
 
 
 def _chain(name: str, default: Chain, options) -> Chain:
-    """A chain with the values of `default` where `options` has none."""
+    """Makes a chain, with the values of `default` where `options` has none."""
     what = f"{name} chain"
     if not isinstance(options, Mapping):
         raise ValueError(f"{what} must be a mapping, got {options!r}")

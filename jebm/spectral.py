@@ -17,7 +17,7 @@ Vectors = dict[str, jax.Array]
 
 
 def start(key: jax.Array, kernels: Any) -> Vectors:
-    """Random vectors u, one per kernel.
+    """Draws random vectors u, one per kernel.
 
     Args:
       key: typed key, [].
@@ -38,7 +38,7 @@ def start(key: jax.Array, kernels: Any) -> Vectors:
 def norms(
     kernels: Any, vectors: Vectors, num_iterations: int = 4
 ) -> tuple[Any, Vectors]:
-    """The spectral norm of each kernel, and the vectors to go on from.
+    """Estimates each kernel's spectral norm; returns also the vectors to go on from.
 
     No gradient passes through the vectors.
 
@@ -116,12 +116,12 @@ def bounded(
 
 
 def kernels_of(params: Any) -> list[jax.Array]:
-    """The leaves of two and more axes."""
+    """Returns the leaves of two and more axes."""
     return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
 
 
 def _matrices(kernels):
-    """Kernels as matrices, those of one shape stacked: {"IxO": [n, I, O]}."""
+    """Reshapes kernels to matrices, those of one shape stacked: {"IxO": [n, I, O]}."""
     stacks = {}
     for kernel in jax.tree.leaves(kernels):
         matrix = kernel.reshape(-1, kernel.shape[-1])

@@ -50,7 +50,7 @@ class LogDensity:
 
     @property
     def size(self) -> int:
-        """Latent units in all: the dimension of a position."""
+        """Counts the latent units in all: the dimension of a position."""
         return sum(math.prod(shape) for shape in self.model.backbone.latent_shapes)
 
     def init(self, key: types.Key) -> types.Position:

@@ -30,7 +30,7 @@ from jebm.mala import MalaNoise, MalaState
 
 
 def temperature_schedule(num_temperatures: int = 8) -> jax.Array:
-    """b = (r / (R - 1))^2, [R]: dense at the Gaussian end, where energies vary most.
+    """Returns b = (r / (R - 1))^2, [R]: dense at the Gaussian end, where E varies most.
 
     Neighbours must exchange often (`TemperedInfo.exchange`, .2 and more). An energy
     that asks for another schedule finds it in `partition.tune`, which places its
@@ -89,7 +89,7 @@ class TemperedInfo(NamedTuple):
 
 
 def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
-    """The kernel with replicas at these b, [R], rising from 0 to 1.
+    """Makes the kernel with replicas at these b, [R], rising from 0 to 1.
 
     `adjusted` moves replicas by MALA and leaves the tilted prior exactly invariant;
     without, they take the Langevin steps that energies are learned with.
@@ -114,7 +114,7 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
     num = inverse_temperatures.shape[0]
 
     def at(b, replica):
-        """The replica's state on pi_b."""
+        """Returns the replica's state on pi_b."""
         reference = log_reference(replica.position)
         return MalaState(
             replica.position,
@@ -183,7 +183,7 @@ def tempered(inverse_temperatures: jax.Array, adjusted: bool = False) -> Kernel:
 
 
 def log_reference(eps: Latents) -> jax.Array:
-    """log N(eps; 0, I) of one position (no batch axis), [], in nats.
+    """Computes log N(eps; 0, I) of one position (no batch axis), [], in nats.
 
     Example:
       >>> round(log_reference((jnp.zeros(2),)).item(), 4)

@@ -153,7 +153,7 @@ def move(
     annealing: int = _ANNEALING,
     restart_probability: jax.typing.ArrayLike = _RESTART_PROBABILITY,
 ) -> tuple[Walkers, jax.Array]:
-    """`follow` for walkers with keys [N] of their own, and their acceptance, [N].
+    """Moves walkers as `follow`, with keys [N] of their own; returns acceptances, [N].
 
     Of walkers that are split over devices: join the acceptances before `adapted`.
     """

@@ -145,7 +145,7 @@ def fit(image: Image.Image, place: float, size: tuple[int, int]) -> Image.Image:
 
 
 def _longest(shape, size):
-    """Of an image of this shape, what may be scaled to make one of `size`."""
+    """Returns what of an image of this shape may be scaled to make one of `size`."""
     scale = max(size[0] / shape[0], size[1] / shape[1])
     return [math.ceil(_LONGEST_CUT * side / scale) for side in size]
 

@@ -203,7 +203,7 @@ def held_out(names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
 
 
 def _value(name):
-    """A number in [0, 1) of a name; file systems write an accent in two ways."""
+    """Maps a name to a number in [0, 1); file systems write an accent in two ways."""
     composed = unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(composed.encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64

@@ -238,7 +238,7 @@ def _folder(options):
 
 
 def _labels_of(listing):
-    """The places of pictures' folders among the classes, and says which these are."""
+    """Returns each picture's class, that of its folder, and prints the classes."""
     found = {name: i for i, name in enumerate(classes(listing.names))}
     if not found:
         return np.zeros(len(listing.names), int)

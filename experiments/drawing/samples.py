@@ -84,7 +84,7 @@ def compute(key: jax.Array, run: Run) -> Samples:
 
 
 def _reconstruct(key, run, num):
-    """Pairs of held-out images and their reconstructions."""
+    """Returns pairs of held-out images and their reconstructions."""
     try:
         originals = to_unit(run.heldout[:num])
     except (ConfigError, OSError) as error:  # samples of the priors need no images

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 def measure(
     network: inception.InceptionV3, quantised: bool, resize: str, devices
 ) -> Callable[[Any, Any, jax.Array], inception.Activations]:
-    """A step of `parallel.pmap`, of images [devices, B, H, W, C] in [0, 1]."""
+    """Makes a step of `parallel.pmap`, of images [devices, B, H, W, C] in [0, 1]."""
 
     def one(variables, image):
         image = inception.quantise(image) if quantised else image
@@ -102,7 +102,7 @@ def digest(identity: dict[str, Any]) -> str:
 
 
 def read(files: list[pathlib.Path], num: int) -> Iterator[Batch]:
-    """The batches, the last one cut to make `num` images of all."""
+    """Yields the batches, the last one cut so that there are `num` images in all."""
     for file in files:
         batch = _load(file)
         keep = min(num, len(batch.pool))
@@ -111,7 +111,7 @@ def read(files: list[pathlib.Path], num: int) -> Iterator[Batch]:
 
 
 def rates(batches: list[Batch]) -> dict[str, float]:
-    """Images a second of each stage, median over the batches that compiled nothing."""
+    """Computes images a second per stage, median over batches that compiled nothing."""
     timed = [b for b in batches if not b.compiled] or batches
     seconds = np.median([b.seconds / b.size for b in timed], axis=0)
     stages = STAGES[-len(seconds) :]

@@ -53,7 +53,7 @@ class Anomaly(Evaluator):
 
     @property
     def weights(self) -> Weights:
-        """Those of the score."""
+        """Returns the weights of the score."""
         return Weights(
             self.likelihood_weight, self.neighbours_weight, self.knn_volume_weight
         )

@@ -118,7 +118,7 @@ def detection(
 
 
 def _parts(terms, weights):
-    """Minus the score and its parts, by the ends of their names, [N] each."""
+    """Returns minus the score and its parts, by the ends of their names, [N] each."""
     plain = as_they_are(terms)
     parts = {
         "": -score(terms, weights),

@@ -100,7 +100,7 @@ def _posterior_eps(keys, model, params, x):
 
 
 def _of_images(key, one_batch, images, batch_size):
-    """`one_batch(key, x)` of all images, uint8 [N, H, W, C], x in [0, 1]."""
+    """Applies `one_batch(key, x)` to all images, uint8 [N, H, W, C], x in [0, 1]."""
 
     def draw(key, indices):
         return one_batch(key, to_unit(jnp.asarray(images[indices])))
@@ -109,7 +109,7 @@ def _of_images(key, one_batch, images, batch_size):
 
 
 def _nearest(there, here, num):
-    """The `num` of `there` nearest to each of `here`, and the log volume to each."""
+    """Finds the `num` of `there` nearest each of `here`, and the log volume to each."""
     if not (np.isfinite(there).all() and np.isfinite(here).all()):  # has diverged
         shape = (len(here), num)
         return np.zeros(shape, int), np.full(shape, np.nan)

@@ -61,13 +61,13 @@ class Classifier(nn.Module):
 
 
 def _halve(x):
-    """Mean of each 2x2 pixels, odd last ones dropped: [B, H//2, W//2, channels]."""
+    """Averages each 2x2 pixels, odd last ones dropped: [B, H//2, W//2, channels]."""
     # nn.avg_pool divides by integers, which strict promotion of dtypes refuses.
     return nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
 
 
 def known(directory: pathlib.Path = DIRECTORY) -> list[str]:
-    """Data sets that there is a classifier of."""
+    """Names the data sets that there is a classifier of."""
     return sorted(path.stem for path in directory.glob("*.json"))
 
 
@@ -122,7 +122,7 @@ def _command(data_name):
 
 
 def labels(data_name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The classes that the classifier of a data set sees, int [N]; as `load`.
+    """Returns a data set's classifier: a map of images to classes, int [N]; see `load`.
 
     Example:
       >>> labels("digits")(np.zeros((3, 8, 8, 1))).shape

@@ -46,7 +46,7 @@ def evaluate(experiment: Experiment, path: pathlib.Path) -> None:
 
 
 def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
-    """Evaluates; if the evaluator lacks something, measures the rest.
+    """Evaluates the run; if the evaluator lacks something, measures the rest.
 
     The screen and eval.json then say what was not measured, and why.
     """
@@ -147,7 +147,7 @@ def described(result: Result) -> dict[str, Any]:
 
 
 def _cell(value):
-    """A cell as readers and JSON have it, which knows no nan."""
+    """Converts a cell to what readers and JSON can show: a nan becomes None."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return None if isinstance(value, float) and not np.isfinite(value) else value
@@ -158,7 +158,7 @@ def _finite(numbers):
 
 
 def _drawn(run, results):
-    """The files of the results' figures, written."""
+    """Writes the results' figures, and returns their files."""
     figures = {name: d for result in results for name, d in result.figures.items()}
     files = [run.folder("figures") / f"{name}.png" for name in figures]
     for file, drawing in zip(files, figures.values(), strict=True):
@@ -178,6 +178,6 @@ def file_of(evaluator: Evaluator, run: Run) -> pathlib.Path:
 
 
 def _protocol(run):
-    """The evaluator's name, which "auto" is not."""
+    """Names the evaluator that is used, which "auto" only stands for."""
     experiment = run.experiment
     return protocol_of(experiment.eval.protocol, experiment.data.name)

@@ -205,7 +205,7 @@ def distances(
 
 
 def _of_halves(real):
-    """Numbers of real images against each other; of fewer than 4 there are none."""
+    """Measures real images against each other; of fewer than 4 there are no numbers."""
     if len(real) < 4:
         return {}
     pairs = [sample_sets.halves(real, seed) for seed in range(_HALVINGS)]
@@ -218,7 +218,7 @@ def _of_halves(real):
 
 
 def _kernel(x, y):
-    """The kernel distance, of ten blocks where there are twenty features of each."""
+    """Computes the kernel distance, in ten blocks if there are 20 features of each."""
     found = kernel_distance(x, y, max(2, min(len(x), len(y)) // 10))
     return {"kid": found.value, "kid_error": found.standard_error}
 

@@ -140,14 +140,14 @@ class Inception(Evaluator):
         )
 
     def _sets(self, run):
-        """The names of the sets that are measured, in the order of `_TITLES`."""
+        """Names the sets that are measured, in the order of `_TITLES`."""
         requested = set(self.sets)
         if "prior" not in active_chains(run.model):  # all three of the prior are one
             requested = {n if n == "posterior" else "chain" for n in requested}
         return [name for name in _TITLES if name in requested]
 
     def _summaries(self, key, run, extractor) -> dict[str, Summary | None]:
-        """What is kept of each set. Sample n draws from the fold of its key with n."""
+        """Summarises each set; sample n draws from the fold of the set's key with n."""
         key_posterior, key_prior = jax.random.split(key)
         chains = {
             "chain": prior_chain(run.model),

@@ -82,11 +82,11 @@ class Extractor(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Classes that the Inception score is of."""
+        """Counts the classes that the Inception score is of."""
         return max(1, self.protocol.num_classes // self.network.reduction)
 
     def stage(self, images: jax.Array) -> inception.Activations:
-        """Activations of images [devices, B, H, W, C] in [0, 1]."""
+        """Computes the activations of images [devices, B, H, W, C] in [0, 1]."""
         return self.step(None, self.variables, images)
 
     def score_logits(self, logits: np.ndarray) -> np.ndarray:

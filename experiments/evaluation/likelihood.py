@@ -138,7 +138,7 @@ class Likelihood(Evaluator):
         }
 
     def _of_prior(self, key, model, params, x, log_z=0.0, log_z_error=0.0):
-        """The numbers of `measure` without log Z, of the model's own prior.
+        """Computes the numbers of `measure` without log Z, of the model's own prior.
 
         By default log Z is that of a Gaussian prior, which is known.
         """

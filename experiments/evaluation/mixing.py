@@ -100,7 +100,7 @@ def mixing(
 
 
 def _of_posterior(key, model, params, heldout, features):
-    """The statistics of the chains of the first images, each a law of its own."""
+    """Computes the statistics of chains of the first images, each a law of its own."""
     images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
     x = to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
     latents = _trace(key, model, params, model.chains.posterior, x)
@@ -112,7 +112,7 @@ def _of_posterior(key, model, params, heldout, features):
 
 
 def _trace(key, model, params, chain, x=None):
-    """Latents along the second half, [draws, chains, *shape_i]."""
+    """Draws latents along the second half of chains, [draws, chains, *shape_i]."""
     total = _LENGTH * chain.num_steps
     every = max(1, total // (2 * _DRAWS))
     chain = dataclasses.replace(chain, num_steps=total - total % every)
@@ -152,6 +152,6 @@ def _statistics(name, values, model, params, latents, features, groups):
 
 
 def _varying(statistic, array):
-    """The statistic, [groups, values], where a value varies; NaN if none does."""
+    """Keeps the statistic, [groups, values], where a value varies; NaN if none does."""
     varies = np.ptp(array, axis=(0, 2)) > 0
     return statistic[varies] if varies.any() else np.array([np.nan])

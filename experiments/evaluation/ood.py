@@ -159,7 +159,7 @@ def histograms(
 
 
 def _draw_both(axis, inside, outside):
-    """Histograms of two sets of values; some lie decades apart."""
+    """Draws histograms of two sets of values; some lie decades apart."""
     unit = max(float(np.std(inside)), 1e-6)
     centre = float(np.median(inside))
 

@@ -35,7 +35,7 @@ def outliers(name: str, images: np.ndarray, data: Data) -> np.ndarray:
 
 
 def _of_data_set(name, images, data):
-    """Held-out images of the data set `name`, of the shape of `images`."""
+    """Returns held-out images of the data set `name`, of the shape of `images`."""
     loader = "fake" if data.is_fake and name in loaders.SHAPES else name
     options = Options(_prepared_in(data), fake_like=name)
     others = loaders.LOADERS[loader](options)["test"].images
@@ -73,26 +73,26 @@ def require(name: str, data: Data) -> None:
 
 
 def _noise(images):
-    """Every value uniform in 0..255."""
+    """Draws every value uniformly from 0..255."""
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, images.shape, np.uint8)
 
 
 def _constant(images):
-    """One value each, evenly from 0 to 255."""
+    """Makes images of one value each, evenly from 0 to 255."""
     levels = np.linspace(0, 255, len(images)).round().astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], images.shape)
 
 
 def _rotated(images):
-    """A quarter turn."""
+    """Rotates each image by a quarter turn."""
     if images.shape[1] != images.shape[2]:
         raise ConfigError(f"outliers 'rotated' needs squares, got {images.shape[1:3]}")
     return np.rot90(images, axes=(1, 2))
 
 
 def _exchanged(images):
-    """Each quarter in the place of the one across."""
+    """Exchanges each quarter of an image with the one diagonally across."""
     return np.roll(images, (images.shape[1] // 2, images.shape[2] // 2), axis=(1, 2))
 
 

@@ -37,7 +37,7 @@ class Reference(NamedTuple):
 
     @property
     def num_features(self) -> int:
-        """n; 0 without features."""
+        """Counts the images whose features are kept, n; 0 without features."""
         return 0 if self.features is None else len(self.features)
 
 

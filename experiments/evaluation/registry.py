@@ -25,7 +25,7 @@ AUTO = "auto"  # "classifier" of data sets that have one, else "features"
 
 
 def protocol_of(named: str, data_name: str) -> str:
-    """The evaluator that `eval.protocol` stands for, of a data set.
+    """Returns the evaluator that `eval.protocol` stands for, of a data set.
 
     Example:
       >>> protocol_of("auto", "mnist"), protocol_of("auto", "folder")
@@ -64,5 +64,5 @@ def create(experiment: Experiment) -> Evaluator:
 
 
 def _section(cls):
-    """The name of its section in config.eval; "" where it has none."""
+    """Names the evaluator's section in config.eval; "" where it has none."""
     return cls.SECTION.removeprefix("eval.")

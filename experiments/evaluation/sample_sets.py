@@ -43,7 +43,7 @@ TITLES = {
 
 
 def named(number: str, name: str) -> str:
-    """The name of a number of a set.
+    """Names a number of a set.
 
     Example:
       >>> named("frechet", "untilted"), named("frechet", "")
@@ -109,13 +109,13 @@ def told(numbers: Mapping[str, float]) -> str:
 
 
 def halves(real: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two random halves of features [N, D], N >= 2; the first may have one more."""
+    """Halves features [N, D], N >= 2, at random; the first half may have one more."""
     order = np.random.default_rng(seed).permutation(len(real))
     return real[order[::2]], real[order[1::2]]
 
 
 def _other_samplers(run):
-    """Arguments of `jebm.sample`, by name, that the prior's own chain is held against.
+    """Returns arguments of `jebm.sample`, by name, to compare the prior's chain with.
 
     Without a chain of the prior all its samples are one.
     """
@@ -132,7 +132,7 @@ def _other_samplers(run):
 
 
 def _prior_samples(key, run, **sampler):
-    """`eval.num_samples` of them; `sampler` is of `jebm.sample`."""
+    """Draws `eval.num_samples` samples; `sampler` holds arguments of `jebm.sample`."""
 
     def draw(key, indices):
         return jebm.sample(key, run.model, run.params, len(indices), **sampler)
@@ -142,7 +142,7 @@ def _prior_samples(key, run, **sampler):
 
 
 def _posterior_samples(key, run):
-    """Held-out images, each decoded from its posterior sample."""
+    """Decodes a posterior sample of each held-out image."""
     images, options = run.heldout, run.experiment.eval
 
     def draw(key, indices):

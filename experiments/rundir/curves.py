@@ -52,12 +52,12 @@ LABELS = {
 
 
 def panels(lines: list[dict]) -> list[Panel]:
-    """The panels of which there is something to draw."""
+    """Returns the panels of which there is something to draw."""
     return [p for p in PANELS if any(n in line for line in lines for n in p.names)]
 
 
 def points(lines: list[dict], name: str) -> list[tuple[int, float]]:
-    """Steps and values of one metric, without those that were not finite (null).
+    """Returns steps and values of a metric, without those that were not finite (null).
 
     Example:
       >>> points([{"step": 1, "a": 2.0}, {"step": 2, "a": None}, {"step": 3}], "a")
@@ -67,12 +67,12 @@ def points(lines: list[dict], name: str) -> list[tuple[int, float]]:
 
 
 def rollbacks(lines: list[dict]) -> list[int]:
-    """The steps that the monitor went back to."""
+    """Returns the steps that the monitor went back to."""
     return [line["step"] for line in lines if "rollback" in line]
 
 
 def section(lines: list[dict]) -> str:
-    """The curves as a part of a page; empty where there is nothing to draw."""
+    """Returns the curves as a part of a page; "" where there is nothing to draw."""
     shown = [
         {
             "title": panel.title,

@@ -37,7 +37,7 @@ def _read(file):
 
 
 def _plain(values):
-    """The report of an older version's file: its numbers by their names."""
+    """Makes the report of an older version's file: its numbers by their names."""
     rows = [[name, value] for name, value in values.items() if _is_numeric(value)]
     about = (
         f"Protocol {values.get('protocol')!r} at step {values.get('step')}, measured "

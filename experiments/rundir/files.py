@@ -31,7 +31,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(workdir: pathlib.Path) -> Iterator[None]:
-    """Errors of the system name a place, which that of a full disk does not."""
+    """Lets errors of the system name a place, which that of a full disk does not."""
     try:
         yield
     except OSError as error:

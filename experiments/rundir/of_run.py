@@ -60,7 +60,7 @@ def _update(section, values):
 
 
 def _typed(value: Any) -> Any:
-    """A value of JSON with the types that the command line can override."""
+    """Converts a value of JSON to the types that the command line can override."""
     if isinstance(value, dict):
         return config_dict.ConfigDict({k: _typed(v) for k, v in value.items()})
     if isinstance(value, list):

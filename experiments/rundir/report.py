@@ -172,7 +172,7 @@ def _measured(part):
 
 
 def _figures(folder):
-    """All figures of the run itself; the page draws the training curves on its own."""
+    """Shows all figures of the run; the page draws the training curves on its own."""
     shown = "".join(
         f"<noscript>{_figure(file)}</noscript>"
         if file.stem == "training"
@@ -183,7 +183,7 @@ def _figures(folder):
 
 
 def _scored(folder):
-    """Folders of images, sorted by how anomalous these are."""
+    """Shows the images of each scored folder, sorted by how anomalous they are."""
     for file in sorted(folder.rglob("*.png")):
         name = str(file.relative_to(folder).with_suffix(""))
         yield f"<h2>Images of {html.escape(name)}</h2>"
@@ -191,7 +191,7 @@ def _scored(folder):
 
 
 def _variants(path):
-    """Pictures drawn with other chains or seeds than the run's own."""
+    """Shows pictures drawn with other chains or seeds than the run's own."""
     for kind in ("samples", "figures"):
         for folder in sorted(p for p in (path / kind).glob("*") if p.is_dir()):
             shown = "".join(_figure(p) for p in sorted(folder.glob("*.png")))
@@ -248,7 +248,7 @@ def _layer_table(file, caption, head, values_of):
 
 
 def _by_name(directory):
-    """The pictures NAME_STEP.png of each name, in the order of their steps."""
+    """Groups the pictures NAME_STEP.png by name, in the order of their steps."""
     files: dict[str, list[pathlib.Path]] = {}
     known = (f for f in directory.glob("*_*.png") if f.stem.rsplit("_", 1)[1].isdigit())
     for file in sorted(known, key=lambda file: int(file.stem.rsplit("_", 1)[1])):
@@ -263,7 +263,7 @@ def _thin(files, count):
 
 
 def _figure(file, caption=None):
-    """A picture with a caption, by default that which its file holds."""
+    """Shows a picture with a caption, by default the one that its file holds."""
     data = base64.b64encode(file.read_bytes()).decode()
     caption = html.escape(pictures.caption_of(file) if caption is None else caption)
     return (

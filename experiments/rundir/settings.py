@@ -117,7 +117,7 @@ def overrides(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
 
 
 def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
-    """The dict that config.json of a run holds, by the names of today."""
+    """Reads the dict that config.json of a run holds, by the names of today."""
     return upgrade(read_json(workdir / "config.json"))
 
 
@@ -147,7 +147,7 @@ def _changes(workdir, experiment) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _whole_paths(leaves):
-    """The leaves of a config, their paths from the root on; addresses as they are."""
+    """Makes the paths in a config's leaves absolute; leaves addresses as they are."""
     paths = {
         name: str(local_path(name, value).absolute())
         for name in _PATHS

@@ -164,7 +164,7 @@ def areas(run: Run) -> dict[str, float]:
 
 
 def table(results: dict[int, list[dict]]) -> list[str]:
-    """Markdown: a row per score, a column per digit, mean ± standard deviation."""
+    """Formats Markdown: rows are scores, columns digits, mean ± standard deviation."""
     lines = [
         "| | " + " | ".join(f"{digit}" for digit in results) + " |",
         "|---" * (len(results) + 1) + "|",
@@ -186,7 +186,7 @@ def table(results: dict[int, list[dict]]) -> list[str]:
 
 
 def draw(results: dict[int, list[dict]], file: pathlib.Path) -> None:
-    """Bars of the AUPRC by digit, their deviation over seeds, and that of chance."""
+    """Draws bars of the AUPRC by digit, their deviation over seeds, and chance's."""
     one = next(iter(results.values()))[0]
     drawn = ("", "_prior", "_distance", "_gaussian")
     rows = [row for row, s in _ROWS.items() if s in drawn and f"auprc{s}" in one]
@@ -230,7 +230,7 @@ def parse_digits(text: str) -> list[int]:
 
 
 def _define_flags():
-    """Called by the program alone: two may not define the same flags."""
+    """Defines the flags; only the program calls it, as no two may define the same."""
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where to write.", required=True)
     flags.DEFINE_string("digits", "1,4,5,7,9", "Digits to hold out, one at a time.")

@@ -103,7 +103,7 @@ _COLUMNS = {
 
 
 def _print_table(settings, results):
-    """One Markdown row per setting: mean and standard deviation over seeds."""
+    """Prints a Markdown row per setting: mean and standard deviation over seeds."""
     columns = {k: v for k, v in _COLUMNS.items() if any(k in r for r in results)}
     print("| setting | beyond limits | " + " | ".join(columns.values()) + " |")
     print("|---" * (len(columns) + 2) + "|")
@@ -139,7 +139,7 @@ def parse_setting(text: str) -> dict[str, float]:
 
 
 def _define_flags():
-    """Called by the program alone: two may not define the same flags."""
+    """Defines the flags; only the program calls it, as no two may define the same."""
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where to write.", required=True)
     flags.DEFINE_integer("seeds", 20, "Seeds 0 .. N-1 of every setting.")

@@ -164,7 +164,7 @@ def collect(state: TrainState) -> TrainState:
 
 
 def _chains(state):
-    """What is split over devices: the chains, and the walkers but for their step."""
+    """Returns what is split over devices: chains, and walkers without their step."""
     return state.learner.persistent, tuple(state.walkers)[:-1]
 
 

@@ -45,7 +45,7 @@ class Job:
     requests: stop.Requests  # to stop
 
     def due(self, step: int, interval: int) -> bool:
-        """Whether something of this interval is due after `step`."""
+        """Says whether something of this interval is due after `step`."""
         return step % interval == 0 or step == self.experiment.learning.num_steps
 
 
@@ -257,7 +257,7 @@ def _last_good_state(job, fresh, monitor, violation):
 
 
 def _advice(job):
-    """What may keep the next run from diverging."""
+    """Says what may keep the next run from diverging."""
     if job.model.energy is None:
         return "a smaller learning.backbone_lr"
     return (

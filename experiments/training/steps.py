@@ -73,6 +73,6 @@ def intervals(
 
 
 def means(pending: list[dict]) -> dict[str, np.ndarray]:
-    """Means of metrics that a pmapped function has returned."""
+    """Computes the means of metrics that a pmapped function has returned."""
     pending = parallel.unreplicate(pending)
     return {k: np.mean([v[k] for v in pending], axis=0) for k in pending[0]}

@@ -82,12 +82,12 @@ class Ladder(nn.Module):
 
     @property
     def has_encoder(self) -> bool:
-        """Whether `encode` and `posterior` may be called."""
+        """Says whether `encode` and `posterior` may be called."""
         return self.encoder_widths is not None
 
     @property
     def encoder_modules(self) -> tuple[str, ...]:
-        """Names of the top-level modules that inference alone uses."""
+        """Names the top-level modules that inference alone uses."""
         if not self.has_encoder:
             return ()
         layers = range(len(self.latent_shapes))
@@ -124,28 +124,28 @@ class Ladder(nn.Module):
             ]
 
     def start(self, batch: int) -> jax.Array:
-        """The state that the top layer reads, [B, *shape, width]."""
+        """Returns the state that the top layer reads, [B, *shape, width]."""
         return jnp.broadcast_to(self.top, (batch, *self.top.shape))
 
     def prior(self, i: int, state: jax.Array) -> Normal:
-        """p_beta(z_i | z_{>i})."""
+        """Returns p_beta(z_i | z_{>i})."""
         if i == len(self.latent_shapes) - 1:
             shape = (state.shape[0], *self.latent_shapes[i])
             return Normal(jnp.full(shape, 0.0), jnp.full(shape, 1.0))
         return Normal(*self._loc_and_scale(self.priors[i](state)))
 
     def merge(self, i: int, state: jax.Array, z: jax.Array) -> jax.Array:
-        """The state with z_i written to it, at the resolution of the layer below."""
+        """Writes z_i to the state, at the resolution of the layer below."""
         return self.writers[i](state, z)
 
     def decode(self, state: jax.Array) -> jax.Array:
-        """Likelihood parameters, [B, *output_shape]."""
+        """Computes likelihood parameters, [B, *output_shape]."""
         if state.ndim == 2:
             state = ACTIVATIONS[self.activation](state)
         return self.decoder(state)
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Features of images [B, H, W, C] at each layer, bottom to top."""
+        """Encodes images [B, H, W, C] as features of each layer, bottom to top."""
         features = []
         for encoder in self.encoders:
             x = encoder(x)

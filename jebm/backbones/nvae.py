@@ -81,7 +81,7 @@ class NVAE(nn.Module):
 
     @property
     def is_posterior_normal(self) -> bool:
-        """Whether no flow follows the draw from q."""
+        """Says whether q is normal: no flow follows the draw from it."""
         return not self.num_flows
 
     def __post_init__(self):
@@ -90,7 +90,7 @@ class NVAE(nn.Module):
 
     @property
     def halvings(self) -> tuple[int, ...]:
-        """How often the map of each group has been halved, bottom to top."""
+        """Counts how often the map of each group has been halved, bottom to top."""
         scales = range(len(self.groups))
         return tuple(
             self.image_halvings + s for s in scales for _ in range(self.groups[s])
@@ -98,7 +98,7 @@ class NVAE(nn.Module):
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """Shapes of the groups, bottom (next to the image) to top."""
+        """Returns the shapes of the groups, bottom (next to the image) to top."""
         height, width = (
             n + 2 * self.padding for n in required_shape(self.output_shape)[:2]
         )
@@ -108,7 +108,7 @@ class NVAE(nn.Module):
 
     @property
     def encoder_modules(self) -> tuple[str, ...]:
-        """Names of the top-level modules that inference alone uses."""
+        """Names the top-level modules that inference alone uses."""
         layers = range(len(self.halvings))
         return (
             "stem",
@@ -191,20 +191,20 @@ class NVAE(nn.Module):
         self.image = Conv(required_shape(self.output_shape)[-1], 3)
 
     def start(self, batch: int) -> jax.Array:
-        """The state that the top group reads, [B, H_L, W_L, features]."""
+        """Returns the state that the top group reads, [B, H_L, W_L, features]."""
         return jnp.broadcast_to(self.top, (batch, *self.top.shape))
 
     def prior(self, i: int, state: jax.Array) -> Normal:
-        """p_beta(z_i | z_{>i})."""
+        """Returns p_beta(z_i | z_{>i})."""
         return _clamped(*self._prior(i, state))
 
     def merge(self, i: int, state: jax.Array, z: jax.Array) -> jax.Array:
-        """The state with z_i written to it, as the group below reads it."""
+        """Writes z_i to the state, as the group below reads it."""
         state = self.writers[i](jnp.concatenate([state, z], axis=-1))
         return self.decoders[i - 1](state) if i else state
 
     def decode(self, state: jax.Array) -> jax.Array:
-        """Likelihood parameters, [B, *output_shape]."""
+        """Computes likelihood parameters, [B, *output_shape]."""
         for cells in self.postprocess:
             state = cells(state)
         pad = self.padding
@@ -213,7 +213,7 @@ class NVAE(nn.Module):
         return output[:, pad : pad + height, pad : pad + width]
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Features of images [B, H, W, C] in [0, 1] at each group, bottom to top."""
+        """Encodes images [B, H, W, C] in [0, 1] as features by group, bottom to top."""
         pad = (self.padding, self.padding)
         x = jnp.pad(reduce_bit_depth(x, self.bits), ((0, 0), pad, pad, (0, 0)))
         x = self.stem(2 * x - 1)
@@ -251,7 +251,7 @@ class NVAE(nn.Module):
         return (self.flows[i](z) if self.num_flows else z), log_q
 
     def _prior(self, i, state):
-        """Mean and log-scale of z_i given z_{>i}, before the clamp."""
+        """Computes mean and log-scale of z_i given z_{>i}, before the clamp."""
         if i == len(self.halvings) - 1:
             zeros = jnp.zeros_like(state, shape=(len(state), *self.latent_shapes[i]))
             return zeros, zeros
@@ -361,7 +361,7 @@ class BilinearUp(nn.Module):
 
 
 def _interpolation(size):
-    """[2 size, size], to positions that divide 0 .. size - 1 evenly."""
+    """Returns weights [2 size, size] for positions that divide 0 .. size - 1 evenly."""
     position = np.linspace(0, size - 1, 2 * size)[:, None]
     return np.maximum(0, 1 - np.abs(position - np.arange(size)))
 
@@ -499,7 +499,7 @@ class CausalConv(nn.Module):
 def causal_mask(
     size: int, inputs: int, features: int, strict: bool, mirrored: bool
 ) -> np.ndarray:
-    """Which taps of a kernel [size, size, inputs, features] look back: 1, others 0.
+    """Marks by 1 the taps of a kernel [size, size, inputs, features] that look back.
 
     Units are ordered by pixel, row by row, and within one by channel; more inputs or
     features than channels come in blocks. At its own pixel a tap looks back to
@@ -527,7 +527,7 @@ _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def _normalised(module, shape, mask=None, length=1.0):
-    """The module's kernel: directions, those of `kernel`, times exp(log_length)."""
+    """Returns the module's kernel: directions of `kernel` times exp(log_length)."""
     kernel = module.param("kernel", _kernel_init, shape, jnp.float32)
     if mask is not None:
         kernel = kernel * mask.astype(kernel.dtype)

@@ -102,17 +102,17 @@ class Vector(nn.Module):
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of each layer's latent, bottom to top."""
+        """Returns the shape of each layer's latent, bottom to top."""
         return tuple((dim,) for dim in self.latent_dims)
 
     @property
     def has_encoder(self) -> bool:
-        """Whether `encode` and `posterior` may be called."""
+        """Says whether `encode` and `posterior` may be called."""
         return self.encoder_widths is not None
 
     @property
     def encoder_modules(self) -> tuple[str, ...]:
-        """Names of the top-level modules that inference alone uses."""
+        """Names the top-level modules that inference alone uses."""
         if not self.has_encoder:
             return ()
         layers = range(len(self.latent_dims))
@@ -138,29 +138,29 @@ class Vector(nn.Module):
             ]
 
     def start(self, batch: int) -> jax.Array:
-        """The empty context above the top layer, [B, 0]."""
+        """Returns the empty context above the top layer, [B, 0]."""
         return jnp.full((batch, 0), 0.0)  # weakly typed: takes the dtype of the latents
 
     def prior(self, i: int, state: jax.Array) -> Normal:
-        """p_beta(z_i | z_{>i})."""
+        """Returns p_beta(z_i | z_{>i})."""
         if i == len(self.latent_dims) - 1:
             shape = (state.shape[0], self.latent_dims[i])
             return Normal(jnp.full(shape, 0.0), jnp.full(shape, 1.0))
         return self._normal(self.priors[i](state))
 
     def merge(self, i: int, state: jax.Array, z: jax.Array) -> jax.Array:
-        """The context of the layer below."""
+        """Returns the context of the layer below."""
         del i
         if self.conditioning == "next":
             return z
         return jnp.concatenate([z, state], axis=-1)
 
     def decode(self, state: jax.Array) -> jax.Array:
-        """Likelihood parameters, [B, *output_shape]."""
+        """Computes likelihood parameters, [B, *output_shape]."""
         return self.decoder(state).reshape(-1, *required_shape(self.output_shape))
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Features of images [B, H, W, C] that every layer's q reads, [B, D]."""
+        """Encodes images [B, H, W, C] as features [B, D], read by every layer's q."""
         return ACTIVATIONS[self.activation](self.encoder(x))
 
     def posterior(

@@ -87,5 +87,5 @@ class Options:
 
 
 def _progress(step, num_steps, dtype):
-    """The part of a warm-up that is over at an update, in [0, 1]."""
+    """Computes the part of a warm-up that is over at an update, in [0, 1]."""
     return jnp.minimum(step.astype(dtype) / num_steps, 1) if num_steps else 1.0

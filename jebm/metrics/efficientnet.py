@@ -182,7 +182,7 @@ def prepare(images: jax.Array, side: int) -> jax.Array:
 
 
 def default_file() -> pathlib.Path | None:
-    """Where the installed package has the weights; None where it is not installed.
+    """Finds the weights of the installed package; None where it is not installed.
 
     It is looked for and not imported.
     """
@@ -250,7 +250,7 @@ def convert(state: dict[str, np.ndarray], network: EfficientNetLite0) -> Any:
 
 
 def tensor_name(path: str) -> str:
-    """The published name of a variable of `EfficientNetLite0`.
+    """Returns the published name of a variable of `EfficientNetLite0`.
 
     Example:
       >>> tensor_name("batch_stats/block3/expand/bn/mean")
@@ -273,6 +273,6 @@ _LAYERS = {
 
 
 def variable_shapes(network: EfficientNetLite0) -> Any:
-    """Shapes and dtypes of the variables."""
+    """Returns shapes and dtypes of the variables."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)

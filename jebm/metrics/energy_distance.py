@@ -8,7 +8,7 @@ from jebm.metrics import checks
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Distance between the laws that two samples were drawn from.
+    """Estimates the distance between the laws that two samples were drawn from.
 
         D = sqrt( 2 E|X - Y| - E|X - X'| - E|Y - Y'| )
 

@@ -101,7 +101,7 @@ class _Sums(NamedTuple):
         )
 
     def distance(self, blocks, mean, cov):
-        """Number of features in some blocks, and their Frechet distance."""
+        """Counts the features in some blocks, and computes their Frechet distance."""
         count = self.counts[blocks].sum()
         shift = self.totals[blocks].sum(0) / count
         trace = (self.squares[blocks].sum() - count * shift @ shift) / (count - 1)

@@ -8,7 +8,7 @@ from jebm.metrics import checks
 
 
 def feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of features, in float64.
+    """Computes mean and covariance of features, in float64.
 
     The covariance has N - 1 in the denominator, as in `numpy.cov`; its rank is N - 1 at
     most.
@@ -43,7 +43,7 @@ class Moments(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Moments of features [N, D], N >= 1, in float64.
+    """Computes the moments of features [N, D], N >= 1, in float64.
 
     Raises:
       ValueError: if the features are not [N, D] with at least 1 row and 1 column, or
@@ -59,7 +59,7 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Moments of two sets together: for features that come in batches.
+    """Merges the moments of two sets: for features that come in batches.
 
     Sums are centred, so that nothing cancels however many batches there are. (Chan,
     Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
@@ -84,7 +84,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def statistics_of(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D], as `feature_statistics`.
+    """Computes mean [D] and covariance [D, D], as `feature_statistics`.
 
     Raises:
       ValueError: if the moments are of fewer than 2 features, or not all finite.
@@ -98,7 +98,7 @@ def statistics_of(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(
     mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
 ) -> float:
-    """Squared 2-Wasserstein distance between two Gaussians.
+    """Computes the squared 2-Wasserstein distance between two Gaussians.
 
         d = |m1 - m2|^2 + tr( C1 + C2 - 2 (C1 C2)^{1/2} )
 
@@ -139,7 +139,7 @@ def frechet_distance(
 
 
 def symmetric_root(covariance: np.ndarray) -> np.ndarray:
-    """The root of a symmetric matrix [D, D] without negative eigenvalues, symmetric.
+    """Computes the symmetric root of a symmetric matrix [D, D] of eigenvalues >= 0.
 
     Example:
       >>> symmetric_root(np.diag([4.0, 9.0])).tolist()
@@ -153,7 +153,7 @@ def symmetric_root(covariance: np.ndarray) -> np.ndarray:
 def check_statistics(
     which: str, mean: np.ndarray, cov: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] in float64; `which` follows their names in errors.
+    """Returns mean [D] and covariance [D, D], float64; `which` follows both in errors.
 
     Raises:
       ValueError: as `frechet_distance`.

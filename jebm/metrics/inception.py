@@ -135,7 +135,7 @@ _BLOCKS = {
 
 
 def _mean_pool(x):
-    """Means of 3 x 3 pixels, of those within the image."""
+    """Averages 3 x 3 pixels, those of them within the image."""
 
     def total(x):
         return nn.pool(x, 0.0, jax.lax.add, (3, 3), (1, 1), "SAME")
@@ -323,6 +323,6 @@ def load(path: str | pathlib.Path | None = None) -> tuple[InceptionV3, Any, str]
 
 
 def variable_shapes(network: InceptionV3) -> Any:
-    """Shapes and dtypes of the variables."""
+    """Returns shapes and dtypes of the variables."""
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)

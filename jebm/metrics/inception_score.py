@@ -24,7 +24,7 @@ class ScoreSums(NamedTuple):
 
     @classmethod
     def of(cls, logits: np.ndarray) -> "ScoreSums":
-        """The sums of logits [N, C], N >= 1, in float64.
+        """Computes the sums of logits [N, C], N >= 1, in float64.
 
         Raises:
           ValueError: if the logits are not [N, C] with at least 1 row and 1 column, or
@@ -38,11 +38,11 @@ class ScoreSums(NamedTuple):
         return cls(len(logits), p.sum(0), float((p * log_p).sum()))
 
     def plus(self, other: "ScoreSums") -> "ScoreSums":
-        """The sums of both sets together."""
+        """Adds the sums of both sets."""
         return ScoreSums(*(a + b for a, b in zip(self, other, strict=True)))
 
     def score(self) -> float:
-        """exp of the mean divergence of p(c | x) from the mean p(c)."""
+        """Computes exp of the mean divergence of p(c | x) from the mean p(c)."""
         from scipy import special
 
         mean = self.probabilities / self.num
@@ -51,7 +51,7 @@ class ScoreSums(NamedTuple):
 
 
 def inception_score(logits: np.ndarray, num_splits: int) -> InceptionScore:
-    """Inception score of samples.
+    """Computes the Inception score of samples.
 
         exp( E_x KL( p(c | x) || E_x p(c | x) ) )
 
@@ -95,7 +95,7 @@ def _checked(logits):
 
 
 def split_bounds(num: int, num_splits: int) -> list[int]:
-    """Where the splits of `num` samples begin, and where the last one ends.
+    """Returns where the splits of `num` samples begin, and where the last one ends.
 
     Raises:
       ValueError: if there are more splits than samples, or none.
@@ -110,5 +110,5 @@ def split_bounds(num: int, num_splits: int) -> list[int]:
 
 
 def mean_score(scores: list[float]) -> InceptionScore:
-    """Mean and standard deviation of the scores of all splits."""
+    """Computes mean and standard deviation of the scores of all splits."""
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))

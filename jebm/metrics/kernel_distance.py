@@ -17,7 +17,7 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     x: np.ndarray, y: np.ndarray, block_size: int = 1000
 ) -> KernelDistance:
-    """Squared maximum mean discrepancy by a polynomial kernel, in float64.
+    """Estimates squared maximum mean discrepancy by a polynomial kernel, in float64.
 
         MMD^2 = E k(X, X') + E k(Y, Y') - 2 E k(X, Y),     k(x, y) = (x.y / D + 1)^3
 

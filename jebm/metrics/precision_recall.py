@@ -21,7 +21,7 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     real: np.ndarray, generated: np.ndarray, num_neighbours: int = 3
 ) -> PrecisionRecall:
-    """Precision and recall by nearest neighbours, in float64.
+    """Computes precision and recall by nearest neighbours, in float64.
 
     Precision is the share of generated features that lie within the support of the real
     ones: no further from one of these than its k-th nearest neighbour among them is.
@@ -74,14 +74,14 @@ def precision_recall(
 
 
 def _radii(points, k):
-    """Squared distances of points to their k-th nearest other one."""
+    """Computes the squared distances of points to their k-th nearest other one."""
     # Counted from 0, where each has itself.
     kth = [np.partition(d, k, axis=0)[k] for _, d in _squares(points, points)]
     return np.concatenate(kth)
 
 
 def _squares(x, y):
-    """Squared distances of x [N, D] to some of y at a time: which, and [N, some].
+    """Yields squared distances of x [N, D] to some y at a time: which, and [N, some].
 
     They are sums of squared differences: |x|^2 + |y|^2 - 2 x.y would cancel, so that a
     copy of a point would lie outside of a ball of radius 0 around it.

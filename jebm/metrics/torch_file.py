@@ -121,12 +121,12 @@ def _values(file: BinaryIO, storage: _Storage) -> np.ndarray:
 
 
 def _left(file):
-    """Bytes from here to the end."""
+    """Counts the bytes from here to the end."""
     return os.fstat(file.fileno()).st_size - file.tell()
 
 
 def _array(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
-    """A copy of the values of a tensor; all of them lie in its storage."""
+    """Copies the values of a tensor; all of them must lie in its storage."""
     shape, strides = tensor.shape, tensor.strides
     if len(shape) != len(strides) or min((tensor.offset, *shape, *strides)) < 0:
         raise ValueError(f"a tensor of shape {shape} has strides {strides}")
@@ -142,7 +142,7 @@ def _array(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def _value(file: BinaryIO) -> Any:
-    """What the next pickle of the file holds; the file is then at its end."""
+    """Reads what the next pickle of the file holds; the file is then at its end."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -213,7 +213,7 @@ def _storage(kind, name, key, device, size, view):
 
 
 def _made(called, arguments):
-    """A dict or a tensor for the calls that make one, which are not made."""
+    """Makes the dict or tensor of a call that makes one; the call itself is not run."""
     if called == _Name("collections OrderedDict") and arguments == ():
         return {}
     if called == _Name("torch._utils _rebuild_tensor_v2"):

@@ -22,7 +22,7 @@ _FOLDER = resources.files(__name__)
 
 
 def names() -> list[str]:
-    """The models there are.
+    """Names the models there are.
 
     Example:
       >>> "digits" in names()

@@ -87,7 +87,7 @@ def _first(key, size, dtype):
 
 
 def _move(key, t, eps, tilt, b, step_size):
-    """A MALA step at b, the t-th of a particle, and its acceptance."""
+    """Takes a MALA step at b, the t-th of a particle, and returns its acceptance."""
     target = tempered(lambda eps: tilt(eps[0]), b)
     state, info = mala.MALA.step(
         jax.random.fold_in(key, t + 1), mala.init((eps,), target), target, step_size
@@ -96,7 +96,7 @@ def _move(key, t, eps, tilt, b, step_size):
 
 
 def _tuned(key, tilt, size, dtype, num):
-    """b [num + 1], dense where g varies much, and a step size for each but the first.
+    """Tunes b [num + 1], dense where g varies much, and step sizes but for the first.
 
     Equal distances are those of the integral over b of g's standard deviation, the
     thermodynamic length. (arXiv 0706.0559)

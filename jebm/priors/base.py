@@ -66,12 +66,12 @@ class Frozen:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of eps, bottom to top."""
+        """Returns the shapes of eps, bottom to top."""
         return self.model.backbone.latent_shapes
 
     @property
     def size(self) -> int:
-        """Numbers in one eps."""
+        """Counts the numbers in one eps."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     @property
@@ -85,11 +85,11 @@ class Frozen:
         return draw_noise(keys, self.model, self.params)
 
     def transport(self, eps: Latents) -> tuple[Latents, Any]:
-        """T: the latents of eps, and the state that the decoder reads."""
+        """Computes T(eps): the latents, and the state that the decoder reads."""
         return reach(self.model, self.params, eps, "eps")
 
     def decode(self, eps: Latents) -> jax.Array:
-        """E[x | T(eps)], [N, H, W, C] in [0, 1]."""
+        """Computes E[x | T(eps)], [N, H, W, C] in [0, 1]."""
         return decode(self.model, self.params, *self.transport(eps))
 
     def draws(self, key: types.Key, x: jax.Array) -> Draws:
@@ -111,7 +111,7 @@ class Frozen:
         return jnp.concatenate([e.reshape(len(e), -1) for e in eps], axis=1)
 
     def layers(self, vectors: jax.Array) -> Latents:
-        """The inverse of `flat`."""
+        """Undoes `flat`: splits vectors [N, size] into layers."""
         layers, first = [], 0
         for shape in self.shapes:
             last = first + math.prod(shape)
@@ -209,7 +209,7 @@ class Prior:
         return Estimate(*map(jnp.asarray, (0.0, 0.0, jnp.inf)))
 
     def num_parameters(self, state: Any) -> int:
-        """Learned numbers."""
+        """Counts the learned numbers."""
         params = getattr(state, "params", state)
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -244,7 +244,7 @@ class Gradient(Prior):
         raise NotImplementedError
 
     def init(self, key, frozen, draws) -> State:
-        """See `Prior`."""
+        """Returns the first `State`; see `Prior`."""
         params, memory = self.start(key, frozen, draws)
         return State(
             jnp.zeros((), jnp.int32),
@@ -255,7 +255,7 @@ class Gradient(Prior):
         )
 
     def update(self, key, frozen, state, draws) -> tuple[State, dict[str, jax.Array]]:
-        """See `Prior`."""
+        """Takes one step of Adam on the loss; see `Prior`."""
         import optax  # slow to import, and not needed to sample
 
         key = jax.random.fold_in(key, state.step)
@@ -287,7 +287,7 @@ class Gradient(Prior):
 def falling_adam(
     learning_rate: float, num_steps: int
 ) -> "optax.GradientTransformation":
-    """Adam on clipped gradients, its rate falling along a cosine to a fiftieth."""
+    """Makes Adam on clipped gradients, its rate falling by a cosine to a fiftieth."""
     import optax  # slow to import, and not needed to sample
 
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.02)

@@ -83,7 +83,7 @@ class Diffusion(Gradient):
     target_acceptance: float = 0.7
 
     def start(self, key, frozen, draws):
-        """See `Gradient`."""
+        """Initialises the network, and the first memory; see `Gradient`."""
         del draws
         key_network, key_vectors = jax.random.split(key)
         inputs = jnp.zeros((1, frozen.size + NUM_LEVELS), jnp.float32)
@@ -97,7 +97,7 @@ class Diffusion(Gradient):
         )
 
     def loss(self, key, frozen, state, params, draws):
-        """The contrast of f at y and at the end of a chain from y+, over s_t."""
+        """Contrasts f at y with f at the end of a chain from y+, over s_t."""
         eps = frozen.flat(draws.eps)
         num, dtype, memory = len(eps), eps.dtype, state.memory
         key_level, key_pair, key_chain = jax.random.split(key, 3)
@@ -140,7 +140,7 @@ class Diffusion(Gradient):
         return frozen.layers(jax.lax.scan(through, y, levels, reverse=True)[0])
 
     def _run(self, key, frozen, params, step_sizes, noisy, level, num_steps):
-        """Chains of p_t(y | y+) from y+."""
+        """Runs chains of p_t(y | y+) from y+."""
 
         def logdensity(y, noisy, level):
             value = self._energy(frozen, params, y, level)
@@ -154,7 +154,7 @@ class Diffusion(Gradient):
         )
 
     def _energy(self, frozen, params, y, level):
-        """f / s_t of one y [D], []."""
+        """Computes f / s_t of one y [D], []."""
         inputs = y[None]
         if not self.of_noise:
             inputs = frozen.flat(frozen.transport(frozen.layers(inputs))[0])
@@ -173,14 +173,14 @@ class Diffusion(Gradient):
 
 
 def log_conditional(y: jax.Array, noisy: jax.Array, level: jax.Array) -> jax.Array:
-    """log p_t(y | y+) of one y [D] without its f, [], up to a constant."""
+    """Computes log p_t(y | y+) of one y [D] without its f, [], up to a constant."""
     a, variance = (jnp.asarray(v, y.dtype)[level] for v in (A, SIGMA**2))
     likelihood = -jnp.sum((a * y - noisy) ** 2) / (2 * variance)
     return jnp.where(level < NUM_LEVELS - 1, likelihood, 0) - 0.5 * y @ y
 
 
 def _pair(key, eps, level):
-    """y at the level of each example, and y+."""
+    """Draws y at the level of each example, and y+."""
     key_y, key_noisy = jax.random.split(key)
 
     def mixed(key, x, kept, noise):

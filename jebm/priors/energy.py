@@ -43,7 +43,7 @@ class Tilt(nn.Module):
         return -self.prior.log_tilt(frozen, state, eps)
 
     def _fresh(self, key, latents):
-        """A state that has learned nothing, on a generator that has not either."""
+        """Makes an untrained state on an untrained generator."""
         del latents
         frozen = Frozen(self.model, init(key, self.model))
         x = jnp.zeros((_DRAWS, *self.model.image_shape), frozen.dtype)

@@ -73,14 +73,14 @@ class Flow(Gradient):
     exact_below: int = 64
 
     def start(self, key, frozen, draws):
-        """See `Gradient`."""
+        """Initialises the network of the velocity; see `Gradient`."""
         del draws
         eps = jnp.zeros((1, frozen.size), jnp.float32)
         params = self._network().init(key, eps, eps[:, 0])
         return jax.tree.map(lambda leaf: leaf.astype(frozen.dtype), params), ()
 
     def loss(self, key, frozen, state, params, draws):
-        """The squared error of the velocity, a mean over units."""
+        """Computes the squared error of the velocity, a mean over units."""
         del state
         end = frozen.flat(draws.eps)
         key_noise, key_time = jax.random.split(key)
@@ -98,7 +98,7 @@ class Flow(Gradient):
         return frozen.layers(_heun(self._field(state), start, 0.0, 1.0, steps))
 
     def log_tilt(self, frozen, state, eps):
-        """log p(eps) - log N(eps), by the flow backwards from t = 1 to 0."""
+        """Computes log p(eps) - log N(eps), by the flow backwards from t = 1 to 0."""
         end = frozen.flat(eps)
         velocity = self._field(state)
         exact = frozen.size <= self.exact_below

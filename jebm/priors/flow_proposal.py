@@ -60,7 +60,7 @@ class TiltedFlow(Prior):
     num_weights: int = 2000
 
     def lacks(self, frozen):
-        """See `Prior`."""
+        """Says why flow or energy cannot learn on this generator; see `Prior`."""
         if frozen.size > self.flow.exact_below:
             return (
                 f"{frozen.size} units are more than the {self.flow.exact_below} up to "
@@ -69,7 +69,7 @@ class TiltedFlow(Prior):
         return self.flow.lacks(frozen) or self.joint.lacks(frozen)
 
     def init(self, key, frozen, draws):
-        """See `Prior`."""
+        """Returns the first states of flow and energy; see `Prior`."""
         key_flow, key_joint = jax.random.split(key)
         return Both(
             self.flow.init(key_flow, frozen, draws),
@@ -112,7 +112,7 @@ class TiltedFlow(Prior):
         return jax.lax.scan(step, proposed(0), times)[0][0]
 
     def log_tilt(self, frozen, state, eps):
-        """-E, [N] in nats."""
+        """Computes -E, [N] in nats."""
         return self.joint.log_tilt(frozen, state.joint, eps)
 
     def log_z(self, key, frozen, state):
@@ -126,7 +126,7 @@ class TiltedFlow(Prior):
         return flow + self.joint.num_parameters(state.joint)
 
     def _log_weights(self, frozen, state, eps):
-        """log w; N(eps) is in both tilts."""
+        """Computes log w; N(eps) is in both tilts."""
         return self.log_tilt(frozen, state, eps) - self.flow.log_tilt(
             frozen, state.flow, eps
         )

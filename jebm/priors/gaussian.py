@@ -14,7 +14,7 @@ class Gaussian(Prior):
     cannot = "leave the holes of the hierarchy"
 
     def init(self, key, frozen, draws):
-        """See `Prior`."""
+        """Returns an empty state; see `Prior`."""
         del key, frozen, draws
         return ()
 
@@ -24,11 +24,11 @@ class Gaussian(Prior):
         return state, {}
 
     def sample(self, key, frozen, state, num, effort=1):
-        """See `Prior`."""
+        """Draws eps of N(0, I); see `Prior`."""
         del state, effort
         return frozen.noise(key, num)
 
     def log_tilt(self, frozen, state, eps):
-        """See `Prior`."""
+        """Returns 0 for each eps, [N]; see `Prior`."""
         del frozen, state
         return jnp.zeros_like(eps[0], shape=len(eps[0]))

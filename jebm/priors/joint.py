@@ -70,12 +70,12 @@ class Joint(Prior):
     num_temperatures: int = 500
 
     def init(self, key, frozen, draws):
-        """See `Prior`."""
+        """Initialises the learner of the energy; see `Prior`."""
         del draws
         return self._learner(frozen).init(key, self._backbone(frozen))
 
     def update(self, key, frozen, state, draws):
-        """See `Prior`; the contrast of energies at posterior samples and chains."""
+        """Contrasts energies at posterior samples and at chains; see `Prior`."""
         return self._learner(frozen).update(key, state, self._seen(frozen, draws.eps))
 
     def sample(self, key, frozen, state, num, effort=1):
@@ -85,7 +85,7 @@ class Joint(Prior):
         return run_chains(keys, self._model(frozen), state.ema, chain).position
 
     def log_tilt(self, frozen, state, eps):
-        """-E, [N] in nats."""
+        """Computes -E, [N] in nats."""
         return jax.vmap(log_tilt(self._model(frozen), state.ema))(eps)
 
     def log_z(self, key, frozen, state):
@@ -100,7 +100,7 @@ class Joint(Prior):
         return sum(leaf.size for leaf in jax.tree.leaves(state.params.energy))
 
     def model(self, frozen, state) -> tuple[Model, Params]:
-        """The model with this energy and its averaged parameters: of `jebm.sample`."""
+        """Returns the model with this energy, and the parameters for `jebm.sample`."""
         return self._model(frozen), state.ema
 
     def _learner(self, frozen):
@@ -172,11 +172,11 @@ class _Noise(nn.Module):
     has_encoder = False
 
     def start(self, batch: int) -> jax.Array:
-        """How many examples there are, [B, 0]."""
+        """Returns an empty state that holds the number of examples, [B, 0]."""
         return jnp.zeros((batch, 0))
 
     def prior(self, i: int, state: jax.Array) -> Normal:
-        """N(0, I)."""
+        """Returns N(0, I)."""
         zeros = jnp.zeros((len(state), *self.latent_shapes[i]), state.dtype)
         return Normal(zeros, jnp.ones_like(zeros))
 
@@ -186,5 +186,5 @@ class _Noise(nn.Module):
         return state
 
     def decode(self, state: jax.Array) -> jax.Array:
-        """No image: the parameters of the likelihood are zeros."""
+        """Returns zeros as parameters of the likelihood: there is no image."""
         return jnp.zeros((len(state), *self.output_shape), state.dtype)

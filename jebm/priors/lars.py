@@ -76,7 +76,7 @@ class LARS(Gradient):
     num_particles: int = 100_000
 
     def start(self, key, frozen, draws):
-        """See `Gradient`; half of all proposals are accepted."""
+        """Initialises a network that accepts half of all proposals; see `Gradient`."""
         del draws
         # Networks make float32, so that a seed means one start in any precision.
         params = self._network().init(key, jnp.zeros((1, frozen.size), jnp.float32))
@@ -85,7 +85,7 @@ class LARS(Gradient):
         return params, Rates(half, half)
 
     def loss(self, key, frozen, state, params, draws):
-        """-log p, a mean over the batch, without the entropy of N(0, I)."""
+        """Computes -log p, a mean over the batch, without the entropy of N(0, I)."""
         proposals = frozen.flat(frozen.noise(key, self.num_proposals))
         rate = self._rate(params, proposals)
         # The first batches should not stand beside a Z from before them.
@@ -99,7 +99,7 @@ class LARS(Gradient):
         return value, (memory, {"loss": value, "log_rate": jnp.log(kept)})
 
     def update(self, key, frozen, state, draws):
-        """See `Prior`."""
+        """Takes one step, and updates Z of the averaged parameters; see `Prior`."""
         new, info = super().update(key, frozen, state, draws)
         # Both on the same proposals: so the average follows the parameters at once, and
         # does not lag behind them by its memory.
@@ -112,7 +112,7 @@ class LARS(Gradient):
         return new.replace(memory=new.memory._replace(averaged=averaged)), info
 
     def sample(self, key, frozen, state, num, effort=1):
-        """See `Prior`; draws are exact, of M tries at most."""
+        """Draws exactly, in M tries at most; see `Prior`."""
         del effort
         keys = example_keys(key, jnp.arange(num))
 
@@ -141,7 +141,7 @@ class LARS(Gradient):
         return frozen.layers(jax.lax.while_loop(goes_on, attempt, carry)[1])
 
     def log_tilt(self, frozen, state, eps):
-        """log p(eps) - log N(eps), by the state's estimate of Z."""
+        """Computes log p(eps) - log N(eps), by the state's estimate of Z."""
         return self._tilt(state.ema, state.memory.averaged, frozen.flat(eps))
 
     def log_z(self, key, frozen, state):
@@ -153,11 +153,11 @@ class LARS(Gradient):
         return Acceptance(self.widths, self.activation)
 
     def _rate(self, params, proposals):
-        """The mean of a over proposals, []."""
+        """Computes the mean of a over proposals, []."""
         return jax.nn.sigmoid(self._network().apply(params, proposals)).mean()
 
     def _tilt(self, params, z, eps):
-        """log[(1 - A) a / Z + A] of eps [N, D]."""
+        """Computes log[(1 - A) a / Z + A] of eps [N, D]."""
         tiny = jnp.finfo(z.dtype).eps
         z = jnp.clip(z, tiny, 1 - tiny)
         log_a = jax.nn.log_sigmoid(self._network().apply(params, eps))

@@ -100,7 +100,7 @@ class Mixture(Prior):
         return MixtureState(step, statistics, self._components(statistics))
 
     def update(self, key, frozen, state, draws):
-        """See `Prior`; one step of EM on a batch, nothing of it random."""
+        """Takes one step of EM on a batch, in which nothing is random; see `Prior`."""
         del key
         points = frozen.flat(draws.eps)
         joint = state.params.log_weights[None] + log_normals(
@@ -124,7 +124,7 @@ class Mixture(Prior):
         return MixtureState(state.step + 1, statistics, params), {"loss": loss}
 
     def sample(self, key, frozen, state, num, effort=1):
-        """See `Prior`; draws are exact."""
+        """Draws exactly; see `Prior`."""
         del effort
         log_weights, means, scales = state.params
 
@@ -138,7 +138,7 @@ class Mixture(Prior):
         return frozen.layers(jax.vmap(one)(example_keys(key, jnp.arange(num))))
 
     def log_tilt(self, frozen, state, eps):
-        """log p(eps) - log N(eps)."""
+        """Computes log p(eps) - log N(eps)."""
         value = log_mixture(frozen.flat(eps), state.params)
         return value - log_standard_normal(eps)
 
@@ -152,7 +152,7 @@ class Mixture(Prior):
         return frozen.size <= self.full_below
 
     def _components(self, statistics):
-        """Weights, means and covariances of the statistics."""
+        """Computes weights, means and covariances from the statistics."""
         weights, sums, squares = statistics
         full = squares.ndim == 3
         # A component that sees nothing ends as N(0, I) of no weight, and not at 0 / 0.
@@ -171,13 +171,13 @@ class Mixture(Prior):
 
 
 def log_mixture(points: jax.Array, components: Components) -> jax.Array:
-    """The log-density of a mixture at points [N, D], in nats, [N]."""
+    """Computes the log-density of a mixture at points [N, D], in nats, [N]."""
     each = log_normals(points, components.means, components.scales)
     return jax.nn.logsumexp(components.log_weights[None] + each, axis=1)
 
 
 def log_normals(points: jax.Array, means: jax.Array, scales: jax.Array) -> jax.Array:
-    """Log-densities of points [N, D] under K Gaussians, in nats, [N, K].
+    """Computes log-densities of points [N, D] under K Gaussians, in nats, [N, K].
 
     Args:
       points: [N, D].
@@ -217,7 +217,7 @@ _NUMBERS = 2**22
 
 
 def _times(weights, values):
-    """[K] times [K, ...]."""
+    """Multiplies [K] by [K, ...]."""
     return weights.reshape(-1, *[1] * (values.ndim - 1)) * values
 
 

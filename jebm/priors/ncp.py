@@ -99,7 +99,7 @@ class NCP(Gradient):
             raise ValueError(unknown_name_message("by", self.by, DRAWN_BY))
 
     def start(self, key, frozen, draws):
-        """See `Gradient`; no classifier tells anything."""
+        """Initialises the classifiers, which tell nothing yet; see `Gradient`."""
         del draws
         # Networks make float32, so that a seed means one start in any precision.
         eps = tuple(jnp.zeros((1, *shape), jnp.float32) for shape in frozen.shapes)
@@ -110,7 +110,7 @@ class NCP(Gradient):
         return jax.tree.map(lambda leaf: leaf.astype(frozen.dtype), layers), ()
 
     def loss(self, key, frozen, state, params, draws):
-        """The logistic loss, a mean over the batch, summed over layers."""
+        """Computes the logistic loss, a mean over the batch, summed over layers."""
         del state
         eps = draws.eps
         noise = frozen.noise(key, len(eps[0]))
@@ -150,7 +150,7 @@ class NCP(Gradient):
         return jax.vmap(one)(keys, frozen.noise(key_start, num))
 
     def log_tilt(self, frozen, state, eps):
-        """The sum over layers of log r_k - log Z_k(eps_{>k}), by estimates of Z_k."""
+        """Sums log r_k - log Z_k(eps_{>k}) over layers, by estimates of Z_k."""
         value = jnp.zeros_like(eps[0], shape=len(eps[0]))
         for k in range(len(eps)):
             own, above = self._parts(eps, k)
@@ -163,20 +163,20 @@ class NCP(Gradient):
         return estimate(self._resample(key, frozen, state, self.num_particles, 1)[1])
 
     def log_ratio(self, params, k: int, own: jax.Array, above: jax.Array) -> jax.Array:
-        """log r_k of eps_k [..., D_k] and eps_{>k} [..., D_{>k}], both flat."""
+        """Computes log r_k of flat eps_k [..., D_k] and eps_{>k} [..., D_{>k}]."""
         return self._network().apply(params[k], own, above)
 
     def _network(self):
         return Classifier(self.widths, self.activation)
 
     def _parts(self, eps, k):
-        """eps_k and eps_{>k}, flat, [N, D_k] and [N, D_{>k}]."""
+        """Returns eps_k and eps_{>k}, flat, [N, D_k] and [N, D_{>k}]."""
         own, *above = (e.reshape(len(e), -1) for e in eps[k:])
         none = jnp.zeros_like(own[:, :0])
         return own, jnp.concatenate([none, *above], axis=1)
 
     def _log_normaliser(self, frozen, state, k, above):
-        """log Z_k [N], the mean of r_k over proposals that depend on nothing."""
+        """Estimates log Z_k [N], by the mean of r_k over fixed proposals."""
         num, size = self.num_normaliser, math.prod(frozen.shapes[k])
         at_once = self._at_once(len(above), size, num)
         key = jax.random.fold_in(jax.random.key(0), k)
@@ -218,7 +218,7 @@ class NCP(Gradient):
         return eps, log_weights
 
     def _choose(self, keys, frozen, state, k, above, tries):
-        """One of `tries` proposals by its r_k, [N, D_k], and log sum of r_k, [N].
+        """Chooses one of `tries` proposals by r_k, [N, D_k]; returns log sum r_k, [N].
 
         By Gumbel's rule the choice is the proposal of the largest log r_k + Gumbel, so
         that few are held at a time.
@@ -254,7 +254,7 @@ class NCP(Gradient):
         return best, total
 
     def _at_once(self, num, size, tries):
-        """How many proposals of each of `num` examples are held at a time."""
+        """Computes how many proposals of each of `num` examples are held at a time."""
         return max(1, min(tries, _NUMBERS // (num * max(size, *self.widths))))
 
 

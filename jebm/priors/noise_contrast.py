@@ -83,7 +83,7 @@ class MultiStage(Gradient):
     num_temperatures: int = 500
 
     def start(self, key, frozen, draws):
-        """See `Gradient`: parameters stacked by stage, and chains at N(0, I)."""
+        """Stacks parameters by stage, and starts chains at N(0, I); see `Gradient`."""
         del draws
         keys = jax.random.split(key, self.num_stages + 1)
         eps = jnp.zeros((1, frozen.size), jnp.float32)
@@ -93,7 +93,7 @@ class MultiStage(Gradient):
         return params, walks.Walk(chains, jnp.asarray(self.step_size, frozen.dtype))
 
     def loss(self, key, frozen, state, params, draws):
-        """The logistic loss of the stage whose turn it is."""
+        """Computes the logistic loss of the stage whose turn it is."""
         eps, stage = frozen.flat(draws.eps), self._stage(state.step)
         before = self._numbers() < stage
         negative, walk, acceptance = walks.visit(
@@ -133,7 +133,7 @@ class MultiStage(Gradient):
         return frozen.layers(end)
 
     def log_tilt(self, frozen, state, eps):
-        """The sum of all logits, [N] in nats."""
+        """Sums all logits, [N] in nats."""
         return jax.vmap(functools.partial(self._tilt, state.ema))(frozen.flat(eps))
 
     def log_z(self, key, frozen, state):
@@ -160,11 +160,11 @@ class MultiStage(Gradient):
         return jnp.ones(self.num_stages, bool)
 
     def _tilt(self, params, eps):
-        """g of one eps [D], of all stages."""
+        """Computes g of one eps [D], of all stages."""
         return self._sum(params, self._all(), eps)
 
     def _logdensity(self, params, stages, eps):
-        """log N(eps) + g(eps) of some stages, up to a constant."""
+        """Computes log N(eps) + g(eps) of some stages, up to a constant."""
         return self._sum(params, stages, eps) - 0.5 * eps @ eps
 
     def _sum(self, params, stages, eps):
@@ -172,7 +172,7 @@ class MultiStage(Gradient):
         return jnp.where(stages, logits, 0).sum()
 
     def optimizer(self):
-        """Falls anew in each stage, whose parameters alone it moves."""
+        """Makes Adam, its rate falling anew per stage; it moves that stage alone."""
         import optax  # slow to import, and not needed to sample
 
         steps, last = self._steps(), self.num_stages - 1

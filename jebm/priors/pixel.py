@@ -62,7 +62,7 @@ class PixelEBM(Gradient):
     chain_steps: int = 200
 
     def start(self, key, frozen, draws):
-        """See `Gradient`."""
+        """Initialises the energy, and chains at N(0, I); see `Gradient`."""
         del draws
         key_energy, key_chains = jax.random.split(key)
         x = jnp.zeros((1, *frozen.model.image_shape), jnp.float32)
@@ -73,7 +73,7 @@ class PixelEBM(Gradient):
         return params, walks.Walk(chains, step_size)
 
     def update(self, key, frozen, state, draws):
-        """See `Prior`.
+        """Takes one step on images and chains; see `Prior`.
 
         Raises:
           ValueError: if there are no images.
@@ -83,7 +83,7 @@ class PixelEBM(Gradient):
         return super().update(key, frozen, state, draws)
 
     def loss(self, key, frozen, state, params, draws):
-        """E of the data less E of the chains, and the penalty."""
+        """Computes E of the data less E of the chains, and the penalty."""
         x = draws.x.astype(frozen.dtype)
         negative, walk, acceptance = walks.visit(
             key,
@@ -129,7 +129,7 @@ class PixelEBM(Gradient):
         )
 
     def _noise(self, key, frozen, num):
-        """(*eps_z, eps_x), or eps_z alone."""
+        """Draws (*eps_z, eps_x), or eps_z alone."""
         eps = frozen.noise(key, num)
         if scale_of(frozen) is None:
             return eps
@@ -138,7 +138,7 @@ class PixelEBM(Gradient):
         return (*eps, jax.vmap(langevin.normal_like, in_axes=(0, None))(keys, zeros))
 
     def _energy(self, frozen, params, position):
-        """E of one position, []."""
+        """Computes E of one position, []."""
         batched = jax.tree.map(lambda leaf: leaf[None], position)
         return self.energy.apply(params, (image(frozen, batched),))[0]
 
@@ -148,13 +148,13 @@ class PixelEBM(Gradient):
 
 
 def scale_of(frozen) -> float | None:
-    """sigma; None where the likelihood is not Gaussian."""
+    """Returns sigma; None where the likelihood is not Gaussian."""
     likelihood = frozen.model.likelihood
     return likelihood.scale if isinstance(likelihood, Gaussian) else None
 
 
 def image(frozen, position) -> jax.Array:
-    """x of (*eps_z, eps_x), or of eps_z alone, [N, H, W, C]."""
+    """Computes x of (*eps_z, eps_x), or of eps_z alone, [N, H, W, C]."""
     layers = len(frozen.shapes)
     x = frozen.decode(position[:layers])
     return x + scale_of(frozen) * position[layers] if position[layers:] else x

@@ -45,7 +45,7 @@ class _Product(Prior):
         return walks.run(keys, start, logdensity, steps, self.chain.step_size)[0]
 
     def log_tilt(self, frozen, state, eps):
-        """The weighted sum, [N] in nats, up to a constant."""
+        """Computes the weighted sum of the parts' g, [N] in nats, up to a constant."""
         weights, states = state
         parts = zip(self.parts, states, strict=True)
         tilts = [part.log_tilt(frozen, state, eps) for part, state in parts]

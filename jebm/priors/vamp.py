@@ -52,7 +52,7 @@ class VampPrior(Gradient):
     learning_rate: float = 3e-2
 
     def lacks(self, frozen):
-        """See `Prior`; q must be there, and normal."""
+        """Demands an encoder whose q is normal: says what is missing; see `Prior`."""
         if has_normal_posterior(frozen.model.backbone):
             return ""
         return "the backbone has no encoder whose q is normal"
@@ -70,13 +70,13 @@ class VampPrior(Gradient):
         return logits + 0.1 * moves, ()
 
     def loss(self, key, frozen, state, params, draws):
-        """-log p of the top layer, a mean over the batch."""
+        """Computes -log p of the top layer, a mean over the batch."""
         del key, state
         value = -self._log_top(frozen, params, draws.eps[-1]).mean()
         return value, ((), {"loss": value})
 
     def sample(self, key, frozen, state, num, effort=1):
-        """See `Prior`; draws are exact."""
+        """Draws exactly; see `Prior`."""
         del effort
         key_noise, key_pick = jax.random.split(key)
         *below, noise = frozen.noise(key_noise, num)
@@ -87,12 +87,12 @@ class VampPrior(Gradient):
         return (*below, loc[k] + scale[k] * noise)
 
     def log_tilt(self, frozen, state, eps):
-        """log p(eps_L) - log N(eps_L)."""
+        """Computes log p(eps_L) - log N(eps_L)."""
         top = eps[-1]
         return self._log_top(frozen, state.ema, top) - log_standard_normal((top,))
 
     def components(self, frozen, logits: jax.Array) -> Normal:
-        """q of each pseudo-input, as normals of eps_L: [K, *shape_L]."""
+        """Computes q of each pseudo-input, as normals of eps_L: [K, *shape_L]."""
         images = jax.nn.sigmoid(logits)
         top = len(frozen.shapes) - 1
 
@@ -106,7 +106,7 @@ class VampPrior(Gradient):
         return nn.apply(q, frozen.model.backbone)(frozen.params.backbone)
 
     def _log_top(self, frozen, logits, top):
-        """log p of eps_L, [N]."""
+        """Computes log p of eps_L, [N]."""
         loc, scale = (x.reshape(len(x), -1) for x in self.components(frozen, logits))
         equal = -jnp.log(jnp.full_like(loc[:, 0], len(loc)))
         return log_mixture(top.reshape(len(top), -1), Components(equal, loc, scale))

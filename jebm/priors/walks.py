@@ -26,7 +26,7 @@ STEPS, EXTRA = 1, 2
 
 
 def example_keys(key: jax.Array, num: int, role: int) -> jax.Array:
-    """Keys of one role of each example, [num]; example n's is of `fold_in(key, n)`."""
+    """Makes one role's key per example, [num]; example n's is of `fold_in(key, n)`."""
     keys = chains.example_keys(key, jnp.arange(num))
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, role)
 

@@ -39,7 +39,7 @@ def update(
     batch_size: int,
     temperature: float,
 ) -> jebm.Params:
-    """`params` with the statistics of one more batch of the Gaussian hierarchy."""
+    """Returns `params` with statistics of one more batch of the Gaussian hierarchy."""
     shapes, dtype = model.backbone.latent_shapes, float_dtype(params)
     zeros = [jax.numpy.zeros((batch_size, *shape), dtype) for shape in shapes]
     eps = tuple(normal_like(key, zeros))
@@ -54,7 +54,7 @@ def update(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Re-estimates, and writes OUT."""
+    """Estimates the statistics anew, and writes OUT."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

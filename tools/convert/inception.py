@@ -36,7 +36,7 @@ _CHUNK = 1 << 20
 
 
 def tensor_name(path: str) -> str:
-    """The published name of a variable of `InceptionV3`.
+    """Returns the published name of a variable of `InceptionV3`.
 
     Example:
       >>> tensor_name("batch_stats/Mixed_5b/branch1x1/bn/mean")
@@ -47,7 +47,7 @@ def tensor_name(path: str) -> str:
 
 
 def convert(state: dict[str, np.ndarray]) -> tuple[inception.InceptionV3, Any]:
-    """Network and variables of a state dict, in its dtype.
+    """Converts a state dict to network and variables, in its dtype.
 
     Raises:
       ConfigError: if a tensor is missing, not known, of another shape or not finite.
@@ -83,7 +83,7 @@ def convert(state: dict[str, np.ndarray]) -> tuple[inception.InceptionV3, Any]:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict; no code in the file runs.
+    """Reads the tensors of a state dict; no code in the file runs.
 
     Raises:
       ConfigError: if it is no such file, or PyTorch is not installed.
@@ -121,7 +121,7 @@ def download(url: str, path: pathlib.Path) -> None:
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """Of the bytes of a file."""
+    """Computes the sha256 of the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -42,7 +42,7 @@ _IRRELEVANT = """
 
 
 def model_spec(args: dict[str, Any], min_log_scale: float | None) -> dict[str, Any]:
-    """What `jebm.build` takes, from the args of a checkpoint.
+    """Converts the args of a checkpoint to what `jebm.build` takes.
 
     Raises:
       ConfigError: for an arg that is missing, not known, or of a network that is not
@@ -138,7 +138,7 @@ def model_spec(args: dict[str, Any], min_log_scale: float | None) -> dict[str, A
 
 
 def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
-    """Parameters of `model`, in the dtype of `state`, a state dict of the network.
+    """Converts `state`, a network's state dict, to parameters of `model`, in its dtype.
 
     Raises:
       ConfigError: if a tensor is missing, not known, of another shape or not finite.
@@ -189,7 +189,7 @@ def convert(model: jebm.Model, state: dict[str, np.ndarray]) -> jebm.Params:
 
 
 def _turned(path, array):
-    """Channels last, as in Linen."""
+    """Moves channels last, as in Linen."""
     if path[-1] == "log_length":
         return array.reshape(-1)
     if path[-1] == "kernel":  # [out, in, (height, width)]
@@ -198,7 +198,7 @@ def _turned(path, array):
 
 
 def order(likelihood):
-    """Where each output of the decoder stands among the published ones."""
+    """Returns where each output of the decoder stands among the published ones."""
     if not isinstance(likelihood, jebm.likelihoods.LogisticMixture):
         return slice(None)
     # Published: logits; of each colour its means, log s, and one set of coefficients.
@@ -208,7 +208,7 @@ def order(likelihood):
 
 
 def published_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the tensor that makes a leaf of `shape` at `path`."""
+    """Returns the shape of the tensor that makes a leaf of `shape` at `path`."""
     if path[-1] == "log_length":
         return (*shape, 1, 1, 1)
     if path[-1] == "kernel":
@@ -217,7 +217,7 @@ def published_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int,
 
 
 def names(backbone, paths) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each path in Linen's variables and the name of its tensor."""
+    """Yields each path in Linen's variables and the name of its tensor."""
     modules = _module_names(backbone)
     for path in paths:
         _, *parents, leaf = path
@@ -236,7 +236,7 @@ def names(backbone, paths) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _module_names(backbone) -> dict[tuple[str, ...], str]:
-    """The published name of each cell and of each convolution outside of cells."""
+    """Returns the published name of each cell and each convolution outside of cells."""
     depths, names = backbone.halvings, {}
     num = len(depths)
     names[("stem",)], names[("encoder_top",)] = "stem", "enc0.1"
@@ -301,7 +301,7 @@ _ENCODER_CELL = _EXCITATION | {
 
 
 def _decoder_cell(first):
-    """Names in a decoder's cell whose list starts at `first`: 1 after a doubling."""
+    """Names a decoder cell's parts; its list starts at `first`, 1 after a doubling."""
     return _EXCITATION | {
         ("BatchNorm_0",): f"_ops.0.conv.{first}.bn",
         ("PlainConv_0",): f"_ops.0.conv.{first + 1}.conv.0",
@@ -315,7 +315,7 @@ def _decoder_cell(first):
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The args and the tensors of a checkpoint; no code in it runs.
+    """Reads the args and the tensors of a checkpoint; no code in it runs.
 
     Raises:
       ConfigError: if it is no such file, or PyTorch is not installed.

@@ -78,7 +78,7 @@ def prepare(name: str, data_dir: str | None = None, on_corrupt: str = "error") -
 
 
 def catalogue(name: str) -> dict[str, tuple[str, int, str]]:
-    """By file name, the (url, size, sha256) that TFDS has of a data set."""
+    """Returns, by file name, the (url, size, sha256) that TFDS has of a data set."""
     import tensorflow_datasets as tfds
 
     infos = tfds.builder_cls(name.split("/")[0]).url_infos or {}
@@ -86,7 +86,7 @@ def catalogue(name: str) -> dict[str, tuple[str, int, str]]:
 
 
 def _fetch_files(name, recipe, root):
-    """The folder of the recipe's files, all of them there and verified."""
+    """Fetches and verifies the recipe's files, and returns their folder."""
     known = catalogue(name)
     if recipe.page is None:
         folder = root / "downloads" / name
@@ -172,7 +172,7 @@ def _check_prepared(name, recipe, data_dir):
 
 
 def _idx(folder, recipe):
-    """Of the four files of MNIST and of its likes."""
+    """Reads the four files of MNIST and of its likes."""
 
     def split(part, num):
         images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", (num, 28, 28))
@@ -203,7 +203,7 @@ _CIFAR = "cifar-10-binary.tar.gz"
 
 
 def _cifar10(folder, recipe):
-    """Of the binary version: a byte of label and 3,072 of planes each."""
+    """Reads the binary version: a byte of label and 3,072 of planes each."""
     del recipe
 
     def split(part, files):
@@ -237,7 +237,7 @@ def _cifar10_names(folder):
 
 
 def _svhn(folder, recipe):
-    """Of the .mat files; the digit 0 is stored as 10. `extra` is left alone."""
+    """Reads the .mat files; the digit 0 is stored as 10. `extra` is left alone."""
     del recipe
     from scipy import io
 
@@ -261,7 +261,7 @@ _CELEBA = (
 
 
 def _celeba(folder, recipe):
-    """Of the aligned images as they are, in JPEG, with all that is known of them."""
+    """Reads the aligned images as they are, in JPEG, with all that is known of them."""
     images, *tables = (folder / file for file in _CELEBA)
     part, attributes, landmarks, identity = map(_celeba_table, tables)
 
@@ -289,7 +289,7 @@ def _celeba(folder, recipe):
 
 
 def _celeba_table(file):
-    """Names of columns, where the file has them, and rows by image."""
+    """Reads the names of columns, where the file has them, and the rows by image."""
     lines = [line.split() for line in file.read_text().splitlines()]
     names = lines[1] if len(lines[0]) == 1 else []
     rows = [line for line in lines if line and line[0].endswith(".jpg")]
@@ -297,7 +297,7 @@ def _celeba_table(file):
 
 
 def _celeba_hq(folder, recipe):
-    """Of the tar of images that TFDS asks for."""
+    """Reads the tar of images that TFDS asks for."""
     file = folder / recipe.files[0]
 
     def images():

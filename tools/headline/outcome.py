@@ -85,7 +85,7 @@ def cost(
 
 
 def images_a_second(run: pathlib.Path) -> float | None:
-    """The median of the intervals of metrics.jsonl; None where none was timed."""
+    """Returns the median of the intervals of metrics.jsonl; None if none was timed."""
     rates = [line.get("images_per_second") for line in read_metrics(run)]
     known = [rate for rate in rates if rate is not None]
     return statistics.median(known) if known else None

@@ -64,7 +64,7 @@ def pack(
 
 
 def _ranked(run, made) -> Iterator[list[pathlib.Path]]:
-    """Groups of files that belong together, the most worthy first."""
+    """Yields groups of files that belong together, the most worthy first."""
     yield [run / "config.json"]
     yield [run / "data.json"]
     yield [made / "hardware.json"]
@@ -77,7 +77,7 @@ def _ranked(run, made) -> Iterator[list[pathlib.Path]]:
 
 
 def newest(samples: pathlib.Path) -> list[pathlib.Path]:
-    """The last picture of each kind, of those that are named KIND_STEP.png."""
+    """Returns the last picture of each kind, of those that are named KIND_STEP.png."""
     last = {file.stem.rsplit("_", 1)[0]: file for file in sorted(samples.glob("*.png"))}
     return [last[kind] for kind in sorted(last)]
 

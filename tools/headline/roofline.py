@@ -67,7 +67,7 @@ def _analysed(traced) -> float:
 
 
 def _repeated(jaxpr) -> float:
-    """FLOPs of all turns of the scans in a program but for the first one of each."""
+    """Counts the FLOPs of all turns of a program's scans but the first of each."""
     more = 0.0
     for body, length in _scans(jaxpr):
         inputs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals]
@@ -77,7 +77,7 @@ def _repeated(jaxpr) -> float:
 
 
 def _scans(jaxpr) -> Iterator[tuple[Any, int]]:
-    """The scans of a program, with what calls them but not those in other scans."""
+    """Yields each scan of a program and its length, except for scans within scans."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "scan":
             yield equation.params["jaxpr"], equation.params["length"]

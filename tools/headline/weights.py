@@ -64,7 +64,7 @@ def read(folder: pathlib.Path) -> tuple[jebm.Model, jebm.Params]:
 
 
 def _bits(array):
-    """The bits of a float in bfloat16, and anything else as it is."""
+    """Returns the bits of a float in bfloat16, and anything else as it is."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return np.asarray(array)
     return np.asarray(array).astype(jnp.bfloat16).view(np.uint16)

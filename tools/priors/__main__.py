@@ -43,7 +43,7 @@ class Bench:
 
     @functools.cached_property
     def data(self) -> learn.Data:
-        """The noise behind the images of training."""
+        """Returns the noise behind the images of training."""
         eps = self._kept(
             "draws",
             lambda: {
@@ -56,7 +56,7 @@ class Bench:
 
     @functools.cached_property
     def held(self) -> measure.Weighed:
-        """The noise behind held-out images, with weights."""
+        """Returns the noise behind held-out images, with weights."""
         images = self.run.heldout[: self.settings.num_weighed]
         sizes = self.settings.particles, self.settings.temperatures
         weighed = self._kept(
@@ -67,7 +67,7 @@ class Bench:
 
     @functools.cached_property
     def floor(self) -> float:
-        """The distance of held-out images from their posterior samples."""
+        """Measures the distance of held-out images from their posterior samples."""
         num = self.settings.num_samples
         file = self.workdir / "floor.json"
         if not file.is_file():
@@ -121,7 +121,7 @@ class Bench:
         return jax.random.fold_in(self.key, 1000 + stream)
 
     def _kept(self, name, make):
-        """What `make` returns, arrays by name, kept in a file."""
+        """Returns what `make` returns, arrays by name, and keeps it in a file."""
         file = self.workdir / f"{name}.npz"
         if not file.is_file():
             print(f"Drawing {file}.")

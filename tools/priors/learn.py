@@ -107,7 +107,7 @@ def fitted(prior: priors.Prior, num: int) -> priors.Prior:
 
 
 def _start(key, frozen, data, batch_size):
-    """Some draws to start from: as many as an init may want, a few thousand."""
+    """Returns some draws to start from: as many as an init may want, a few thousand."""
     num = min(max(batch_size, 2000), data.eps.shape[1])
     chosen = jax.random.choice(key, data.eps.shape[1], (num,), replace=False)
     eps = frozen.layers(data.eps[0, chosen])
@@ -129,7 +129,7 @@ def _update_fn(prior, batch_size):
 
 
 def _how_many(key, prior, frozen, data, start, seconds, batch_size):
-    """How many updates fit, and the seconds of one, by some that are thrown away."""
+    """Measures how many updates fit, and the seconds of one, by some it throws away."""
     state = prior.init(key, frozen, start)
     if not jax.tree.leaves(state):
         return 0, 0.0

@@ -73,7 +73,7 @@ def weigh(
 
 
 def tilts(law: priors.Law, eps: np.ndarray, batch: int) -> np.ndarray:
-    """g of flat noise [N, K, size], [N, K] in nats, up to log Z."""
+    """Computes g of flat noise [N, K, size], [N, K] in nats, up to log Z."""
     num, samples, size = eps.shape
     flat = eps.reshape(-1, size)
     tilt = jax.jit(lambda law, vectors: law.log_tilt(law.frozen.layers(vectors)))
@@ -84,7 +84,7 @@ def tilts(law: priors.Law, eps: np.ndarray, batch: int) -> np.ndarray:
 
 
 def nats(key: jax.Array, law: priors.Law, held: Weighed, batch: int) -> dict[str, Any]:
-    """log p(x), the mean over images, by weighing its particles."""
+    """Estimates log p(x), the mean over images, by weighing each image's particles."""
     log_z = jax.device_get(jax.jit(lambda key, law: law.log_z(key))(key, law))
     each = estimate(jnp.asarray(held.log_w + tilts(law, held.eps, batch)))
     variance = np.mean(np.asarray(each.standard_error) ** 2) / len(held.log_w)
@@ -97,7 +97,7 @@ def nats(key: jax.Array, law: priors.Law, held: Weighed, batch: int) -> dict[str
 
 
 def auprc(law: priors.Law, held: Weighed, anomalous: np.ndarray, batch: int) -> float:
-    """How well minus log p(eps), of a particle each, finds the anomalous.
+    """Measures how well minus log p(eps), of a particle each, finds the anomalous.
 
     The generator may have seen them: what it makes of an image is left out.
     """
@@ -152,7 +152,7 @@ def floor(
     features: Callable[[np.ndarray], np.ndarray],
     num: int,
 ) -> float:
-    """The distance of held-out images, each decoded from its posterior sample."""
+    """Measures how far held-out images are from their decoded posterior samples."""
     x = to_unit(real)
 
     @jax.jit
@@ -169,7 +169,7 @@ def floor(
 def encode(
     key: jax.Array, frozen: priors.Frozen, images: np.ndarray, passes: int
 ) -> np.ndarray:
-    """The flat noise behind images uint8 [N, H, W, C], float32 [passes, N, size]."""
+    """Draws the flat noise of images uint8 [N, H, W, C], float32 [passes, N, size]."""
 
     @jax.jit
     def noise(key, images):

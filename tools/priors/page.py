@@ -56,7 +56,7 @@ def write(workdir: pathlib.Path, floor: float, about: str) -> None:
 
 
 def _measured(workdir):
-    """The runs of each prior, the nearest prior first, those without numbers last."""
+    """Reads the runs of each prior, nearest prior first, those without numbers last."""
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(workdir.glob("*/seed*/measured.json")):
         found.setdefault(file.parents[1].name, []).append(read_json(file))
@@ -100,7 +100,7 @@ def _mean(runs, name, default):
 
 
 def _spread(runs, name, digits):
-    """The mean over seeds and, of several, their standard deviation."""
+    """Formats the mean over seeds and, of several, their standard deviation."""
     values = _values(runs, name)
     if not values:
         return ""
@@ -111,7 +111,7 @@ def _spread(runs, name, digits):
 
 
 def _picture(measured, floor, file):
-    """Quality against seconds for 1,000 draws, and for draws 4 times as expensive."""
+    """Plots quality by seconds for 1,000 draws, and for draws 4 times as expensive."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, runs in measured.items():

@@ -67,7 +67,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    """Links out of docs/, to the code, become the code's name."""
+    """Replaces links out of docs/, to the code, by the code's name."""
     folder = (ROOT / "docs" / page.file.src_uri).parent
 
     def link(match):
@@ -79,7 +79,7 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 
 def pages() -> dict[str, str]:
-    """All pages that are made, by their path in the site."""
+    """Makes all pages that are not written by hand, by their path in the site."""
     rows = config_rows((ROOT / "docs" / "experiments.md").read_text())
     made = {
         "index.md": as_page((ROOT / "README.md").read_text()),
@@ -92,7 +92,7 @@ def pages() -> dict[str, str]:
 
 
 def as_page(text: str) -> str:
-    """A file of the root as a page of docs/: links to code become its name."""
+    """Makes a page of docs/ of a file of the root: links to code become its name."""
     text = text.replace('src="docs/', 'src="').replace("](docs/", "](")
 
     def link(match):
@@ -106,14 +106,14 @@ def as_page(text: str) -> str:
 
 
 def config_rows(page: str) -> dict[str, tuple[str, str, str]]:
-    """Data, time and outcome of each config, from the table of docs/experiments.md."""
+    """Reads data, time and outcome per config from the table of docs/experiments.md."""
     table = page.partition("\n| config | data | time ")[2].partition("\n\n")[0]
     found = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)
     return {name: cells for name, *cells in found}
 
 
 def config_index(rows) -> str:
-    """The table of the configs, each with its page."""
+    """Makes the table of the configs, each with its page."""
     lines = [
         "# Configs",
         "",
@@ -132,7 +132,7 @@ def config_index(rows) -> str:
 
 
 def config_page(name: str, row) -> str:
-    """What one config is, how it is run, what it takes and gives, what it sets."""
+    """Tells what a config is, how it is run, what it takes and gives, what it sets."""
     file = ROOT / "experiments" / "configs" / f"{name}.py"
     headline, _, about = ast.get_docstring(ast.parse(file.read_text())).partition("\n")
     command = f"python -m experiments.main --config=experiments/configs/{name}.py"
@@ -170,7 +170,7 @@ Fields that depart from `experiments/configs/default.py`, which explains them al
 
 
 def departures(name: str):
-    """Fields of a config with other values than the default's."""
+    """Returns the fields of a config with other values than the default's."""
     if str(ROOT) not in sys.path:  # mkdocs runs this file from elsewhere
         sys.path.insert(0, str(ROOT))
     from experiments.options import flat, read
@@ -188,13 +188,13 @@ def departures(name: str):
 
 
 def _defined(module: str, name: str) -> str:
-    """The path of the definition of a public name."""
+    """Returns the path of the definition of a public name."""
     thing = getattr(importlib.import_module(module), name)
     return f"{thing.__module__}.{name}"
 
 
 def api() -> str:
-    """The public names of `jebm` in their order, then the modules for building more."""
+    """Lists the public names of `jebm` in order, then the modules for building more."""
     tree = ast.parse((ROOT / "jebm" / "__init__.py").read_text())
     names = next(
         ast.literal_eval(node.value)

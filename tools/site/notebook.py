@@ -51,7 +51,7 @@ def run(path: pathlib.Path, settings: dict[str, str]) -> None:
 
 
 def smaller(png: str) -> str:
-    """A picture, base64, in 64 colours: a quarter of the bytes of a figure."""
+    """Reduces a picture, base64, to 64 colours: a quarter of the bytes of a figure."""
     content = io.BytesIO(base64.b64decode(png))
     picture = Image.open(content, formats=["PNG"]).convert("RGB")
     file = io.BytesIO()

@@ -50,7 +50,7 @@ class Measured(NamedTuple):
 
     @property
     def protocol(self) -> str:
-        """The evaluator that made it."""
+        """Names the evaluator that made it."""
         return self.evaluation.values["protocol"]
 
 
@@ -107,13 +107,13 @@ def tables(runs: list[pathlib.Path]) -> list[Table]:
 
 
 def _columns(quoted):
-    """The columns that published rows have."""
+    """Names the columns that published rows have."""
     names = dict.fromkeys(name for row in quoted for name in row)
     return [name for name in names if name not in ("model", "this_method")]
 
 
 def _table(title, columns, quoted, ours):
-    """Published rows, and below them ours, which may have more columns."""
+    """Tabulates published rows, and ours below them, which may have more columns."""
     columns = [*dict.fromkeys([*columns, *(c for m in ours for c in m.head[1:])])]
     rows = [
         [row["model"], *(row.get(c, "-") for c in columns), "quoted", ""]
@@ -172,7 +172,7 @@ def _number(value):
 
 
 def markdown(tables: list[Table]) -> str:
-    """The page in Markdown."""
+    """Formats the page in Markdown."""
     parts = [f"# {_TITLE}", _about()]
     for table in tables:
         lines = [table.head, ["---"] * len(table.head)]
@@ -189,7 +189,7 @@ def markdown(tables: list[Table]) -> str:
 
 
 def page(tables: list[Table]) -> str:
-    """The page in HTML, self-contained."""
+    """Formats the page in HTML, self-contained."""
     sections = []
     for table in tables:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)

@@ -71,7 +71,7 @@ class Missing(Exception):
 
 
 def alternate(sides: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side, which take turns; the first turn is not counted."""
+    """Measures the seconds of each side in turns; the first turn is not counted."""
     seconds = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, side in sides.items():
@@ -83,13 +83,13 @@ def alternate(sides: dict[str, Callable], repeats: int) -> dict[str, list[float]
 
 
 def compare(ours: Callable, theirs: Callable, peer: str, repeats: int) -> dict:
-    """Median seconds of both, with their quartiles, and the ratio of the medians."""
+    """Measures median seconds of both, with quartiles, and the ratio of the medians."""
     seconds = alternate({"ours": ours, "theirs": theirs}, repeats)
     return against(seconds["ours"], peer, seconds["theirs"])
 
 
 def against(ours: list[float], peer: str, theirs: list[float]) -> dict:
-    """An entry of the results."""
+    """Makes an entry of the results."""
     return {
         "seconds": float(np.median(ours)),
         "quartiles": np.quantile(ours, [0.25, 0.75]).tolist(),
@@ -101,7 +101,7 @@ def against(ours: list[float], peer: str, theirs: list[float]) -> dict:
 
 
 def by_batch(compared: dict[int, dict], num_steps: dict[int, int]) -> dict:
-    """Entries of several batch sizes as one, with their steps per second."""
+    """Joins entries of several batch sizes to one, with their steps per second."""
     for batch, entry in compared.items():
         for side in ("", "peer_"):
             rate = num_steps[batch] / entry[f"{side}seconds"]
@@ -114,19 +114,19 @@ def by_batch(compared: dict[int, dict], num_steps: dict[int, int]) -> dict:
 
 
 def cifar10_step(repeats: int) -> dict:
-    """The paper's joint step."""
+    """Measures the paper's joint step."""
     config = cifar10.get_config()
     config.learning.batch_size = 16
     return train_step(options.read(config), CIFAR10, repeats)
 
 
 def mnist_step(repeats: int) -> dict:
-    """A step of variational training with persistent chains."""
+    """Measures a step of variational training with persistent chains."""
     return train_step(options.read(mnist_uncorrected.get_config()), MNIST, repeats)
 
 
 def train_step(experiment: Experiment, image_shape, repeats) -> dict:
-    """A training step against the peer's, from the same parameters."""
+    """Measures a training step against the peer's, from the same parameters."""
     model, devices = build_model(experiment, image_shape), jax.local_devices()[:1]
     key, learning = jax.random.key(experiment.seed), experiment.learning
     state = learner.create_state(key, learning, model)
@@ -145,17 +145,17 @@ def train_step(experiment: Experiment, image_shape, repeats) -> dict:
 
 
 def prior_chain(repeats: int) -> dict:
-    """Langevin steps of the tilted prior."""
+    """Measures Langevin steps of the tilted prior."""
     return chains("prior", PRIOR_STEPS, repeats)
 
 
 def posterior_chain(repeats: int) -> dict:
-    """Langevin steps of the posterior, each a pass through the generator and back."""
+    """Measures Langevin steps of the posterior, each through the generator and back."""
     return chains("posterior", POSTERIOR_STEPS, repeats)
 
 
 def chains(name, num_steps, repeats) -> dict:
-    """The chain of `cifar10` of that name, ours against the peer's."""
+    """Measures the chain of `cifar10` of that name, ours against the peer's."""
     model, params, spec = cifar10_model()
     peer = load_peer(spec, params)
     compared = {}
@@ -169,21 +169,21 @@ def chains(name, num_steps, repeats) -> dict:
 
 
 def our_chain(model, params, name, batch, num_steps) -> Callable:
-    """A compiled chain of so many steps."""
+    """Compiles a chain of so many steps."""
     compiled = lower_chain(model, params, name, batch, num_steps).compile()
     keys, x = chain_inputs(name, batch)
     return lambda: jax.block_until_ready(compiled(keys, params, x))
 
 
 def chain_inputs(name, batch):
-    """Keys, and the images of the posterior's chain: the prior's must have none."""
+    """Returns keys, and the posterior's images: the prior's chain must have none."""
     keys = example_keys(jax.random.key(0), jnp.arange(batch))
     x = to_unit(noise(batch, CIFAR10)) if name == "posterior" else None
     return keys, x
 
 
 def lower_chain(model, params, name, batch, num_steps):
-    """The program of a chain, to be compiled."""
+    """Lowers the program of a chain, to be compiled."""
     chain = getattr(model.chains, name)
     chain = jebm.Langevin(num_steps, chain.step_size, chain.space, chain.start)
     keys, x = chain_inputs(name, batch)
@@ -195,7 +195,7 @@ def lower_chain(model, params, name, batch, num_steps):
 
 
 def mala_chain(repeats: int) -> dict:
-    """MALA on the tilted prior in eps-space, as many chains as the batch, vmapped."""
+    """Measures MALA on the tilted prior in eps-space, a chain per example, vmapped."""
     if importlib.util.find_spec("blackjax") is None:
         raise Missing("BlackJAX")
     import blackjax
@@ -242,7 +242,7 @@ def mala_chain(repeats: int) -> dict:
 
 
 def matrix_product(repeats: int) -> dict:
-    """How near the posterior chain comes to the machine's speed at products."""
+    """Compares the posterior chain with the machine's speed at products."""
     batch, num_steps, side = 16, POSTERIOR_STEPS[16], SIDE
     model, params, _ = cifar10_model()
     chain = our_chain(model, params, "posterior", batch, num_steps)
@@ -266,7 +266,7 @@ def matrix_product(repeats: int) -> dict:
 
 
 def direct_flops(model: jebm.Model, batch: int) -> int:
-    """Of one posterior step through a deconvolution: forward, and back to z alone."""
+    """Counts FLOPs of a posterior step's deconvolution: forward, back to z alone."""
     backbone = model.backbone
     height, width, channels = model.image_shape
     first, *others = backbone.decoder_widths
@@ -290,13 +290,13 @@ print("done", flush=True)
 
 
 def first_sample(repeats: int) -> dict:
-    """A new process until it has drawn 16 samples."""
+    """Times a new process until it has drawn 16 samples."""
     spec = json.dumps(cifar10_spec())
     return starts(lambda _: ["-c", FIRST_SAMPLE, spec], "done", repeats)
 
 
 def first_step(repeats: int) -> dict:
-    """A new process until `digits` has taken its first training step."""
+    """Times a new process until `digits` has taken its first training step."""
 
     def arguments(folder):
         config = ROOT / "experiments" / "configs" / "digits.py"
@@ -309,7 +309,7 @@ def first_step(repeats: int) -> dict:
 
 
 def starts(arguments: Callable, until: str, repeats: int) -> dict:
-    """Seconds until a process prints a line, with programs compiled before or not."""
+    """Times processes until they print a line, with programs compiled before or not."""
     cold, second = [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +321,7 @@ def starts(arguments: Callable, until: str, repeats: int) -> dict:
 
 
 def start(arguments, until, environment) -> float:
-    """Seconds from the start of a Python process to a line that begins with `until`."""
+    """Times a Python process from its start to a line that begins with `until`."""
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *arguments], env=environment, cwd=ROOT, text=True,
@@ -336,7 +336,7 @@ def start(arguments, until, environment) -> float:
 
 
 def pipeline(repeats: int) -> dict:
-    """Batches of 16 images of 50,000, against the chains of a `cifar10` step.
+    """Measures batches of 16 images of 50,000, against the chains of a `cifar10` step.
 
     These are the least that a step can take.
     """
@@ -357,7 +357,7 @@ def pipeline(repeats: int) -> dict:
 
 
 def memory(repeats: int) -> dict:
-    """Bytes that the compiled prior chain of `cifar10` needs beside its arguments."""
+    """Counts bytes that `cifar10`'s compiled prior chain needs beside its arguments."""
     del repeats  # nothing is timed
     model, params, _ = cifar10_model()
 
@@ -386,26 +386,26 @@ BENCHMARKS = {
 
 
 def cifar10_spec():
-    """The description of the paper's model."""
+    """Returns the description of the paper's model."""
     return model_spec(options.read(cifar10.get_config()), CIFAR10)
 
 
 @functools.cache
 def cifar10_model():
-    """The paper's model, initial parameters, and its description."""
+    """Returns the paper's model, initial parameters, and its description."""
     spec = cifar10_spec()
     model = jebm.build(spec)
     return model, jebm.init(jax.random.key(0), model), spec
 
 
 def noise(num, image_shape) -> np.ndarray:
-    """Images of noise, uint8."""
+    """Draws images of noise, uint8."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (num, *image_shape), np.uint8)
 
 
 def torch_peer():
-    """The module of the peer, with PyTorch on all cores of this process."""
+    """Imports the module of the peer, with PyTorch on all cores of this process."""
     if importlib.util.find_spec("torch") is None:
         raise Missing("PyTorch")
     import torch
@@ -417,7 +417,7 @@ def torch_peer():
 
 
 def load_peer(spec, params):
-    """The peer with our parameters, in the faster layout of its maps."""
+    """Loads the peer with our parameters, in the faster layout of its maps."""
     module = torch_peer()
     peers = [module.Peer(spec).load(jax.device_get(params)) for _ in range(2)]
     module.in_channels_last(peers[1])
@@ -435,7 +435,7 @@ def load_peer(spec, params):
 
 
 def title(peer) -> str:
-    """The peer's version, and the layout that it was found faster in."""
+    """Names the peer's version, and the layout that it was found faster in."""
     layouts = [getattr(m, "layout", None) for m in peer.modules()]
     layout = next((str(m).split(".")[-1] for m in layouts if m is not None), "")
     version = importlib.metadata.version("torch")
@@ -443,17 +443,17 @@ def title(peer) -> str:
 
 
 def to_torch(images):
-    """uint8 images [B, H, W, C] as the peer takes them."""
+    """Converts uint8 images [B, H, W, C] to what the peer takes."""
     return torch_peer().to_images(images).float() / 255
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Counts the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def table(results: dict) -> str:
-    """The results as lines of a table in Markdown."""
+    """Formats the results as lines of a table in Markdown."""
     lines = [
         "| what | ours | other | times as fast | other side |",
         "|---|---|---|---|---|",

@@ -29,7 +29,7 @@ _CHANNELS, _WIDTHS, _STEP_SIZE = 64, (200, 200), 0.2
 
 
 def our_step(args: dict, batch: int):
-    """A jitted chain step, and the eps to start from."""
+    """Makes a jitted chain step, and the eps to start from."""
     spec = convert_nvae.model_spec(args, None)
     spec["energy"] = {"name": "conv", "channels": _CHANNELS, "widths": _WIDTHS}
     model = jebm.build(spec)

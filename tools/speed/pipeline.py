@@ -85,7 +85,7 @@ def _read(data: Data):
 
 
 def _images(data: Data):
-    """The images of training, prepared or made."""
+    """Returns the images of training, and whether they are prepared or made."""
     try:
         return "prepared", _read(data)
     except ConfigError:
@@ -94,7 +94,7 @@ def _images(data: Data):
 
 @functools.cache
 def _made(name):
-    """Smooth images, a little noise on them, as many as make a fair measurement."""
+    """Makes smooth images, a little noise on them, enough for a fair measurement."""
     if name not in _FILES:
         images, _ = fake.make(loaders.SHAPES[name], labelled=True)["train"]
         return np.resize(images, (50_000, *images.shape[1:]))
@@ -111,7 +111,7 @@ def _made(name):
 
 
 def _step_rate(experiment, batches, image_shape, num_steps):
-    """Images a second of train steps, after two that compile and warm up."""
+    """Measures images a second of train steps, after two that compile and warm up."""
     devices = jax.local_devices()
     model, learning = build_model(experiment, image_shape), experiment.learning
     key, backbone = jax.random.key(experiment.seed), None

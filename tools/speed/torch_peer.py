@@ -79,26 +79,26 @@ class Peer(nn.Module):
             )
 
     def normal(self, output):
-        """(mu, sigma) of a network's output."""
+        """Returns (mu, sigma) of a network's output."""
         loc, log_scale = output.chunk(2, dim=-1)
         return loc, torch.exp(self.bound * torch.tanh(log_scale / self.bound))
 
     def prior(self, i, z):
-        """(mu, sigma) of p(z_i | z_{i+1}); the top layer's is N(0, I)."""
+        """Returns (mu, sigma) of p(z_i | z_{i+1}); the top layer's is N(0, I)."""
         if i == len(self.dims) - 1:
             return torch.zeros_like(z[i]), torch.ones_like(z[i])
         return self.normal(self.priors[i](z[i + 1]))
 
     def log_prior(self, z):
-        """log p_beta(z), [B]."""
+        """Computes log p_beta(z), [B]."""
         return sum(log_normal(z[i], *self.prior(i, z)) for i in range(len(z)))
 
     def energy(self, z):
-        """E(z), [B]."""
+        """Computes E(z), [B]."""
         return -sum(f(zi)[:, 0] for f, zi in zip(self.f, z, strict=True))
 
     def transport(self, eps):
-        """z = T(eps)."""
+        """Computes z = T(eps)."""
         z = list(eps)
         for i in reversed(range(len(z) - 1)):
             loc, scale = self.prior(i, z)
@@ -106,14 +106,14 @@ class Peer(nn.Module):
         return z
 
     def log_likelihood(self, z, x):
-        """log p(x | z), [B]."""
+        """Computes log p(x | z), [B]."""
         mean = torch.sigmoid(self.decoder(z[0]))
         square = ((x - mean) ** 2).flatten(1).sum(1)
         constant = math.log(self.sigma_x) + 0.5 * math.log(2 * math.pi)
         return -0.5 * square / self.sigma_x**2 - x[0].numel() * constant
 
     def logdensity(self, position, space, x=None):
-        """Of the prior's chain, or given `x` of the posterior's, [B]."""
+        """Computes the prior's log-density or, given `x`, the posterior's, [B]."""
         if space == "eps":
             z = self.transport(position)
             value = sum(log_normal(e, 0.0, torch.ones_like(e)) for e in position)
@@ -124,13 +124,13 @@ class Peer(nn.Module):
         return value if x is None else value + self.log_likelihood(z, x)
 
     def gradient(self, position, space, x=None):
-        """The gradient of `logdensity` in the position: one per step of a chain."""
+        """Computes `logdensity`'s gradient in the position: one per step of a chain."""
         position = [p.detach().requires_grad_() for p in position]
         value = self.logdensity(position, space, x).sum()  # examples are independent
         return torch.autograd.grad(value, position)
 
     def run(self, position, chain, num_steps, x=None):
-        """The positions after so many steps of Langevin dynamics."""
+        """Returns the positions after so many steps of Langevin dynamics."""
         s = chain["step_size"]
         with frozen(self):
             for _ in range(num_steps):
@@ -143,11 +143,11 @@ class Peer(nn.Module):
         return position
 
     def start(self, batch):
-        """N(0, I) in every layer."""
+        """Draws N(0, I) in every layer."""
         return [torch.randn(batch, dim) for dim in self.dims]
 
     def infer(self, x, noise):
-        """z ~ q(z | x) from standard normal noise, and log q(z | x), [B]."""
+        """Computes z ~ q(z | x) from standard normal noise, and log q(z | x), [B]."""
         features = self.encoder(x.flatten(1))
         z, log_q = [None] * len(self.dims), 0.0
         for i in reversed(range(len(z))):
@@ -158,13 +158,13 @@ class Peer(nn.Module):
         return z, log_q
 
     def chain_loss(self, x, positive, negative):
-        """The loss of docs/concepts.md for samples of the two chains, averaged."""
+        """Computes the loss of docs/concepts.md of both chains' samples, averaged."""
         plus = self.log_likelihood(positive, x) + self.log_prior(positive)
         minus = self.log_prior(negative) - self.energy(negative)
         return (minus - plus + self.energy(positive)).mean()
 
     def encoder_loss(self, x, noise, negative, gradient_penalty):
-        """That with an encoder, where the energies tilt the prior of a VAE."""
+        """Computes the loss with an encoder, where energies tilt the prior of a VAE."""
         z, log_q = self.infer(x, noise)
         loss = log_q - self.log_likelihood(z, x) - self.log_prior(z)
         loss = loss + self.energy([zi.detach() for zi in z]) - self.energy(negative)
@@ -227,7 +227,7 @@ class Trainer:
         self.pool = peer.start(learning.persistent_chains)
 
     def step(self, x: torch.Tensor) -> float:
-        """One step on the images x [B, C, H, W] in [0, 1]; returns the loss."""
+        """Takes one step on the images x [B, C, H, W] in [0, 1]; returns the loss."""
         peer, learning, chains = self.peer, self.learning, self.peer.chains
         batch = x.shape[0]
         if learning.method == "mle":
@@ -262,7 +262,7 @@ class Trainer:
         return loss.item()
 
     def negatives(self, batch):
-        """z- of the prior's chains, new ones or a slot of those that go on."""
+        """Draws z- by the prior's chains, new ones or a slot of those that go on."""
         chain, learning = self.peer.chains["prior"], self.learning
         position, num_steps = self.peer.start(batch), chain["num_steps"]
         if learning.persistent_chains:
@@ -285,7 +285,7 @@ class Trainer:
 
 
 def log_normal(value, loc, scale):
-    """log N(value; loc, scale), summed over all axes but the first."""
+    """Computes log N(value; loc, scale), summed over all axes but the first."""
     log_density = (
         -0.5 * ((value - loc) / scale) ** 2
         - torch.log(scale)
@@ -295,7 +295,7 @@ def log_normal(value, loc, scale):
 
 
 def mlp(inputs, widths, outputs, activation, bias=True):
-    """Dense layers with an activation between them; `bias` of the last."""
+    """Makes dense layers with an activation between them; `bias` is of the last."""
     layers = []
     for width in widths:
         layers += [nn.Linear(inputs, width), activation()]
@@ -304,13 +304,13 @@ def mlp(inputs, widths, outputs, activation, bias=True):
 
 
 def image_mlp(inputs, widths, image_shape, activation):
-    """An MLP to images [B, *image_shape]."""
+    """Makes an MLP to images [B, *image_shape]."""
     network = mlp(inputs, widths, math.prod(image_shape), activation)
     return network.append(nn.Unflatten(1, image_shape))
 
 
 def deconv(inputs, widths, image_shape, activation):
-    """The generator of arXiv 2306.06323: a coarse map, and transposed convolutions."""
+    """Makes the generator of arXiv 2306.06323: coarse map, transposed convolutions."""
     first, *others = widths
     channels, height, width = image_shape
     height, width = height >> len(others), width >> len(others)
@@ -335,12 +335,12 @@ class PerChannel(nn.Module):
         self.layout = torch.contiguous_format
 
     def forward(self, x):
-        """[B, C, H, W] to the same."""
+        """Maps [B, C, H, W] to the same."""
         return (x + self.bias.view(-1, 1, 1)).contiguous(memory_format=self.layout)
 
 
 def in_channels_last(peer: Peer) -> Peer:
-    """The peer with the channels of its maps innermost in memory."""
+    """Converts the peer to maps with channels innermost in memory."""
     for module in peer.modules():
         if isinstance(module, PerChannel):
             module.layout = torch.channels_last
@@ -349,7 +349,7 @@ def in_channels_last(peer: Peer) -> Peer:
 
 @contextlib.contextmanager
 def frozen(module):
-    """No gradient is made for the module's parameters."""
+    """Freezes the module's parameters: no gradient is made for them."""
     module.requires_grad_(False)
     try:
         yield
@@ -358,7 +358,7 @@ def frozen(module):
 
 
 def to_images(x) -> torch.Tensor:
-    """Our images [B, H, W, C] as those of this module."""
+    """Converts our images [B, H, W, C] to those of this module."""
     return _tensor(x).permute(0, 3, 1, 2).contiguous()
 
 
@@ -376,7 +376,7 @@ def _load_mlp(layers, params):
 
 
 def _permute_pixels(layer, image_shape):
-    """From [H, W, C] to [C, H, W], of a layer that makes images or maps."""
+    """Permutes [H, W, C] to [C, H, W], of a layer that makes images or maps."""
     channels, height, width = image_shape
     pixels = layer.weight.data.unflatten(0, (height, width, channels))
     layer.weight.data = pixels.permute(2, 0, 1, 3).flatten(0, 2).contiguous()

@@ -38,7 +38,7 @@ COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permut
 
 
 def devices_of(topology: str) -> list[jax.Device]:
-    """Chips that programs can be compiled for.
+    """Returns the chips that programs can be compiled for.
 
     Raises:
       ConfigError: for an unknown topology, or if the TPU's compiler is not installed.
@@ -53,7 +53,7 @@ def devices_of(topology: str) -> list[jax.Device]:
 
 
 def lower_step(learning: Learning, model: jebm.Model, devices):
-    """The train step of all chips, lowered."""
+    """Lowers the train step of all chips."""
     num, batch = len(devices), learning.batch_size
     if batch % num:
         raise ConfigError(
@@ -84,7 +84,7 @@ def lower_step(learning: Learning, model: jebm.Model, devices):
 
 
 def lower_sampler(batch_size: int, model: jebm.Model, device):
-    """Prior chains and decoder of one chip, lowered."""
+    """Lowers prior chains and decoder of one chip."""
 
     def sampler(key, params):
         return jebm.sample(key, model, params, batch_size).x
@@ -96,7 +96,7 @@ def lower_sampler(batch_size: int, model: jebm.Model, device):
 
 
 def bytes_per_chip(compiled) -> int:
-    """What a chip holds while the program runs."""
+    """Counts the bytes that a chip holds while the program runs."""
     memory = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -107,7 +107,7 @@ def bytes_per_chip(compiled) -> int:
 
 
 def collectives(text: str) -> tuple[int, int]:
-    """How many collectives a compiled program has, and how many are inside a loop."""
+    """Counts the collectives of a compiled program, and those inside a loop."""
     bodies = dict(
         re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
     )

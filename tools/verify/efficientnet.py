@@ -30,7 +30,7 @@ _COUNTS = "num_batches_tracked"
 
 
 def ours(state, images: np.ndarray, dtype: str) -> np.ndarray:
-    """Features of images uint8 [N, H, H, 3]."""
+    """Computes features of images uint8 [N, H, H, 3]."""
     network = efficientnet.EfficientNetLite0()
     wide = {k: v.astype(dtype) for k, v in state.items() if not k.endswith(_COUNTS)}
     variables = efficientnet.convert(wide, network)
@@ -40,7 +40,7 @@ def ours(state, images: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def theirs(state, images: np.ndarray, dtype: str) -> np.ndarray:
-    """The same by the other network; `state` holds tensors of PyTorch."""
+    """Computes the same by the other network; `state` holds tensors of PyTorch."""
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -57,7 +57,7 @@ def theirs(state, images: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def differing(state, tensors) -> list[str]:
-    """Names of tensors that we do not read as PyTorch does."""
+    """Names the tensors that we do not read as PyTorch does."""
     return sorted(
         name
         for name in state.keys() | tensors.keys()

@@ -37,7 +37,7 @@ SIDES = (32, 64, 299, 310)  # of images; the last one shrinks
 
 
 def published_shapes(reduction: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the state dict of the network, in order of names."""
+    """Returns names and shapes of the network's state dict, in order of names."""
     template = inception.variable_shapes(inception.InceptionV3(reduction))
     shapes = {}
     for path, leaf in traverse_util.flatten_dict(template, sep="/").items():
@@ -49,7 +49,7 @@ def published_shapes(reduction: int) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(reduction: int, seed: int, dtype: str) -> dict[str, np.ndarray]:
-    """Random tensors of a size that keeps activations of order 1."""
+    """Draws random tensors of a size that keeps activations of order 1."""
     rng = np.random.default_rng(seed)
     state = {}
     for name, shape in published_shapes(reduction).items():
@@ -66,13 +66,13 @@ def random_state(reduction: int, seed: int, dtype: str) -> dict[str, np.ndarray]
 
 
 def images_of(side: int, num: int, seed: int) -> np.ndarray:
-    """Random 8-bit images, uint8 [num, side, side, 3]."""
+    """Draws random 8-bit images, uint8 [num, side, side, 3]."""
     rng = np.random.default_rng([seed, side])
     return rng.integers(0, 256, (num, side, side, 3)).astype(np.uint8)
 
 
 def ours(state, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Activations of images uint8, as pytorch-fid prepares them."""
+    """Computes activations of images uint8, as pytorch-fid prepares them."""
     network, variables = convert_inception.convert(state)
     x = inception.prepare(jnp.asarray(images / 255, dtype), "bilinear")
     found = _apply(network, variables, x)
@@ -80,7 +80,7 @@ def ours(state, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 
 
 def ours_at_size(state, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Activations of images uint8 of 299 x 299, scaled as by torch-fidelity."""
+    """Computes activations of images uint8, 299 x 299, scaled as by torch-fidelity."""
     network, variables = convert_inception.convert(state)
     x = inception.prepare(jnp.asarray(images / 255, dtype), "bicubic")
     found = _apply(network, variables, x)
@@ -127,7 +127,7 @@ def narrowed(network, reduction: int):
 
 
 def with_state(network, state, dtype: str):
-    """The network with the tensors of `state` and no others."""
+    """Returns the network with the tensors of `state` and no others."""
     import torch
 
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
@@ -156,7 +156,7 @@ def _without_weights(module, *loaders: str):
 
 
 def by_pytorch_fid(state, images, dtype: str, reduction: int) -> dict[str, np.ndarray]:
-    """Activations of images uint8 by pytorch-fid."""
+    """Computes activations of images uint8 by pytorch-fid."""
     import torch
     from pytorch_fid import inception as official
 
@@ -174,7 +174,7 @@ def by_pytorch_fid(state, images, dtype: str, reduction: int) -> dict[str, np.nd
 def by_torch_fidelity(
     state, images, dtype: str, reduction: int
 ) -> dict[str, np.ndarray]:
-    """Activations of images uint8 of 299 x 299 by torch-fidelity."""
+    """Computes activations of images uint8 of 299 x 299 by torch-fidelity."""
     import torch
     from torch_fidelity import feature_extractor_inceptionv3 as official
 
@@ -191,7 +191,7 @@ def by_torch_fidelity(
 
 
 def relative(mine: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference over the root mean square."""
+    """Computes the largest difference over the root mean square."""
     return float(np.abs(mine - other).max() / np.sqrt(np.mean(other**2)))
 
 

@@ -57,7 +57,7 @@ class Found:
 
     @property
     def survived(self) -> bool:
-        """Whether nothing went wrong."""
+        """Says whether nothing went wrong."""
         return self.same_bits and max(self.lost) <= 2 * _INTERVAL
 
 
@@ -137,7 +137,7 @@ def _templates():
 
 
 def _readable(run):
-    """The newest step that can be read, 0 for the start, and how many newer cannot."""
+    """Finds the newest readable step, 0 for the start; counts newer unreadable ones."""
     if not checkpoints.steps(run):
         return 0, 0
     with warnings.catch_warnings(record=True) as passed_over:

@@ -82,7 +82,7 @@ FIXTURE = _ARGS | {
 
 
 def published(groups: int, width: int) -> dict:
-    """The args of the published CIFAR-10 network, with other groups and width."""
+    """Returns args of the published CIFAR-10 network, with other groups and width."""
     return _ARGS | SETTINGS["CIFAR-10, 30 groups, 1 flow"] | {
         "num_groups_per_scale": groups, "num_latent_per_group": 20,
         "num_channels_enc": width, "num_channels_dec": width,
@@ -90,7 +90,7 @@ def published(groups: int, width: int) -> dict:
 
 
 def import_official(code: pathlib.Path):
-    """The module with the official `AutoEncoder`, made to run on a CPU."""
+    """Imports the module with the official `AutoEncoder`, made to run on a CPU."""
     import torch
 
     # Kept from what needs a GPU: copies to it, and batch norms that ask for one.
@@ -119,7 +119,7 @@ def import_official(code: pathlib.Path):
 
 
 def official(module, args: dict, rng: np.random.Generator, dtype: str):
-    """An official network with random weights and batch statistics."""
+    """Makes an official network with random weights and batch statistics."""
     import torch
     import utils
 
@@ -145,7 +145,7 @@ def official(module, args: dict, rng: np.random.Generator, dtype: str):
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A random tensor of a state dict, of a size that keeps activations of order 1."""
+    """Draws a tensor of a state dict, of a size that keeps activations of order 1."""
     if name.endswith("running_var"):
         return rng.uniform(0.5, 2.0, shape)
     if name.endswith("log_weight_norm"):
@@ -186,12 +186,12 @@ class Recorder:
 
 
 def channels_first(array):
-    """[B, H, W, C] to [B, C, H, W]."""
+    """Maps [B, H, W, C] to [B, C, H, W]."""
     return np.moveaxis(np.asarray(array), -1, 1)
 
 
 def random_state(model: jebm.Model, seed: int, dtype: str) -> dict[str, np.ndarray]:
-    """The state dict that `official` draws from the same seed, without its code."""
+    """Draws the state dict that `official` draws from that seed, without its code."""
     template = jax.eval_shape(jebm.init, jax.random.key(0), model).backbone
     leaves = traverse_util.flatten_dict(template)
     shapes = {
@@ -205,7 +205,7 @@ def random_state(model: jebm.Model, seed: int, dtype: str) -> dict[str, np.ndarr
 
 
 def given(model, seed, dtype):
-    """Images, noise to infer from, and noise to sample from."""
+    """Draws images, noise to infer from, and noise to sample from."""
     rng, batch = np.random.default_rng([seed, 1]), 2
     most = 2**model.backbone.bits - 1
     x = rng.integers(0, most + 1, (batch, *model.image_shape)) / most
@@ -222,7 +222,7 @@ def given(model, seed, dtype):
 
 
 def ours(model, params, x, noise, eps) -> dict[str, list[np.ndarray]]:
-    """Every quantity of the table, of each group from the top; decoder output whole."""
+    """Computes the table's quantities, per group from the top; decoder output whole."""
 
     def encode_decode(backbone):
         latents, log_q, priors, state = infer(backbone, jnp.asarray(x), noise)
@@ -250,7 +250,7 @@ def ours(model, params, x, noise, eps) -> dict[str, list[np.ndarray]]:
 
 
 def theirs(module, network, model, x, noise, eps) -> dict[str, list[np.ndarray]]:
-    """The same quantities of the official network, channels last."""
+    """Computes the same quantities of the official network, channels last."""
     import torch
 
     pad = ((0, 0), (0, 0), *[(model.backbone.padding,) * 2] * 2)
@@ -291,7 +291,7 @@ def theirs(module, network, model, x, noise, eps) -> dict[str, list[np.ndarray]]
 
 
 def _first(array):
-    """[B, H, W, C] to [B, C, H, W]."""
+    """Maps [B, H, W, C] to [B, C, H, W]."""
     return np.moveaxis(np.asarray(array), -1, 1)
 
 
@@ -300,14 +300,14 @@ def _last(array):
 
 
 def _run(function, model, params):
-    """`function` of the bound backbone; it runs once, so it is compiled in haste."""
+    """Runs `function` of the bound backbone once, so it is compiled in haste."""
     quick = {"xla_backend_optimization_level": 0}
     apply = nn.apply(function, model.backbone)
     return jax.jit(apply, compiler_options=quick)(params.backbone)
 
 
 def relative(mine: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """The largest difference over the root mean square, over groups."""
+    """Computes the largest difference over the root mean square, over groups."""
     return max(
         # A prior's mean at the top is 0 on both sides.
         np.abs(a - b).max() / (np.sqrt(np.mean(b**2)) or 1.0)
@@ -316,7 +316,7 @@ def relative(mine: list[np.ndarray], other: list[np.ndarray]) -> float:
 
 
 def compare(module, args, seed, dtype):
-    """Both sides of one setting."""
+    """Computes both sides of one setting."""
     network = official(module, args, np.random.default_rng(seed), dtype)
     model = jebm.build(convert_nvae.model_spec(args, None))
     state = {k: v.numpy() for k, v in network.state_dict().items()}
@@ -326,7 +326,7 @@ def compare(module, args, seed, dtype):
 
 
 def thinned(found: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    """What the fixture of the tests keeps: of the output each eighth row and column."""
+    """Returns what the tests' fixture keeps: each 8th row and column of the output."""
     return {
         f"{name}/{g}": array[:, ::8, ::8] if name.startswith("decoder") else array
         for name, arrays in found.items()

@@ -52,7 +52,7 @@ def _enter(function, arguments, log, settings):
 
 
 def command(*arguments: str) -> None:
-    """The command line on the tiny configuration, without pictures and evaluation."""
+    """Runs the command line on the tiny config, without pictures and evaluation."""
     sys.argv = ["main", f"--config={test.__file__}", *map(str, arguments)]
     train = functools.partial(main.main, hooks=Hooks())
     app.run(train, flags_parser=command_line.parse)

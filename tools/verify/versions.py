@@ -28,7 +28,7 @@ print(platform.python_version(), *map(importlib.metadata.version, {packages}))
 
 
 def least_versions(text: str) -> list[str]:
-    """Pins of the least versions that a setup.cfg names, as pip constrains them.
+    """Pins the least versions that a setup.cfg names, as pip constrains them.
 
     Example:
       >>> least_versions('''[options]
@@ -75,7 +75,7 @@ def test(folder: pathlib.Path, pins: list[str], arguments: list[str]) -> dict:
 
 
 def document(results: dict, arguments: list[str]) -> str:
-    """The results as a page in Markdown."""
+    """Formats the results as a page in Markdown."""
     command = " ".join(["python -m tools.verify.versions", *arguments])
     header = ["versions", "Python", *TOLD, "tests", "pytest says"]
     rows = [
