@@ -174,6 +174,8 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.ood = config_dict.ConfigDict()
     config.eval.ood.outliers = ("noise", "inverted", "rotated", "constant")
     config.eval.ood.chosen_on = "exchanged"  # chooses the score; not in the table
+    # Images of training that the surprise, one more statistic, compares with; 0: none.
+    config.eval.ood.num_calibration = 0
     # "paper" and "clean": see experiments/evaluation/fid.py.
     config.eval.fid = config_dict.ConfigDict()
     config.eval.fid.num_samples = 50_000

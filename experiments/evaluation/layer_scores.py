@@ -1,5 +1,7 @@
 """The scores of images, one for each number of layers that is left out."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,20 @@ from experiments.runs import Run
 from experiments.runtime.batching import map_batches
 
 
-def scores_of(
-    key: jax.Array, run: Run, images: np.ndarray | Streamed
-) -> tuple[np.ndarray, ...]:
-    """Returns score(k) of images, for every k: a tuple of [N].
+class LayerTerms(NamedTuple):
+    """The two terms of score(k), for every k: tuples of [N], nats, k = 0 first."""
+
+    log_likelihood: tuple[np.ndarray, ...]  # log p(x|z)
+    log_latents: tuple[np.ndarray, ...]  # log p_beta(z) - E(z)
+
+    @property
+    def scores(self) -> tuple[np.ndarray, ...]:
+        """Returns score(k), for every k: a tuple of [N]."""
+        return tuple(map(np.add, self.log_likelihood, self.log_latents))
+
+
+def terms_of(key: jax.Array, run: Run, images: np.ndarray | Streamed) -> LayerTerms:
+    """Returns the terms of the scores of images.
 
     Args:
       key: typed key.
@@ -25,9 +37,13 @@ def scores_of(
 
     def draw(key, indices):
         x = to_unit(jnp.asarray(images[indices]))
-        return tuple(
-            jebm.scores.score(key, run.model, run.params, x, k, num_samples=num)
+        terms = [
+            jebm.scores.score_terms(key, run.model, run.params, x, k, num_samples=num)
             for k in range(len(run.model.backbone.latent_shapes))
+        ]
+        return LayerTerms(
+            tuple(t.log_likelihood for t in terms),
+            tuple(t.log_prior - t.energy for t in terms),
         )
 
     batch_size = min(run.experiment.eval.batch_size, len(images))

@@ -1,9 +1,10 @@
 """Out-of-distribution detection: which scores find images from elsewhere.
 
 The protocol "ood". Every score(k) and LLR^{>k} of `jebm.scores` is a statistic, signed
-so that high means elsewhere: minus score(k), and LLR^{>k} itself. One of them is
-chosen, once, on outliers that the table does not hold (`eval.ood.chosen_on`): the one
-of the largest AUROC.
+so that high means elsewhere: minus score(k), and LLR^{>k} itself. With
+`eval.ood.num_calibration` images of training there is one more, the surprise of
+`experiments.evaluation.surprise`. One of them is chosen, once, on outliers that the
+table does not hold (`eval.ood.chosen_on`): the one of the largest AUROC.
 """
 
 import dataclasses
@@ -17,9 +18,11 @@ from sklearn import metrics
 from experiments.errors import ConfigError
 from experiments.evaluation import outliers
 from experiments.evaluation.contract import Drawing, Evaluator, Result, Table
-from experiments.evaluation.layer_scores import scores_of, statistics
+from experiments.evaluation.layer_scores import statistics, terms_of
+from experiments.evaluation.surprise import NAME, surprise
 from experiments.options import Experiment
 from experiments.runs import Run
+from experiments.section import Count
 from jebm.names import unknown_name_message
 
 INSIDE, OUTSIDE = "#0072B2", "#E69F00"  # colour-blind-safe
@@ -35,6 +38,7 @@ class Ood(Evaluator):
 
     outliers: tuple[str, ...]
     chosen_on: str
+    num_calibration: Count
 
     def check(self, experiment: Experiment) -> None:
         """Refuses outliers that are unknown, not there or would choose for themselves.
@@ -99,10 +103,19 @@ class Ood(Evaluator):
         names = (self.chosen_on, *self.outliers)
         sets = {n: outliers.outliers(n, images, run.experiment.data) for n in names}
         num = min(map(len, sets.values()))
-        inside, *outside = (
-            statistics(scores_of(jax.random.fold_in(key, i), run, members[:num]))
+        terms = [
+            terms_of(jax.random.fold_in(key, i), run, members[:num])
             for i, members in enumerate([images, *sets.values()])
-        )
+        ]
+        inside, *outside = (statistics(each.scores) for each in terms)
+        if self.num_calibration:
+            known = terms_of(
+                jax.random.fold_in(key, len(terms)),
+                run,
+                run.training[: self.num_calibration],
+            )
+            for named, each in zip((inside, *outside), terms, strict=True):
+                named[NAME] = surprise(each, known)
         return inside, dict(zip(names, outside, strict=True))
 
     def _numbers(self, measured, chosen):

@@ -1,7 +1,11 @@
 """Images from elsewhere: other data sets, and changed images of the data set itself."""
 
+import pathlib
+import string
+
+import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from experiments.data import loaders
 from experiments.data.decoding import as_mode, fit
@@ -9,6 +13,8 @@ from experiments.data.loaders import Options
 from experiments.data.pixels import draw_binary, is_binary
 from experiments.errors import ConfigError
 from experiments.options import Data
+
+_TYPEFACES = ("Sans", "Sans-Bold", "Sans-Oblique", "Serif", "Serif-Bold", "SansMono")
 
 
 def outliers(name: str, images: np.ndarray, data: Data) -> np.ndarray:
@@ -91,6 +97,28 @@ def _rotated(images):
     return np.rot90(images, axes=(1, 2))
 
 
+def _letters(images):
+    """Draws letters of several typefaces, white on black, turned and scaled."""
+    generator = np.random.default_rng(0)
+    height, width, channels = images.shape[1:]
+    folder = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
+    files = [folder / f"DejaVu{name}.ttf" for name in _TYPEFACES]
+
+    def letter():
+        size = int(min(height, width) * generator.uniform(0.6, 0.9))
+        font = ImageFont.truetype(str(files[generator.integers(len(files))]), 4 * size)
+        # Four times as large at first, as small letters are coarse.
+        picture = Image.new("L", (4 * width, 4 * height))
+        centre = generator.uniform(0.42, 0.58, 2) * (4 * width, 4 * height)
+        text = string.ascii_letters[generator.integers(len(string.ascii_letters))]
+        ImageDraw.Draw(picture).text(tuple(centre), text, 255, font, anchor="mm")
+        turned = picture.rotate(generator.uniform(-12, 12), Image.Resampling.BILINEAR)
+        return np.asarray(turned.resize((width, height), Image.Resampling.BOX))
+
+    drawn = np.stack([letter() for _ in range(len(images))])[..., None]
+    return np.repeat(drawn, channels, axis=-1)
+
+
 def _exchanged(images):
     """Exchanges each quarter of an image with the one diagonally across."""
     return np.roll(images, (images.shape[1] // 2, images.shape[2] // 2), axis=(1, 2))
@@ -102,4 +130,5 @@ MADE = {
     "rotated": _rotated,
     "constant": _constant,
     "exchanged": _exchanged,
+    "letters": _letters,
 }

@@ -13,7 +13,7 @@ from experiments.data.folders import list_pictures
 from experiments.data.pixels import draw_picture_binary
 from experiments.data.sources import Cut, Files, Streamed
 from experiments.errors import ConfigError
-from experiments.evaluation.layer_scores import scores_of
+from experiments.evaluation.layer_scores import terms_of
 from experiments.evaluation.registry import create
 from experiments.options import Data, Experiment
 from experiments.rundir import report
@@ -44,7 +44,7 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     run = open_run(experiment, path, images=False)
     names, images = read_folder(folder, run.model.image_shape, experiment.data)
     print(f"Scoring {len(names)} images with {path} at step {run.step}.")
-    scores = scores_of(run.key(Stream.EVALUATION), run, images)
+    scores = terms_of(run.key(Stream.EVALUATION), run, images).scores
     # Another image has taken the place of one that was skipped.
     kept = np.setdiff1d(np.arange(len(names)), list(images.skipped))
     names, images = [names[i] for i in kept], images.subset(kept)

@@ -11,8 +11,8 @@ from experiments import options
 from experiments.data.loaders import LOADERS, Options, Split
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluate, layer_scores, ood, outliers
-from experiments.evaluation.layer_scores import scores_of
+from experiments.evaluation import evaluate, layer_scores, ood, outliers, surprise
+from experiments.evaluation.layer_scores import terms_of
 from experiments.evaluation.registry import create
 from experiments.models import build_model
 from experiments.rundir import report
@@ -78,6 +78,12 @@ def test_outliers_are_what_they_are_called(images):
     assert made["constant"][:, 0, 0, 0].tolist() == [0, 51, 102, 153, 204, 255]
     np.testing.assert_array_equal(made["exchanged"][:, :4, 4:], images[:, 4:, :4])
     assert np.unique(made["noise"]).size > 100
+    large = np.full((40, 28, 28, 3), 100, np.uint8)
+    letters = made_of("letters", large)
+    ink = (letters > 127).mean(axis=(1, 2, 3))
+    assert ink.min() > 0.01 and ink.max() < 0.5  # strokes on black, each of its own
+    assert len(np.unique(letters, axis=0)) == 40
+    assert (letters[..., 0] == letters[..., 2]).all()
 
 
 @pytest.mark.parametrize("name", [*sorted(outliers.MADE), "colours"])
@@ -134,7 +140,7 @@ def test_scores_are_those_of_every_k(images):
     params = jebm.init(jax.random.key(0), model)
     sizes = {"eval.batch_size": 6, "eval.num_posterior_samples": 2}
     run, key = run_of(model, params, {}, **sizes), jax.random.key(1)
-    scores = scores_of(key, run, images)
+    scores = terms_of(key, run, images).scores
     first = jax.random.fold_in(key, 0)  # the key of the first batch
     for k, score in enumerate(scores):
         x = to_unit(jnp.asarray(images))
@@ -161,12 +167,23 @@ def test_eval_json_tells_every_score_of_every_set(against):
     run = open_run(of_run(against), against)
     images, key = run.heldout[:30], run.key(Stream.EVALUATION)
     inside, outside = (
-        -scores_of(jax.random.fold_in(key, i), run, x)[0]
+        -terms_of(jax.random.fold_in(key, i), run, x).scores[0]
         for i, x in ((0, images), (4, made_of("inverted", images)))
     )
     expected = ood.areas(inside, outside)
     for measure in MEASURES:
         assert values[f"{measure}_inverted"][0] == pytest.approx(expected[measure])
+
+
+@pytest.mark.slow
+def test_with_images_of_training_there_is_a_surprise(against, tmp_path):
+    run = open_run(of_run(against), against)
+    evaluator = ood.Ood(("noise",), "exchanged", num_calibration=50)
+    result = evaluator.evaluate(run.key(Stream.EVALUATION), run)
+    assert result.facts["statistics"][-1] == surprise.NAME
+    # Scores of the same images by the same keys are those of the run without it.
+    values = json.loads((against / "eval.json").read_text())
+    assert len(result.numbers["auroc_noise"]) == len(values["auroc_noise"]) + 1
 
 
 @pytest.mark.slow
