@@ -53,7 +53,8 @@ MODES = {
 SETTINGS = {
     "seed": "decides parameters, the order of the data, and all noise",
     "prior": "ebm, or gaussian for the same generator without energies",
-    "data.data_dir": "where TFDS has prepared the data",
+    "data.data_dir": "a folder of pictures, or where TFDS has prepared the data",
+    "data.image_shape": "(height, width, channels) of a folder's pictures",
     "learning.num_steps": "training steps; a larger value continues a finished run",
     "learning.batch_size": "images a step, over all devices",
     "learning.energy_lr": "take a smaller value if training diverges",

@@ -46,5 +46,7 @@ def draw(by_layer: ByLayer) -> Figure:
     for axis, (title, images) in zip(axes[0], by_layer.columns.items(), strict=True):
         show_grid(axis, images, columns=1)
         axis.set_title(title, fontsize=9)
-    figure.suptitle("Posterior of these layers, the rest drawn anew", fontsize=10)
+    figure.suptitle(
+        "These layers come from the image, the others are drawn anew", fontsize=10
+    )
     return figure

@@ -18,7 +18,7 @@ from experiments.runs import Run, open_run
 from experiments.streams import Stream
 
 _CAPTIONS = {
-    "ebm": "Samples of the tilted prior",
+    "ebm": "Samples of the model: of its energy-based prior",
     "gaussian": "Samples of the Gaussian prior of the same generator",
     "reconstruction": "Held-out images, each followed by its reconstruction",
 }

@@ -28,8 +28,8 @@ def evaluate(key: jax.Array, run: Run) -> Result:
     """
     numbers = diagnose(key, run)
     about = (
-        "The chains' steps. At a stiffness of 1 or more, steps without a Metropolis "
-        "test are unstable, and the test refuses most of the others."
+        "The chains' steps. Untested steps are sound below a stiffness of .5, and "
+        "unstable from 1 on; tested steps are sound while most are accepted."
     )
     tables = (chain_table(numbers, _COLUMNS),)
     return Result(numbers, {}, about, tables, tuple(_refused(run, numbers)))

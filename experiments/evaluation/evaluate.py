@@ -10,7 +10,7 @@ than the run's own, go into a file of the protocol's name, like eval_paper.json.
 
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from experiments import pictures
 from experiments.data import datasets
 from experiments.errors import ConfigError
 from experiments.evaluation import chains, mixing
-from experiments.evaluation.contract import Evaluator, Number, Result
+from experiments.evaluation.contract import Evaluator, Result
 from experiments.evaluation.registry import create, protocol_of
 from experiments.options import Experiment
 from experiments.rundir import report
@@ -101,8 +101,11 @@ def write(
 ) -> None:
     """Writes the figures and the numbers of results, and prints them."""
     measured = {k: v for result in results for k, v in result.numbers.items()}
-    print(*lines_of(measured), sep="\n")
     for result in results:
+        if result.about:
+            print(result.about)
+        if lines := [*lines_of(result)]:
+            print(*lines, sep="\n")
         for warning in result.warnings:
             print(f"warning: {warning}")
     for file in _drawn(run, results):
@@ -113,25 +116,42 @@ def write(
     print(f"wrote {file}")
 
 
-def lines_of(numbers: Mapping[str, Number]) -> Iterator[str]:
-    r"""Formats numbers for the screen, a line each.
+def lines_of(result: Result) -> Iterator[str]:
+    r"""Formats a result for the screen: its tables if it has lists, its numbers.
 
     Example:
-      >>> print(*lines_of({"fid": 12.34567, "log_z_agrees": True}), sep="\n")
+      >>> result = Result({"fid": 12.34567, "log_z_agrees": True})
+      >>> print(*lines_of(result), sep="\n")
         fid           12.35
         log_z_agrees  yes
+      >>> from experiments.evaluation.contract import Table
+      >>> table = Table(["", "-score(0)", "LLR>1"], [["noise", 0.98765, 0.5]])
+      >>> result = Result({"auroc_noise": [0.98765, 0.5]}, tables=(table,))
+      >>> print(*lines_of(result), sep="\n")
+               -score(0)  LLR>1
+        noise  0.9877     0.5
     """
-    width = max(map(len, numbers), default=0)
-    for name, value in numbers.items():
-        if not np.all(np.isfinite(value)):
-            text = "not finite, left out"
-        elif isinstance(value, list):  # over what the facts name
-            text = " ".join(f"{v:.4g}" for v in value)
-        elif isinstance(value, bool):
-            text = "yes" if value else "no"
-        else:
-            text = f"{value:.4g}"
-        yield f"  {name:<{width}}  {text}"
+    single = {k: v for k, v in result.numbers.items() if not isinstance(v, list)}
+    if len(single) < len(result.numbers):
+        for table in result.tables:
+            rows = [table.head, *([*map(_text, row)] for row in table.rows)]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for row in rows:
+                cells = (f"{c:<{w}}" for c, w in zip(row, widths, strict=True))
+                yield f"  {'  '.join(cells)}".rstrip()
+    width = max(map(len, single), default=0)
+    for name, value in single.items():
+        yield f"  {name:<{width}}  {_text(value)}"
+
+
+def _text(value):
+    if isinstance(value, str):
+        return value
+    if value is None or not np.isfinite(value):
+        return "not finite, left out"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}"
 
 
 def described(result: Result) -> dict[str, Any]:

@@ -12,7 +12,8 @@ are measured, the set's name behind each:
                             at least twice the number of features, 1,280
 
 The reference is the held-out split where it has `ENOUGH` images, and else all images,
-those of training too. frechet_real is the mean of three divisions of it into halves,
+those of training too; the set "posterior" is then of training images, as a few images
+are no floor. frechet_real is the mean of three divisions of it into halves,
 kid_real is of the first. Fewer images than infinitely many are in the reference too,
 and no extrapolation takes that away: even of perfect samples frechet_infinity is about
 a quarter of frechet_real.
@@ -59,11 +60,14 @@ _COLUMNS = {
     "frechet_infinity_error": "standard error of that",
 }
 _NO_FID = (
-    "These are no FIDs: the features are EfficientNet-Lite0's and not Inception's. "
+    " These are no FIDs: the features are EfficientNet-Lite0's and not Inception's. "
     "Compare them with each other, on one data set."
 )
 _TITLES = sample_sets.TITLES | {
     "real": "one half of the reference's images against the other"
+}
+_OF_TRAINING = _TITLES | {
+    "posterior": "training images from their posterior: the floor of any prior"
 }
 
 _Pooled = Callable[[Any], np.ndarray]  # images [N, H, W, C] -> features [N, D]
@@ -87,7 +91,7 @@ class Features(Evaluator):
         """Measures the distances of the module's docstring, and the gap of energies."""
         pooled, facts = load()
         real = reference(run, pooled)
-        numbers = distances(key, run, pooled, real.features)
+        numbers = distances(key, run, pooled, real)
         numbers |= sample_sets.acceptance(key, run)
         num_samples, num_features = run.experiment.eval.num_samples, facts.num_features
         described = {
@@ -105,11 +109,12 @@ class Features(Evaluator):
         )
         if num_samples < 2 * num_features:
             about += (
-                f" An extrapolation to infinitely many needs {2 * num_features} "
-                "samples."
+                f" With eval.num_samples={2 * num_features} or more there is an "
+                "extrapolation to infinitely many."
             )
-        about += sample_sets.told(numbers)
-        return Result(numbers, described, about, (_table(numbers),), (_NO_FID,))
+        about += _NO_FID + sample_sets.told(numbers)
+        titles = _TITLES if real.posterior is None else _OF_TRAINING
+        return Result(numbers, described, about, (_table(numbers, titles),))
 
 
 class Loaded(NamedTuple):
@@ -125,6 +130,7 @@ class Reference(NamedTuple):
 
     features: np.ndarray  # [N, D]
     about: str
+    posterior: Any = None  # images for the set of that name; None: those held out
 
 
 def load() -> tuple[_Pooled, Loaded]:
@@ -163,17 +169,18 @@ def _apply(network, variables, images):
 
 def reference(run: Run, pooled: _Pooled) -> Reference:
     """Takes the features of the real images that a run is held against."""
-    features, about = pooled(run.heldout), "held out"
+    features, about, posterior = pooled(run.heldout), "held out", None
     if len(features) < ENOUGH:
         about = f"those of training too, as only {len(features)} are held out"
-        features = np.concatenate([features, pooled(run.training)])
+        posterior = run.training
+        features = np.concatenate([features, pooled(posterior)])
     # Splits may be sorted, and the blocks of a kernel distance must be alike.
     order = np.random.default_rng(0).permutation(len(features))
-    return Reference(features[order], about)
+    return Reference(features[order], about, posterior)
 
 
 def distances(
-    key: jax.Array, run: Run, pooled: _Pooled, real: np.ndarray
+    key: jax.Array, run: Run, pooled: _Pooled, real: Reference
 ) -> dict[str, float]:
     """Measures the distances of the module's docstring, and the gap of energies.
 
@@ -183,9 +190,9 @@ def distances(
       key: typed key, [].
       run: the run; of its options count those of config.eval.
       pooled: images [N, H, W, C] -> features [N, D].
-      real: features of the reference, [M, D], in random order.
+      real: the reference.
     """
-    statistics = feature_statistics(real)
+    statistics = feature_statistics(real.features)
 
     def numbers_of(images):
         if not np.isfinite(images).all():
@@ -193,7 +200,7 @@ def distances(
         features = pooled(images)
         numbers = {
             "frechet": frechet_distance(*feature_statistics(features), *statistics),
-            **_kernel(features, real),
+            **_kernel(features, real.features),
         }
         if len(features) >= 2 * features.shape[1]:
             found = extrapolated_frechet(features, *statistics)
@@ -201,7 +208,8 @@ def distances(
             numbers["frechet_infinity_error"] = found.standard_error
         return numbers
 
-    return sample_sets.measure(key, run, numbers_of) | _of_halves(real)
+    numbers = sample_sets.measure(key, run, numbers_of, real.posterior)
+    return numbers | _of_halves(real.features)
 
 
 def _of_halves(real):
@@ -223,10 +231,10 @@ def _kernel(x, y):
     return {"kid": found.value, "kid_error": found.standard_error}
 
 
-def _table(numbers: Mapping[str, float]) -> Table:
+def _table(numbers: Mapping[str, float], titles: Mapping[str, str]) -> Table:
     columns = [c for c in _COLUMNS if any(k.startswith(c) for k in numbers)]
     rows = []
-    for name, title in _TITLES.items():
+    for name, title in titles.items():
         if sample_sets.named("frechet", name) in numbers:
             cells = [numbers.get(sample_sets.named(c, name)) for c in columns]
             rows.append([title, *cells])

@@ -41,10 +41,10 @@ _COLUMNS = {
     "draws": "draws",
 }
 _ABOUT = (
-    "How the chains mix, over four times their usual length. At an R-hat of 1.1 or "
-    "more, one chain does not visit all that many chains visit together. To see "
-    "whether many chains together are right, compare the samples at one and at four "
-    "times the length."
+    "How the chains mix, over four times their usual length. From an R-hat of 1.1 on "
+    "one chain alone is too slow to see everything, which samples of many chains do "
+    "not need: whether they are right, the distances at one and at four times the "
+    "length tell."
 )
 
 

@@ -87,7 +87,8 @@ class Ood(Evaluator):
         about = (
             f"Out-of-distribution detection at step {run.step}: AUROC of every score, "
             f"for {num} images from elsewhere against as many held-out images. "
-            f"{names[chosen]} was chosen on {self.chosen_on}."
+            f"{names[chosen]} is the one to use: it tells {self.chosen_on!r} best, a "
+            "set that chooses and that no other number is of."
         )
         drawing = Drawing(
             histograms(inside, outside, chosen),

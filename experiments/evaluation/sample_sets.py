@@ -12,12 +12,13 @@ Images are the decoder's means. A set's name ends the names of its numbers:
                  `eval.num_temperatures` replicas where that is not 0
     untilted     of the Gaussian prior of the same generator
     posterior    held-out images, each decoded from its posterior sample: the floor of
-                 any prior
+                 any prior. (Of other images, where an evaluator compares with others.)
     real         one random half of the real images against the other, which is for the
                  evaluator to take
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,7 +54,10 @@ def named(number: str, name: str) -> str:
 
 
 def measure(
-    key: jax.Array, run: Run, numbers_of: Callable[[np.ndarray], Mapping[str, float]]
+    key: jax.Array,
+    run: Run,
+    numbers_of: Callable[[np.ndarray], Mapping[str, float]],
+    images: Any = None,
 ) -> dict[str, float]:
     """Draws each set, one after the other, and measures it; and the gap of energies.
 
@@ -62,6 +66,8 @@ def measure(
       run: the run; of its options count those of config.eval.
       numbers_of: images of a set [N, H, W, C], in [0, 1] where they are finite ->
         numbers.
+      images: that the set "posterior" is decoded of, uint8 [N, H, W, C]; None for those
+        that are held out.
 
     Returns:
       The numbers, `named` by the sets; and where there are energies energy_gap_nats.
@@ -73,7 +79,9 @@ def measure(
         measured = numbers_of(samples.x)
         numbers.update({named(k, name): value for k, value in measured.items()})
 
-    positive = _posterior_samples(key_posterior, run)
+    positive = _posterior_samples(
+        key_posterior, run, run.heldout if images is None else images
+    )
     negative = _prior_samples(key_prior, run)
     add("", negative)
     add("posterior", positive)
@@ -97,12 +105,12 @@ def told(numbers: Mapping[str, float]) -> str:
     """Says the acceptance and the gap, a sentence each, if they are there.
 
     Example:
-      >>> told({"exact_acceptance": 0.5, "energy_gap_nats": -1.0})
-      " 50% of the exact law's steps were accepted. Gap E- minus E+: -1 nats."
+      >>> told({"energy_gap_nats": -1.0})
+      ' Gap E- minus E+: -1 nats.'
     """
     text = ""
     if (accepted := numbers.get("exact_acceptance")) is not None:
-        text += f" {accepted:.0%} of the exact law's steps were accepted."
+        text += f" The sampler of the exact law accepted {accepted:.0%} of its steps."
     if (gap := numbers.get("energy_gap_nats")) is not None:
         text += f" Gap E- minus E+: {gap:.3g} nats."
     return text
@@ -141,9 +149,9 @@ def _prior_samples(key, run, **sampler):
     return map_batches(key, draw, np.arange(options.num_samples), options.batch_size)
 
 
-def _posterior_samples(key, run):
-    """Decodes a posterior sample of each held-out image."""
-    images, options = run.heldout, run.experiment.eval
+def _posterior_samples(key, run, images):
+    """Decodes a posterior sample of each image, `eval.num_samples` in all."""
+    options = run.experiment.eval
 
     def draw(key, indices):
         x = to_unit(images[indices])

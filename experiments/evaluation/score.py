@@ -4,6 +4,7 @@ import csv
 import pathlib
 import warnings
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -17,7 +18,7 @@ from experiments.evaluation.layer_scores import terms_of
 from experiments.evaluation.registry import create
 from experiments.options import Data, Experiment
 from experiments.rundir import report
-from experiments.runs import open_run
+from experiments.runs import Run, open_run
 from experiments.runtime.files import (
     digest_name,
     read_json,
@@ -30,6 +31,12 @@ from experiments.streams import Stream
 _COLUMNS, _ROWS = 10, 10  # at most
 _NARROWEST = 5  # inches, of a sheet
 _FOLDERS = "folders.json"
+_NUM_HELDOUT = 500  # held-out images to compare with, at most
+_UNUSUAL = 0.05  # of held-out images score as low
+_CAPTION = (
+    "Pictures are scored at the size of the model's: what shrinking takes away, fine "
+    "noise for instance, no score can see."
+)
 
 
 def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> None:
@@ -38,7 +45,8 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     Writes to scores/ of the run FOLDER.csv, a line per image with every score(k) and
     log-likelihood ratio of `jebm.scores` in nats, and FOLDER.png, the images from the
     most to the least anomalous by minus score(0). `name_of` tells folders of one name
-    apart.
+    apart. The yardstick is `heldout_below`, the share of held-out images whose score(0)
+    is lower still; it is left out where the data of the run is not there.
     """
     create(experiment)  # refuses options of eval that cannot work
     run = open_run(experiment, path, images=False)
@@ -49,21 +57,35 @@ def score(experiment: Experiment, path: pathlib.Path, folder: pathlib.Path) -> N
     kept = np.setdiff1d(np.arange(len(names)), list(images.skipped))
     names, images = [names[i] for i in kept], images.subset(kept)
     scores = tuple(score[kept] for score in scores)
+    below = _heldout_below(run, scores[0])
     out = run.folder("scores")
     out.mkdir(parents=True, exist_ok=True)
     name = name_of(out, folder.resolve())
     _note_images(out, name, run.step, images)
     table, sheet = out / f"{name}.csv", out / f"{name}.png"
-    _write_table(table, names, scores)
+    _write_table(table, names, scores, below)
     where = readable(str(folder.resolve()))
-    caption = f"Images of {where}, from the most to the least anomalous"
+    caption = f"Images of {where}, from the most to the least anomalous. {_CAPTION}"
     with warnings.catch_warnings():  # no font has the letters of all names
         warnings.filterwarnings("ignore", message="Glyph")
-        pictures.save_figure(_sheet(names, images, -scores[0]), sheet, caption)
+        pictures.save_figure(_sheet(names, images, -scores[0], below), sheet, caption)
     pictures.stamp_all([sheet], run.label)
     print(f"wrote {table}")
     print(f"wrote {sheet}")
     report.write(path)
+
+
+def _heldout_below(run: Run, scores: np.ndarray) -> np.ndarray | None:
+    """Returns the share of held-out images that score lower, [N]; None without data."""
+    try:
+        images = run.heldout
+    except (ConfigError, OSError) as error:
+        print(f"warning: not compared with held-out images: {error}")
+        return None
+    few = images[np.arange(min(_NUM_HELDOUT, len(images)))]
+    key = jax.random.fold_in(run.key(Stream.EVALUATION), 1)
+    heldout = np.sort(terms_of(key, run, few).scores[0])
+    return np.searchsorted(heldout, scores) / len(heldout)
 
 
 def read_folder(
@@ -140,10 +162,13 @@ def _known(out):
     return read_json(file) if file.is_file() else {}
 
 
-def _write_table(file, names, scores):
+def _write_table(file, names, scores, below=None):
     titles = [f"score_{k}_nats" for k in range(len(scores))]
     titles += [f"llr_{k}_nats" for k in range(1, len(scores))]
     columns = [*scores, *(scores[0] - s for s in scores[1:])]
+    if below is not None:
+        titles.append("heldout_below")
+        columns.append(below)
     # A name that is no text is written by the bytes that the system has.
     encoding = {"encoding": "utf-8", "errors": "surrogateescape"}
     with file.open("w", newline="", **encoding) as opened:
@@ -153,7 +178,7 @@ def _write_table(file, names, scores):
             writer.writerow([name, *(f"{v:.4f}" for v in values)])
 
 
-def _sheet(names, images, anomaly):
+def _sheet(names, images, anomaly, below=None):
     """Draws up to 100 images; of more, evenly spread over the order."""
     order = np.argsort(-anomaly)
     shown = min(len(order), _COLUMNS * _ROWS)
@@ -172,11 +197,15 @@ def _sheet(names, images, anomaly):
                     cmap="gray", vmin=0, vmax=255)  # fmt: skip
         # A dollar sign of a name begins no formula.
         title = f"{_short(names[i])}\n{anomaly[i]:.0f}"
-        axis.set_title(title, fontsize=6, parse_math=False)
-    figure.suptitle(
-        f"{shown} of {len(names)} images, most anomalous first: minus score(0) in nats",
-        fontsize=10,
+        unusual = below is not None and below[i] < _UNUSUAL
+        colour = "#D55E00" if unusual else "black"
+        axis.set_title(title, fontsize=6, parse_math=False, color=colour)
+    about = (
+        f"{shown} of {len(names)} images, most anomalous first: minus score(0) in nats"
     )
+    if below is not None:
+        about += f"\nred: lower than {1 - _UNUSUAL:.0%} of held-out images"
+    figure.suptitle(about, fontsize=10)
     return figure
 
 

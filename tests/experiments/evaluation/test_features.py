@@ -61,7 +61,9 @@ def test_distances_of_images_that_are_known_are_the_closed_form(monkeypatch):
         {"test": Split(heldout, np.zeros(40, int))},
         **{"eval.num_samples": 40, "eval.batch_size": 20},
     )
-    found = features.distances(jax.random.key(0), run, corner, real)
+    found = features.distances(
+        jax.random.key(0), run, corner, features.Reference(real, "held out")
+    )
     of_sets = {f"{n}{s}" for n in ("frechet", "kid", "kid_error") for s in SETS}
     drawn = SETS - {"_real"}
     of_sets |= {f"frechet_infinity{e}{s}" for e in ("", "_error") for s in drawn}
@@ -85,7 +87,9 @@ def test_numbers_of_samples_that_are_not_finite_are_nan(monkeypatch):
     fakes.heldout = fakes.heldout * np.float32(np.nan)
     splits = {"test": Split(heldout, np.zeros(40, int))}
     run = run_of(fakes.model, {}, splits, **{"eval.num_samples": 40})
-    found = features.distances(jax.random.key(0), run, corner, corner(heldout / 255))
+    found = features.distances(
+        jax.random.key(0), run, corner, features.Reference(corner(heldout / 255), "")
+    )
     assert np.isnan([found["frechet"], found["kid_untilted"]]).all()
     assert found["frechet_real"] >= 0
 
@@ -174,8 +178,7 @@ def test_file_page_and_table_have_the_numbers_and_say_that_they_are_no_fids(
             assert np.isfinite(values[f"{number}{suffix}"])
     assert values["frechet_real"] < values["frechet_infinity"] < values["frechet"]
     assert "exact_acceptance" in values
-    warning = "warning: These are no FIDs"
-    assert warning in capsys.readouterr().out
+    assert "These are no FIDs" in capsys.readouterr().out
     page = html.unescape((path / "report.html").read_text())
     assert "These are no FIDs" in page
     assert "Frechet distance of infinitely many samples, no FID" in page
@@ -194,5 +197,5 @@ def test_beside_another_protocol_it_has_a_file_of_its_own(tmp_path, installed):
     values = json.loads((path / "eval_features.json").read_text())
     assert "frechet_infinity" not in values  # of 40 samples
     about = values["report"][0]["about"]
-    assert "An extrapolation to infinitely many needs 320 samples." in about
+    assert "With eval.num_samples=320 or more" in about
     assert jebm.load(path)  # the run is as it was

@@ -213,7 +213,7 @@ def test_report_shows_the_table_and_the_histograms(against):
     values = json.loads((against / "eval.json").read_text())
     report.write(against)
     page = (against / "report.html").read_text()
-    assert f"{values['chosen']} was chosen on exchanged" in page.replace("&gt;", ">")
+    assert f"{values['chosen']} is the one to use" in page.replace("&gt;", ">")
     for name in OUTLIERS:
         assert f"<td>{name}</td><td>{values[f'auroc_{name}'][0]:.4g}</td>" in page
     assert (against / "figures" / "ood.png").stat().st_size > 10_000

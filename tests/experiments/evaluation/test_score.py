@@ -15,6 +15,7 @@ from experiments.data.loaders import LOADERS, Options
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
 from experiments.evaluation import score
+from experiments.runs import Later, open_run
 from tests.data_files import encoded, put, random_images
 from tests.experiments.evaluation.saved import of_run
 from tools.data.named import named
@@ -137,7 +138,8 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
     score.score(of_run(path), path, folder)
     with (path / "scores" / "mine.csv").open() as opened:
         rows = list(csv.DictReader(opened))
-    assert list(rows[0]) == ["file", "score_0_nats", "score_1_nats", "llr_1_nats"]
+    names = ["file", "score_0_nats", "score_1_nats", "llr_1_nats", "heldout_below"]
+    assert list(rows[0]) == names
     assert [row["file"] for row in rows] == NAMES
     table = np.array(
         [[float(v) for k, v in row.items() if k != "file"] for row in rows]
@@ -156,6 +158,13 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
         assert np.median(far) < 2  # a ninth draw of the same mean of five
         assert far.max() < 8
     order = np.argsort(table[:, 0], kind="stable")  # low scores are anomalous
+    below = table[:, 3]
+    assert (np.diff(below[order]) >= 0).all()
+    heldout = to_unit(jnp.asarray(open_run(of_run(path), path).heldout))
+    again = jebm.scores.score(jax.random.key(9), model, params, heldout, num_samples=5)
+    expected = (np.asarray(again)[:, None] < table[:, 0]).mean(axis=0)
+    # Two draws of the scores of the 360: a share moves by less than 5 errors of .026.
+    np.testing.assert_allclose(below, expected, atol=0.13)
     assert [title.split("\n")[0] for title in titles[0] if title] == [
         rows[i]["file"] for i in order
     ]
@@ -164,6 +173,16 @@ def test_table_holds_the_scores_and_the_sheet_is_sorted_by_them(
 
 
 @pytest.mark.slow
+def test_without_the_data_of_the_run_there_is_no_yardstick(copied_run, capsys):
+    def absent():
+        raise ConfigError("data set 'digits' is not prepared")
+
+    run = open_run(of_run(copied_run), copied_run, images=False)
+    run = dataclasses.replace(run, splits=Later(absent))
+    assert score._heldout_below(run, np.zeros(3)) is None
+    assert "not compared with held-out images: data set" in capsys.readouterr().out
+
+
 def test_a_sheet_of_many_images_spans_the_order(tmp_path, titles):
     values = np.arange(250.0)
     names = [f"{i}.png" for i in range(250)]
