@@ -1,4 +1,4 @@
-"""Fashion-MNIST against digits and others: out-of-distribution scores.
+"""Fashion-MNIST against digits and other images from elsewhere.
 
 python -m experiments.main --config=experiments/configs/fashion_ood.py
 """
