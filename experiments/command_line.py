@@ -17,22 +17,26 @@ _HELP = """\
 python -m experiments.main --config=FILE [--mode=MODE] [--workdir=DIR]
                            [--config.FIELD=VALUE ...]
 
-Trains, measures and draws one experiment. Start with this one, two minutes on two
-cores:
+Trains one experiment, measures it and draws its figures. Start with this one, which
+takes two minutes on two cores:
 python -m experiments.main --config=experiments/configs/digits.py
 
 modes (--mode)
 {modes}
 
-All modes but train read their settings from config.json of the run in --workdir, and
-need no --config; --config.FIELD=VALUE overrides a setting.
+train needs --config. The other modes read the settings of the trained run from
+config.json in --workdir. In every mode --config.FIELD=VALUE overrides a setting.
 
-configs (--config), in experiments/configs
+configs (--config=experiments/configs/NAME.py)
 {configs}
 
 other flags
-  --workdir=DIR     where the run is kept; by default runs/NAME_OF_THE_CONFIG
-  --images=FOLDER   what --mode=score scores
+  --workdir=DIR     the folder of the run; by default runs/NAME, NAME of the config
+  --images=FOLDER   the images that --mode=score scores
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                    trains with several processes: start the same command in each
+  --coordinator=auto
+                    the same on a TPU pod, under SLURM or Open MPI
 
 settings that you change most often
 {settings}
@@ -42,28 +46,28 @@ settings that you change most often
 
 
 MODES = {
-    "train": "trains, or resumes from the newest checkpoint; then draws and measures",
-    "eval": "measures a trained run again: eval.json",
-    "sample": "draws new grids of samples: samples/*.png",
-    "figures": "draws all figures: figures/*.png",
-    "score": "scores a folder of images, the most anomalous first: scores/*.csv, *.png",
+    "train": "trains, or resumes from the last checkpoint; then draws and measures",
+    "eval": "measures a trained run again, and writes eval.json",
+    "sample": "draws new grids of samples, samples/*.png, from a trained run",
+    "figures": "draws all figures of a trained run, figures/*.png",
+    "score": "scores the images of a folder by a trained run: scores/*.csv, *.png",
 }
 
 
 SETTINGS = {
-    "seed": "decides parameters, the order of the data, and all noise",
-    "prior": "ebm, or gaussian for the same generator without energies",
-    "data.data_dir": "a folder of pictures, or where TFDS has prepared the data",
-    "data.image_shape": "(height, width, channels) of a folder's pictures",
+    "seed": "sets the initial parameters, the order of the data, and all noise",
+    "prior": "ebm; or gaussian, the same generator without energies",
+    "data.data_dir": "the folder of the data sets, or of your own pictures",
+    "data.image_shape": "(height, width, channels) of your own pictures",
     "learning.num_steps": "training steps; a larger value continues a finished run",
-    "learning.batch_size": "images a step, over all devices",
-    "learning.energy_lr": "take a smaller value if training diverges",
-    "learning.gradient_penalty": "take a larger value if training diverges",
-    "learning.method": "mle, variational or two_stage",
-    "chains.prior.num_steps": "steps of the chain that draws samples",
-    "chains.prior.step_size": "step size of the chain that draws samples",
-    "eval.protocol": "auto (classifier or features); paper or clean (FID); ood, ...",
-    "eval.num_samples": "samples for the distances",
+    "learning.batch_size": "images per step, over all devices",
+    "learning.energy_lr": "rate of the energies; lower it if training diverges",
+    "learning.gradient_penalty": "smooths the energies; raise it if training diverges",
+    "learning.method": "variational (encoder), mle (posterior chain) or two_stage",
+    "chains.prior.num_steps": "steps of the Langevin or MALA chain that draws samples",
+    "chains.prior.step_size": "step size of this chain",
+    "eval.protocol": "auto; paper or clean (FID); likelihood, anomaly, ood, ...",
+    "eval.num_samples": "samples that the Frechet distances compare with images",
     "log.every": "steps between lines of metrics.jsonl",
 }
 
@@ -115,13 +119,11 @@ def parse(
 def help_text(path: str | None) -> str:
     """Returns the `--help` of `experiments.main`; with a config, all of its fields."""
     configs = {name.removesuffix(".py"): _headline(name) for name in _known_configs()}
-    fields = (
-        "All fields of a config, with their values: --config=FILE --help.\n"
-        "experiments/configs/default.py explains every one."
-    )
+    where = "The comments of experiments/configs/default.py explain every field."
+    fields = f"To list all fields of a config: --config=FILE --help.\n{where}"
     if path is not None:
         values = {f"--config.{k}": v for k, v in flat(config_of(path).to_dict())}
-        fields = f"all fields of {path}\n{_lines(values)}"
+        fields = f"all fields of {path}, with their values\n{_lines(values)}\n\n{where}"
     return _HELP.format(
         modes=_lines(MODES),
         configs=_lines(configs),

@@ -1,4 +1,4 @@
-"""CelebA at 64x64: as CIFAR-10, with a generator of one more stage.
+"""CelebA, 64 x 64: as `cifar10`, with one more upsampling layer in the generator.
 
 python -m experiments.main --config=experiments/configs/celeba64.py
 

@@ -1,4 +1,4 @@
-"""CelebA-HQ, 256 x 256, in two stages, by the regime of the paper's code.
+"""CelebA-HQ, 256 x 256, in two stages, with the settings of the paper's code.
 
 python -m experiments.main --config=experiments/configs/celeba_hq256_paper.py
     --config.backbone.checkpoint=RUN

@@ -8,8 +8,8 @@ stage, `nvae_cifar10`, is trained in WORKDIR/backbone. From the paper (arXiv 230
 section 4.2, and its code for CelebA-HQ): one energy per group, 4 x 4 convolutions of 64
 channels down to 4 x 4, then widths of 200; rate 2e-5, Adam with betas (.99, .999) and a
 weight decay of 3e-5. What it used on CIFAR-10 itself is not published. Ours: a smooth
-activation, chains of the exact law in eps-space that go on from step to step, their
-size and number, batch, steps, averaged parameters, the gradient penalty. On MNIST an
+activation, persistent chains in eps-space with the Jacobian of T, their step size and
+number, batch, steps, averaged parameters, the gradient penalty. On MNIST an
 energy of the latents learned nothing on NVAE and one of the decoder's state did, see
 `nvae_mnist_ebm`: --config.energy.name=state --config.learning.nce_steps=5000
 --config.learning.energy_lr=1e-3 is what we would try beside the published form.

@@ -1,4 +1,4 @@
-"""CIFAR-10 against SVHN, by every score of a convolutional ladder.
+"""CIFAR-10 against SVHN: out-of-distribution scores of a convolutional ladder.
 
 python -m experiments.main --config=experiments/configs/cifar10_svhn_ood.py
 

@@ -1,4 +1,4 @@
-"""Faces, or any folder of aligned photographs: a ladder of maps, for two cores.
+"""Faces, or any folder of aligned photographs: a convolutional ladder, for two cores.
 
 python -m experiments.main --config=experiments/configs/faces_ladder.py
     --config.data.data_dir=PICTURES

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: clothes in place of digits, with the settings of `mnist`.
+"""Fashion-MNIST: clothes instead of digits, with the settings of `mnist`.
 
 python -m experiments.main --config=experiments/configs/fashion.py
 """

@@ -1,4 +1,4 @@
-"""MNIST, all ten digits.
+"""MNIST, all ten digits, with MALA chains.
 
 python -m experiments.main --config=experiments/configs/mnist.py
 """

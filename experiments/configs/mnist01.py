@@ -2,9 +2,9 @@
 
 python -m experiments.main --config=experiments/configs/mnist01.py
 
-`figures/latent_planes.png` is its figure: the Gaussian prior of each layer is tilted
-to the multi-modal posterior. p(z_1 | z_2) is kept linear, so that the modes are the
-energies' to make.
+`figures/latent_planes.png` reproduces the paper's figure: the energies tilt the
+Gaussian prior of each layer to the multi-modal aggregate posterior. p(z_1 | z_2) is
+linear, so only the energies can make the modes.
 """
 
 from experiments.configs import mnist_uncorrected

@@ -1,10 +1,10 @@
-"""MNIST with one digit held out of training, to be told by its score.
+"""MNIST with one digit held out of training: anomaly scores that detect it.
 
 python -m experiments.main --config=experiments/configs/mnist_anomaly.py
 
-In two stages: a generator, `mnist_anomaly_vae`, and then the energy alone, which so
-has many steps at little cost. All was chosen on other digits than those of the table
-(docs/anomaly.md).
+Training has two stages: first the generator, `mnist_anomaly_vae`, then the energy
+alone, so that many steps of the energy cost little. All settings were chosen on other
+digits than those of the table (docs/anomaly.md).
 """
 
 from experiments.configs import default, mnist_anomaly_vae

@@ -2,8 +2,8 @@
 
 python -m experiments.main --config=experiments/configs/mnist_anomaly_vae.py
 
-Chosen on other digits than those of the table (docs/anomaly.md): many latents, and a
-shallow encoder, which puts what it has not seen apart from what it has.
+It has many latents, and a shallow encoder, which maps unseen images away from training
+images. Both were chosen on other digits than those of the table (docs/anomaly.md).
 """
 
 from experiments.configs import mnist_uncorrected

@@ -1,4 +1,4 @@
-"""The generator of `mnist_anomaly` with all its latents in one layer, to compare.
+"""The generator of `mnist_anomaly` with all latents in one layer, for comparison.
 
 python -m experiments.main --config=experiments/configs/mnist_anomaly_vae1.py
 

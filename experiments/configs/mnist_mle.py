@@ -1,10 +1,10 @@
-"""MNIST by maximum likelihood: a posterior chain that an encoder learns to start.
+"""MNIST by maximum likelihood: posterior chains that start at an encoder.
 
 python -m experiments.main --config=experiments/configs/mnist_mle.py
 
-Generator, hierarchy and energies learn from a few tested steps of the posterior, which
-begin at draws of the encoder; the encoder learns to draw what the chains end at. There
-is no bound on the likelihood in the loss.
+Generator, hierarchy and energies learn from short MALA chains of the posterior, which
+start at draws of the encoder; the encoder is trained on the ends of the chains. The
+loss contains no bound on the likelihood.
 """
 
 from experiments.configs import mnist

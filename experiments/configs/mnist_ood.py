@@ -1,4 +1,4 @@
-"""MNIST against images of elsewhere, by every score of a ladder.
+"""MNIST against other images: out-of-distribution scores of a ladder.
 
 python -m experiments.main --config=experiments/configs/mnist_ood.py
 """

@@ -1,4 +1,4 @@
-"""MNIST, all ten digits, by chains whose steps are not tested: the paper's regime.
+"""MNIST, all ten digits, with uncorrected Langevin chains, as in the paper.
 
 python -m experiments.main --config=experiments/configs/mnist_uncorrected.py
 """

@@ -1,4 +1,4 @@
-"""NVAE on CelebA-HQ, 256 x 256, as published: the backbone of the paper's.
+"""NVAE on CelebA-HQ, 256 x 256, as published: the backbone of `celeba_hq256`.
 
 python -m experiments.main --config=experiments/configs/nvae_celeba_hq256.py
 

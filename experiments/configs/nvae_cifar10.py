@@ -1,4 +1,4 @@
-"""NVAE on CIFAR-10, as published: the backbone of the paper's headline.
+"""NVAE on CIFAR-10, as published: the backbone of `cifar10_nvae`.
 
 python -m experiments.main --config=experiments/configs/nvae_cifar10.py
 

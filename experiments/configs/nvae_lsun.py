@@ -1,4 +1,4 @@
-"""NVAE on LSUN church, 64 x 64, as VAEBM trained it: the backbone of the paper's.
+"""NVAE on LSUN church, 64 x 64, as VAEBM trained it: the backbone of `lsun`.
 
 python -m experiments.main --config=experiments/configs/nvae_lsun.py
 

@@ -1,4 +1,4 @@
-"""NVAE on binarised MNIST: the published command, scaled down to 10 minutes of 2 cores.
+"""NVAE on binarised MNIST: the published command, scaled down to 10 minutes on 2 cores.
 
 python -m experiments.main --config=experiments/configs/nvae_mnist.py
 

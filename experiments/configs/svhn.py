@@ -1,4 +1,4 @@
-"""SVHN: as CIFAR-10, in the generator and training of arXiv 2306.06323.
+"""SVHN: as `cifar10`, with joint training by arXiv 2306.06323.
 
 python -m experiments.main --config=experiments/configs/svhn.py
 

@@ -1,4 +1,4 @@
-"""A plain VAE on binarised MNIST, of the size of `nvae_mnist`, to hold that against.
+"""A plain VAE on binarised MNIST, of the size of `nvae_mnist`, for comparison.
 
 python -m experiments.main --config=experiments/configs/vae_mnist.py
 """
