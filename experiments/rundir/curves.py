@@ -34,7 +34,7 @@ PANELS = (
         "probability",
     ),
     Panel(
-        "stiffness (untested steps: keep below .5)",
+        "stiffness (uncorrected steps: keep below .5)",
         ("posterior_stiffness", "prior_stiffness"),
         "s\u00b2/4 \u03bb_max",
         limit=0.5,

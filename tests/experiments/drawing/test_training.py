@@ -20,7 +20,7 @@ def test_panels_are_those_that_have_something_to_draw():
     assert drawn == [
         "log-likelihood of posterior samples",
         "energies",
-        "stiffness (untested steps: keep below .5)",
+        "stiffness (uncorrected steps: keep below .5)",
     ]
 
 
