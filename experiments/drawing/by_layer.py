@@ -47,6 +47,6 @@ def draw(by_layer: ByLayer) -> Figure:
         show_grid(axis, images, columns=1)
         axis.set_title(title, fontsize=9)
     figure.suptitle(
-        "These layers come from the image, the others are drawn anew", fontsize=10
+        "These layers come from the image,\nthe others are drawn anew", fontsize=10
     )
     return figure

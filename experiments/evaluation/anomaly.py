@@ -113,14 +113,14 @@ class Anomaly(Evaluator):
         }
         about = (
             f"Anomaly detection at step {run.step}: {facts['num_anomalous']} images of "
-            f"the held-out class {heldout} among {facts['num_normal']} of the others, "
-            f"with {facts['num_posterior_samples']} posterior samples an image. Chance "
+            f"class {heldout}, which training has not seen, among "
+            f"{facts['num_normal']} of the others, {_drawn(facts)}. Chance "
             f"has an AUPRC of {numbers['prevalence']:.3f} and an AUROC of .5."
         )
         drawing = Drawing(
             histograms(terms, anomalous, self.weights),
-            "Scores, and parts of them, of held-out images of the training classes "
-            "and of the held-out class",
+            "Scores, and parts of them, of test images of the training classes and of "
+            "the class that training has not seen",
         )
         table = self._table(numbers)
         return Result(numbers, facts, about, (table,), figures={"anomaly": drawing})
@@ -139,11 +139,17 @@ class Anomaly(Evaluator):
             "_distance": "distance of eps to the nearest training image",
         }
         rows = [
-            [title, numbers[f"auprc{part}"], numbers[f"auroc{part}"]]
+            [f"{title} (auprc{part})", numbers[f"auprc{part}"], numbers[f"auroc{part}"]]
             for part, title in parts.items()
             if f"auprc{part}" in numbers
         ]
         return Table(["", "AUPRC", "AUROC"], rows)
+
+
+def _drawn(facts):
+    if facts["posterior_start"] == "mode":
+        return "scored at the mode of the encoder"
+    return f"with {facts['num_posterior_samples']} posterior samples an image"
 
 
 def histograms(terms: Terms, anomalous: np.ndarray, weights: Weights) -> Figure:
@@ -168,7 +174,7 @@ def histograms(terms: Terms, anomalous: np.ndarray, weights: Weights) -> Figure:
         bins = np.linspace(low, high, 60).tolist()
         for kind, colour, name in (
             (~anomalous, "#0072B2", "classes of training"),
-            (anomalous, "#E69F00", "held-out class"),
+            (anomalous, "#E69F00", "class not seen"),
         ):
             axis.hist(
                 values[kind], bins, density=True, alpha=0.6, color=colour, label=name

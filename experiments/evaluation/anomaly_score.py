@@ -128,6 +128,8 @@ def _parts(terms, weights):
         "_prior": -log_density(plain, 0.0),
         "_energy": plain.energy,
     }
+    if not plain.energy.any():  # a Gaussian prior has none
+        del parts["_energy"]
     if terms.knn_log_volume.shape[1]:
         parts["_distance"] = terms.knn_log_volume[:, 0]
     return parts

@@ -28,9 +28,11 @@ def evaluate(key: jax.Array, run: Run) -> Result:
     """
     numbers = diagnose(key, run)
     about = (
-        "The chains' steps. Untested steps are sound below a stiffness of .5, and "
-        "unstable from 1 on; tested steps are sound while most are accepted."
+        "The chains' steps. Without a Metropolis test, keep the stiffness below .5; "
+        "with one, most steps should be accepted."
     )
+    if not numbers:  # a model without chains
+        return Result({})
     tables = (chain_table(numbers, _COLUMNS),)
     return Result(numbers, {}, about, tables, tuple(_refused(run, numbers)))
 

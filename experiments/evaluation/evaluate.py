@@ -59,7 +59,8 @@ def evaluate_if_possible(experiment: Experiment, path: pathlib.Path) -> None:
 
 def _evaluate(evaluator, run, reason=""):
     what = "Measuring the chains of" if reason else "Evaluating"
-    print(f"{what} {run.path} at step {run.step}.")
+    prior = ", with its Gaussian prior" if run.experiment.prior == "gaussian" else ""
+    print(f"{what} {run.path} at step {run.step}{prior}.")
     started = time.perf_counter()
     results = measure(evaluator, run, reason)
     facts = facts_of(run, results) | {"seconds": time.perf_counter() - started}

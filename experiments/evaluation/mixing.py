@@ -41,10 +41,9 @@ _COLUMNS = {
     "draws": "draws",
 }
 _ABOUT = (
-    "How the chains mix, over four times their usual length. From an R-hat of 1.1 on "
-    "one chain alone is too slow to see everything, which samples of many chains do "
-    "not need: whether they are right, the distances at one and at four times the "
-    "length tell."
+    "How the chains mix, over four times their usual length. Above an R-hat of 1.1 a "
+    "single chain misses modes; samples of many chains can still be right, which their "
+    "distances at one and at four times the length tell."
 )
 
 
@@ -57,6 +56,8 @@ def evaluate(key: jax.Array, run: Run) -> Result:
     numbers = mixing(
         key, run.model, run.params, run.heldout, features, num_temperatures
     )
+    if not numbers:  # a model without chains
+        return Result({})
     return Result(numbers, {}, _ABOUT, (chain_table(numbers, _COLUMNS),))
 
 

@@ -77,7 +77,7 @@ def write(path: pathlib.Path) -> None:
     history = _by_name(path / "samples")
     drawn = history.get("ebm") or history.get("gaussian") or []
     page = _PAGE.format(
-        title=html.escape(path.resolve().name),
+        title=html.escape(_title(path.resolve())),
         subtitle=html.escape(_subtitle(path, settings, last.get("step", 0))),
         warnings=_made_up(settings) + _changed(path) + _rollbacks(lines),
         glance=_glance(verdict.findings(lines, evaluations)),
@@ -99,6 +99,11 @@ def write(path: pathlib.Path) -> None:
     write_text(path / "report.html", page)
 
 
+def _title(path):
+    """Names the run; a first stage with its second."""
+    return f"{path.parent.name}/{path.name}" if path.name == "backbone" else path.name
+
+
 def _subtitle(path, settings, step):
     """Says what the run is, on which images, and how far it has trained."""
     prior, data = settings["prior"], settings["data"]
@@ -109,6 +114,8 @@ def _subtitle(path, settings, step):
     if read := data_note.read(path):
         train, test = (read[-1][name]["num"] for name in ("train", "test"))
         images += f" ({train:,} for training, {test:,} held out)"
+    if (heldout := data.get("heldout_class")) is not None:
+        images += f", without class {heldout}"
     return (
         f"{title} on {images}, {step} of {settings['learning']['num_steps']} training "
         f"steps, seed {settings['seed']}"
@@ -120,8 +127,9 @@ def _glance(findings):
 
     def item(finding):
         kind = "good" if finding.good else "bad"
-        text, advice = html.escape(finding.text), html.escape(finding.advice)
-        return f'<li class="{kind}">{text} <strong>{advice}</strong></li>'
+        advice = f" <strong>{html.escape(finding.advice)}</strong>"
+        text = html.escape(finding.text) + (advice if finding.advice else "")
+        return f'<li class="{kind}">{text}</li>'
 
     items = "".join(map(item, findings))
     return f'<ul class="glance">{items}</ul>' if items else ""

@@ -46,6 +46,9 @@ def findings(
             found += _samples(evaluation.values)
             found += _laws(evaluation.values)
             break
+    for evaluation in evaluations:
+        if not evaluation.variant and "prevalence" in evaluation.values:
+            found.append(_detection(evaluation.values))
     return found
 
 
@@ -77,6 +80,19 @@ def _training(lines) -> Iterator[Finding]:
             f"Training never diverged, and prior and posterior samples ended "
             f"{abs(gap):.2g} nats apart.",
         )
+
+
+def _detection(values) -> Finding:
+    """Tells how well the score finds the class that training has not seen."""
+    auprc, chance = values["auprc"], values["prevalence"]
+    text = (
+        f"The score finds class {values['heldout_class']}, which training has not "
+        f"seen, with an AUPRC of {auprc:.3f} (chance: {chance:.3f}) and an AUROC of "
+        f"{values['auroc']:.3f}."
+    )
+    if auprc > (1 + chance) / 2:
+        return Finding(True, text)
+    return Finding(False, text, "See docs/anomaly.md for weights and generators.")
 
 
 def _samples(values) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 import jebm
+from jebm.energies import Conv, Layerwise
 from jebm.kernels import Chain
 
 _MOST_ROWS = 20  # of a table of parameters
@@ -76,11 +77,16 @@ def warn_of_stiffness(
 def print_overview(model: jebm.Model, params: jebm.Params) -> None:
     """Prints the layers of latents with their priors, and the parameters."""
     shapes = model.backbone.latent_shapes
+    layerwise = isinstance(model.energy, Layerwise | Conv)
     print(f"image {model.image_shape}, {len(shapes)} layers of latents, top first:")
     for i in reversed(range(len(shapes))):
         above = "N(0, I)" if i == len(shapes) - 1 else f"p(z_{i + 1} | above)"
-        energy = "" if model.energy is None else f" exp(f_{i + 1}(z_{i + 1}))"
+        energy = f" exp(f_{i + 1}(z_{i + 1}))" if layerwise else ""
         print(f"  z_{i + 1}  {shapes[i]!s:12} {above}{energy}")
+    if model.energy is not None and not layerwise:
+        print(
+            f"  times exp(-E) of one {type(model.energy).__name__} energy of all layers"
+        )
     print(f"{sum(map(math.prod, shapes))} latent units in all")
     if len(jax.tree.leaves(params)) <= _MOST_ROWS:
         table = parameter_overview.get_parameter_overview

@@ -101,7 +101,7 @@ def tables(runs: list[pathlib.Path]) -> list[Table]:
     for m in ours:
         groups.setdefault((m.data, m.protocol, *m.head), []).append(m)
     for (data, protocol, _, *columns), group in groups.items():
-        title = f"{data}, protocol {protocol}: nothing published"
+        title = f"{data}, protocol {protocol}: no published row here"
         made.append(_table(title, columns, [], group))
     return made
 

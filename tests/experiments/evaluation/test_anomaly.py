@@ -78,9 +78,11 @@ def test_areas_are_those_of_a_ranking_counted_by_hand():
 def test_what_is_the_same_for_all_images_has_the_areas_of_chance():
     anomalous = np.array([False, True, False, False])
     numbers = detection(
-        terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4)), anomalous, Weights()
+        terms([3, 1, 4, 2], [0, 1, 2, 3], np.ones(4)), anomalous, Weights()
     )
     assert (numbers["auprc_energy"], numbers["auroc_energy"]) == (0.25, 0.5)
+    gaussian = terms([3, 1, 4, 2], [0, 1, 2, 3], np.zeros(4))
+    assert "auprc_energy" not in detection(gaussian, anomalous, Weights())
     assert "auprc_distance" not in numbers  # there are no neighbours
 
 
@@ -299,11 +301,13 @@ def test_report_shows_the_areas_and_the_histogram(detecting):
     numbers = json.loads((path / "eval.json").read_text())
     report.write(path)
     page = (path / "report.html").read_text()
-    assert f"{numbers['num_anomalous']} images of the held-out class {HELDOUT}" in page
+    assert (
+        f"{numbers['num_anomalous']} images of class {HELDOUT}, which training" in page
+    )
     for name in ("auprc", "auroc", "auprc_prior", "auroc_energy"):
         assert f"<td>{numbers[name]:.4g}</td>" in page
     assert (path / "figures" / "anomaly.png").stat().st_size > 5000
-    assert "Scores, and parts of them, of held-out images" in page
+    assert "Scores, and parts of them, of test images" in page
 
 
 def test_protocol_without_a_held_out_class_is_refused():

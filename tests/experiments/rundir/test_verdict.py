@@ -53,6 +53,14 @@ def test_training_that_diverged_or_has_a_wide_gap_is_told(more, text):
     assert bad.advice
 
 
+@pytest.mark.parametrize(("auprc", "good"), [(0.95, True), (0.5, False)])
+def test_detection_is_judged_by_the_way_from_chance_to_one(auprc, good):
+    values = {"auprc": auprc, "auroc": 0.9, "prevalence": 0.35, "heldout_class": 4}
+    (found,) = verdict.findings([], [Evaluation("", values, [])])
+    assert found.good is good
+    assert f"AUPRC of {auprc:.3f} (chance: 0.350)" in found.text
+
+
 def test_what_was_not_measured_is_not_judged():
     assert verdict.findings([], []) == []
     assert verdict.findings([{"step": 1, "loss_nats": 2.0}], []) == []

@@ -150,7 +150,7 @@ def test_made_up_images_have_no_published_numbers(tmp_path):
     made = table.tables([write_run(tmp_path / "run", eval_paper=fake)])
     placed = [t.title for t in made if any(r[-2] != "quoted" for r in t.rows)]
     assert placed == [
-        "made up, in the shape of cifar10, protocol paper: nothing published"
+        "made up, in the shape of cifar10, protocol paper: no published row here"
     ]
 
 
@@ -166,7 +166,7 @@ def test_rows_of_ours_stand_in_the_table_of_their_data_and_stages(made):
     assert [names for title, names in ours.items() if "joint training" in title] == [
         ["joint", "joint"]
     ]
-    title = "digits, protocol {}: nothing published"
+    title = "digits, protocol {}: no published row here"
     assert ours[title.format("paper")] == ["digits", "digits"]
     assert ours[title.format("classifier")] == ["digits", "digits"]
     assert len(ours) == 4
