@@ -70,7 +70,7 @@ def test_wheel_is_small(wheel):
     sizes = {i.filename: i.file_size for i in zipfile.ZipFile(wheel).infolist()}
     for name in jebm.pretrained.names():
         assert sizes[f"jebm/pretrained/{name}.npz"] < 1_000_000
-    assert wheel.stat().st_size < 1_500_000
+    assert wheel.stat().st_size < 2_000_000
 
 
 def test_wheel_says_what_it_needs(wheel):

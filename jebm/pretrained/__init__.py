@@ -25,8 +25,8 @@ def names() -> list[str]:
     """Names the models there are.
 
     Example:
-      >>> "digits" in names()
-      True
+      >>> names()
+      ['digits', 'fashion_mnist']
     """
     return sorted(
         file.name.removesuffix(".json")

@@ -5,7 +5,8 @@
         "--config.backbone.encoder_widths=(256, 256)"
     python -m tools.convert.pretrained runs/pretrained digits
 
-and for "fashion_mnist" the same with experiments/configs/fashion.py.
+and for "fashion_mnist" the same with experiments/configs/fashion.py and 192 in place
+of each 256.
 It writes NAME.npz, in float16, and NAME.json where `jebm.load_pretrained` looks for
 them, with what the run's eval.json says and the settings in which its config departs
 from the default.
