@@ -315,13 +315,13 @@ def test_mode_is_the_location_of_every_layer_given_those_above(space, conditioni
 def test_start_at_an_encoder_that_is_not_there_is_refused(start):
     chain = Langevin(start=start)
     without, with_it = small_model((2, 1)), encoder_model((2, 1))
-    with pytest.raises(ValueError, match="backbone has none"):
+    with pytest.raises(ValueError, match="backbone has no encoder"):
         dataclasses.replace(without, chains=Chains(posterior=chain))
     with pytest.raises(ValueError, match="start of the prior chain must be 'normal'"):
         dataclasses.replace(with_it, chains=Chains(prior=chain))
     params, x = jebm.init(jax.random.key(0), without), jnp.ones((1, 1, 1, 1))
     arguments = (jax.random.key(0), without, params, x)
-    with pytest.raises(ValueError, match="backbone has none"):
+    with pytest.raises(ValueError, match="backbone has no encoder"):
         jebm.reconstruct(*arguments, start=start)
     with pytest.raises(ValueError, match=r"unknown start 'nope'; known: .*encoder"):
         jebm.posterior_sample(*arguments, start="nope")
