@@ -33,6 +33,7 @@ img {{ max-width: min(100%, 62rem); border-radius: 4px; background: white; }}
 .measured {{ display: flex; flex-wrap: wrap; gap: 1.5rem; }}
 .measured > * {{ flex: 1 1 20rem; min-width: min-content; max-width: 100%;
                 overflow-x: auto; }}
+.measured > :first-child:not(:only-child) {{ flex: 2 1 36rem; }}
 table {{ border-collapse: collapse; }}
 td, th {{ padding: .15rem .8rem .15rem 0; text-align: left;
          font-variant-numeric: tabular-nums; vertical-align: top; }}
