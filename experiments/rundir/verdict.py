@@ -55,7 +55,8 @@ def findings(
 def _training(lines) -> Iterator[Finding]:
     """Tells of divergence, and of the gap over the last tenth of the steps."""
     rollbacks = sum("rollback" in line for line in lines)
-    gaps = [line["energy_gap_nats"] for line in lines if "energy_gap_nats" in line]
+    found = (line.get("energy_gap_nats") for line in lines)
+    gaps = [gap for gap in found if gap is not None]  # what is not finite is null
     if rollbacks:
         times = "once" if rollbacks == 1 else f"{rollbacks} times"
         yield Finding(

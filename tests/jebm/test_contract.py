@@ -278,7 +278,7 @@ class NoMerge(nn.Module):
         (Mode, r"log q of backbone.posterior\(0, ...\) is not the log-density"),
         (PerUnit, r"log q of .*posterior\(1, .*\) must return \[3\], got \[3, 2\]"),
         (OnlyZ, r"posterior\(1, .*\) must return \(z, log q\), got "),
-        (Names, r"encoder_modules .*\('features', 'heads_0', 'heads_1'\), got \('fea"),
+        (Names, r"encoder_modules .*\('features', 'heads_0', 'heads_1'\); got \('fea"),
         (MixesImages, "inferred of an example depends on the others of its batch"),
         (OldKeys, r"posterior\(1, .*\) failed with .*Error"),
         (Kinks, "the generator's gradient at z_2 is not finite"),

@@ -61,6 +61,12 @@ def test_detection_is_judged_by_the_way_from_chance_to_one(auprc, good):
     assert f"AUPRC of {auprc:.3f} (chance: 0.350)" in found.text
 
 
+def test_a_gap_that_is_not_finite_is_passed_over():
+    lines = [*LINES, {"step": 30, "energy_gap_nats": None}]
+    assert [f.good for f in found(lines)] == [True] * 3
+    assert verdict.findings(lines[-1:], []) == []
+
+
 def test_what_was_not_measured_is_not_judged():
     assert verdict.findings([], []) == []
     assert verdict.findings([{"step": 1, "loss_nats": 2.0}], []) == []
