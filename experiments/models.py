@@ -43,6 +43,11 @@ def build_model(experiment: Experiment, image_shape: tuple[int, ...]) -> jebm.Mo
         params = jax.eval_shape(jebm.init, jax.random.key(0), model)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if jebm.priors.draws_itself(model):
+        raise ConfigError(
+            "energy 'prior' is one that tools.priors has learned: it can be sampled "
+            "and measured here, and cannot be trained"
+        )
     learning = experiment.learning
     known = {"params"}
     # Statistics of batches move in a pass over samples of the encoder, and in no chain.
@@ -62,12 +67,13 @@ def active_chains(model: jebm.Model) -> dict[str, Any]:
     """Returns the chains that the model runs, of "posterior" and "prior".
 
     There is no posterior chain where the encoder alone draws, and no chain of a
-    Gaussian prior.
+    Gaussian prior, or of one of `jebm.priors` that draws in its own way.
     """
     chains, posterior = {}, model.chains.posterior
     if posterior is not None and posterior.num_steps:
         chains["posterior"] = posterior
-    if model.energy is not None and model.chains.prior.num_steps:
+    plain = model.energy is None or jebm.priors.draws_itself(model)
+    if not plain and model.chains.prior.num_steps:
         chains["prior"] = model.chains.prior
     return chains
 

@@ -79,6 +79,19 @@ class Run:
         """Returns the folder of its files of a kind; each variant has its own."""
         return self.path / name / self.variant_name
 
+    def demand_density(self) -> None:
+        """Refuses what needs a density, where the prior has none.
+
+        Raises:
+          ConfigError: naming the prior, one of `jebm.priors`.
+        """
+        if not jebm.priors.has_density(self.model):
+            name = self.experiment.energy["prior"]["name"]
+            raise ConfigError(
+                f"the prior {name!r} of {self.path} has no density: it can be sampled, "
+                "and there are no scores and no log-likelihoods"
+            )
+
     @property
     def variant_name(self) -> str:
         """Returns the variant as a name of files."""

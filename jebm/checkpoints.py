@@ -260,9 +260,16 @@ def save(
     if step in (there := steps(workdir)):
         raise FileExistsError(f"{workdir} holds step {step} already")
     with manager(workdir, keep=len(there) + 1) as opened:
-        write(opened, step, {"ema": jax.tree.map(np.float32, params)})
+        write(opened, step, {"ema": jax.tree.map(_single, params)})
     with written_whole(path) as partial:  # last: now it can be loaded
         partial.write_text(json.dumps(spec, indent=2) + "\n")
+
+
+def _single(leaf):
+    """Returns a floating-point leaf in float32, and any other as it is."""
+    leaf = np.asarray(leaf)
+    floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+    return leaf.astype(np.float32) if floating else leaf
 
 
 def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, Params]:

@@ -16,6 +16,7 @@ from jebm.chains import decode, example_keys, override, run_chains
 from jebm.kernels import ANCESTRAL, ENCODED, STARTS, Chain, Chains
 from jebm.model import Model, Params, check_chains, float_dtype
 from jebm.priors.base import Law
+from jebm.priors.energy import law_of
 
 
 class Samples(NamedTuple):
@@ -47,7 +48,9 @@ def sample(
       num_samples: N.
       prior: "ebm" for the tilted prior, by a chain; "gaussian" for the hierarchy
         p_beta alone, exactly. For a model without energy the two are one. Or a
-        `jebm.priors.Law` of this very generator, which draws in its own way.
+        `jebm.priors.Law` of this very generator, which draws in its own way, as the
+        "ebm" of a model of `jebm.priors.as_model` does unless a chain, a temperature or
+        `above` is given.
       kernel: the chain, `jebm.Langevin`, `jebm.MALA` or `jebm.Tempered`; None for the
         model's own. None runs with prior="gaussian".
       num_steps: of the chain; None for the kernel's. Each new value compiles anew.
@@ -79,6 +82,10 @@ def sample(
         chosen = kernel, num_steps, step_size, temperature
         return _of_law(key, model, params, num_samples, prior, chosen, above)
     checks.one_of("prior", prior, ("ebm", "gaussian"))
+    law = law_of(model, params) if prior == "ebm" else None
+    chosen = kernel, num_steps, step_size, temperature
+    if law is not None and not above and all(setting is None for setting in chosen):
+        return _law_samples(key, law, num_samples)
     temperature = 1.0 if temperature is None else temperature
     checks.temperature(temperature)
     checks.above(model, above, num_samples)

@@ -19,6 +19,8 @@ from jebm.kernels import KERNELS, RENAMED_SPACES, Chain, Chains, Langevin
 from jebm.likelihoods import Bernoulli, Gaussian, LearnedGaussian, LogisticMixture
 from jebm.model import Model, check_image_shape
 from jebm.names import did_you_mean, unknown_name_message
+from jebm.priors import PRIORS, Prior
+from jebm.priors.energy import Tilt, tilted_by
 
 BACKBONES = {"vector": Vector, "ladder": Ladder, "nvae": NVAE}
 ENERGIES = {
@@ -56,6 +58,9 @@ _ENERGY = _Kind("energy", ENERGIES)
 _LIKELIHOOD = _Kind(
     "likelihood", LIKELIHOODS, object, ("num_outputs", "mean", "log_prob")
 )
+_PRIOR = _Kind("prior", PRIORS, Prior)
+_CHAIN = _Kind("chain", KERNELS, Chain)
+_LAW = "prior"  # the name of an energy that is the tilt of a prior of `jebm.priors`
 
 
 def build(spec: Mapping[str, Any]) -> Model:
@@ -66,8 +71,10 @@ def build(spec: Mapping[str, Any]) -> Model:
         `likelihood`, each a mapping of `name` and that class's attributes, and
         `chains`, a mapping of `prior` and `posterior`, each of a kernel's `name`,
         "langevin" where it is left out, and its attributes, and `remat`.
-        `energy=None` makes the Gaussian twin. Lists are read as tuples. A name of the
-        form "module:Class" is that of a class of yours.
+        `energy=None` makes the Gaussian twin. An energy of the name "prior" is that of
+        `jebm.priors.as_model`: its `prior` has a name of `jebm.priors.PRIORS` and
+        attributes. Lists are read as tuples. A name of the form "module:Class" is that
+        of a class of yours.
 
     Returns:
       The model; `build(spec) == build(spec)`.
@@ -90,7 +97,10 @@ def build(spec: Mapping[str, Any]) -> Model:
     height, width, channels = image_shape
     outputs = (height, width, likelihood.num_outputs(channels))
     backbone = _make(_BACKBONE, spec.get("backbone", {}), output_shape=outputs)
-    energy = spec.get("energy", {})
+    energy, law = spec.get("energy", {}), None
+    if isinstance(energy, Mapping) and energy.get("name") == _LAW:
+        _check_known("field of energy 'prior'", energy, ("name", "prior"))
+        law, energy = _make(_PRIOR, energy.get("prior", {"name": "gaussian"})), None
     if energy is not None:
         energy = _make(_ENERGY, energy)
     chains = spec.get("chains", {})
@@ -98,7 +108,8 @@ def build(spec: Mapping[str, Any]) -> Model:
     defaults = {"prior": Chains().prior, "posterior": Langevin(20, 0.1)}
     made = {name: _chain(name, defaults[name], chains[name]) for name in chains}
     remat = spec.get("remat", False)
-    return Model(image_shape, backbone, energy, likelihood, Chains(**made), remat)
+    model = Model(image_shape, backbone, energy, likelihood, Chains(**made), remat)
+    return model if law is None else tilted_by(law, model)
 
 
 def to_spec(model: Model) -> dict[str, Any]:
@@ -121,7 +132,11 @@ def to_spec(model: Model) -> dict[str, Any]:
     """
     backbone = _describe(_BACKBONE, model.backbone)
     backbone.pop("output_shape", None)  # follows from image and likelihood
-    energy = model.energy and _describe(_ENERGY, model.energy)
+    energy: dict[str, Any] | None = None
+    if isinstance(model.energy, Tilt):
+        energy = {"name": _LAW, "prior": _describe(_PRIOR, model.energy.prior)}
+    elif model.energy is not None:
+        energy = _describe(_ENERGY, model.energy)
     return {
         "image_shape": list(model.image_shape),
         "backbone": backbone,
@@ -273,14 +288,24 @@ def _freeze(value):
     if isinstance(value, list | tuple):
         return tuple(_freeze(v) for v in value)
     if isinstance(value, Mapping):
-        raise ValueError(f"expected no mapping here, got {value!r}")
+        parts = [kind for kind in _PARTS if set(value) == {kind.name}]
+        if not parts:
+            raise ValueError(f"expected no mapping here, got {value!r}")
+        return _make(parts[0], value[parts[0].name])
     return value
+
+
+# What an attribute may itself be, written {"energy": {"name": ...}}.
+_PARTS = (_PRIOR, _ENERGY, _CHAIN)
 
 
 def _thaw(what, value):
     """Makes tuples into lists and functions into their names: what JSON holds."""
     if isinstance(value, list | tuple):
         return [_thaw(what, v) for v in value]
+    for kind in _PARTS:
+        if isinstance(value, kind.base):
+            return {kind.name: _describe(kind, value)}
     if callable(value):
         return _importable(what, value)
     if value is None or isinstance(value, bool | int | float | str):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+import jebm
 from experiments import pictures
 from experiments.drawing import (
     by_layer,
@@ -80,6 +81,11 @@ def has_several_layers(run: Run) -> bool:
     return len(run.model.backbone.latent_shapes) > 1
 
 
+def has_layers_to_draw(run: Run) -> bool:
+    """Returns whether lower layers can be drawn given those above."""
+    return has_several_layers(run) and jebm.priors.has_density(run.model)
+
+
 def has_layers_and_prior_chain(run: Run) -> bool:
     """Returns whether there are several layers of a tilted prior."""
     return has_several_layers(run) and has_prior_chain(run)
@@ -93,7 +99,7 @@ FIGURES: dict[str, Entry] = {
     ),
     "by_layer": Entry(
         by_layer, "Held-out images, decoded from ever fewer layers of their posterior",
-        has_several_layers,
+        has_layers_to_draw,
     ),
     "transition": Entry(
         transition, "Langevin transition of the tilted prior", has_prior_chain

@@ -72,6 +72,7 @@ def with_start(run: Run, start: str | None) -> Run:
 
 def _terms(key, run, images):
     """Returns the terms of score(0) of each image, [N]."""
+    run.demand_density()
     num = run.experiment.eval.num_posterior_samples
 
     def one_batch(key, x):

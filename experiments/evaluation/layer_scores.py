@@ -32,7 +32,11 @@ def terms_of(key: jax.Array, run: Run, images: np.ndarray | Streamed) -> LayerTe
       key: typed key.
       run: the run.
       images: uint8 [N, H, W, C].
+
+    Raises:
+      ConfigError: if the prior has no density.
     """
+    run.demand_density()
     num = run.experiment.eval.num_posterior_samples
 
     def draw(key, indices):

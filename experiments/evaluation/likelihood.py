@@ -92,6 +92,7 @@ class Likelihood(Evaluator):
 
     def evaluate(self, key: jax.Array, run: Run) -> Result:
         """Returns the numbers of `measure`, and what speaks against them."""
+        run.demand_density()
         numbers = self.measure(key, run.model, run.params, run.heldout)
         facts = {
             "estimator": self.estimator,

@@ -85,7 +85,7 @@ def measure(
     negative = _prior_samples(key_prior, run)
     add("", negative)
     add("posterior", positive)
-    if run.model.energy is not None:
+    if run.model.energy is not None and jebm.priors.has_density(run.model):
         gap = _mean_energy(run, negative) - _mean_energy(run, positive)
         numbers["energy_gap_nats"] = gap.item()
     for name, sampler in _other_samplers(run).items():
@@ -125,9 +125,12 @@ def halves(real: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _other_samplers(run):
     """Returns arguments of `jebm.sample`, by name, to compare the prior's chain with.
 
-    Without a chain of the prior all its samples are one.
+    A prior that draws in its own way has the Gaussian one beside it alone; without any
+    tilt all samples are one.
     """
     samplers, prior = {}, active_chains(run.model).get("prior")
+    if jebm.priors.draws_itself(run.model):
+        samplers["untilted"] = {"prior": "gaussian"}
     if prior is None:
         return samplers
     if num_temperatures := run.experiment.eval.num_temperatures:

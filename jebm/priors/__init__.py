@@ -23,7 +23,7 @@ from jebm.priors.base import (
     freeze,
 )
 from jebm.priors.diffusion import Diffusion
-from jebm.priors.energy import as_model
+from jebm.priors.energy import as_model, draws_itself, has_density, law_of
 from jebm.priors.flow import Flow
 from jebm.priors.flow_proposal import TiltedFlow
 from jebm.priors.gaussian import Gaussian
@@ -76,6 +76,9 @@ __all__ = [
     "TiltedFlow",
     "VampPrior",
     "as_model",
+    "draws_itself",
     "freeze",
+    "has_density",
+    "law_of",
     "product",
 ]

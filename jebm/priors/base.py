@@ -208,6 +208,13 @@ class Prior:
             raise NotImplementedError
         return Estimate(*map(jnp.asarray, (0.0, 0.0, jnp.inf)))
 
+    def trained(self, state: Any) -> Any:
+        """Returns the state without what only learning reads: `Law.trained` is of it.
+
+        `sample`, `log_tilt` and `log_z` take it like the whole state.
+        """
+        return state
+
     def num_parameters(self, state: Any) -> int:
         """Counts the learned numbers."""
         params = getattr(state, "params", state)
@@ -279,6 +286,10 @@ class Gradient(Prior):
         )
         return State(step, params, ema, opt_state, memory), info
 
+    def trained(self, state):
+        """Leaves out the optimiser's state, and parameters before they are averaged."""
+        return state.replace(params=(), opt_state=())
+
     def optimizer(self) -> "optax.GradientTransformation":
         """Returns Adam at the falling rate; one that learns in stages has its own."""
         return falling_adam(self.learning_rate, self.num_steps)
@@ -328,3 +339,7 @@ class Law:
     def log_z(self, key: types.Key) -> Estimate:
         """Estimates log Z; 0 of a density that is normalised."""
         return self.prior.log_z(key, self.frozen, self.state)
+
+    def trained(self) -> "Law":
+        """Returns the same law, less what only learning reads: it is to be kept."""
+        return dataclasses.replace(self, state=self.prior.trained(self.state))

@@ -1,11 +1,12 @@
-"""A prior with a density as an energy: E(z) = -g(T^-1(z)).
+"""A prior as a model: it goes wherever one with a joint EBM goes.
 
-A model with that energy goes wherever one with a joint EBM goes: chains, scores,
-log-likelihoods, other libraries' samplers.
+    E(z) = -g(T^-1(z))
+
+Such a model draws as the prior does, `jebm.sample(key, *as_model(law), 16)`, and has
+its density as an energy: in scores, log-likelihoods, chains, other libraries' samplers.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 
 from jebm.chains import to_eps
 from jebm.hierarchy import Latents
-from jebm.kernels import MALA, Chains
+from jebm.kernels import ANCESTRAL, MALA, Chain, Chains
 from jebm.model import Model, Params, init
 from jebm.priors.base import Draws, Frozen, Law, Prior
+from jebm.priors.joint import Concatenated, Joint
 
 _DRAWS = 1024  # that a state of the right shapes is made of
 
@@ -23,8 +25,8 @@ _DRAWS = 1024  # that a state of the right shapes is made of
 class Tilt(nn.Module):
     """Minus the tilt of a prior, as an energy of the latents.
 
-    Its parameters are the frozen generator's, which T^-1 needs, and the prior's state;
-    `as_model` makes them.
+    Its parameters are the frozen generator's, which T^-1 needs, and what
+    `Law.trained` keeps of the state; `as_model` makes them.
 
     Attributes:
       prior: the prior.
@@ -36,31 +38,39 @@ class Tilt(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Latents) -> jax.Array:
-        """Returns E(z), [B]."""
-        params, state = self.param("law", self._fresh, latents)
+        """Returns E(z), [B].
+
+        Raises:
+          ValueError: if the prior has no density.
+        """
+        params, state = self.param("law", self._fresh)
         frozen = Frozen(self.model, params)
+        if self.prior.density is None and self.is_initializing():
+            return jnp.zeros_like(latents[0], shape=len(latents[0]))
         eps = to_eps(self.model, params, latents)
         return -self.prior.log_tilt(frozen, state, eps)
 
-    def _fresh(self, key, latents):
+    def _fresh(self, key):
         """Makes an untrained state on an untrained generator."""
-        del latents
         frozen = Frozen(self.model, init(key, self.model))
         x = jnp.zeros((_DRAWS, *self.model.image_shape), frozen.dtype)
         draws = Draws(frozen.noise(key, _DRAWS), x)
-        return frozen.params, self.prior.init(key, frozen, draws)
+        state = self.prior.init(key, frozen, draws)
+        return frozen.params, self.prior.trained(state)
 
 
-def as_model(law: Law, chain: Any = None) -> tuple[Model, Params]:
-    """Makes a model of a law with a density, and its parameters.
+def as_model(law: Law, chain: Chain | None = None) -> tuple[Model, Params]:
+    """Makes a model of a law, and its parameters.
+
+    `jebm.sample` draws from it as the prior itself does, unless it is asked for a
+    chain, another temperature, or layers below others. A `Joint` prior becomes the
+    ordinary model of its energy, which always draws by the chain. Of a prior without a
+    density the model can be sampled, and has no scores.
 
     Args:
       law: of `jebm.priors`.
-      chain: of the model's prior; None for 200 steps of `jebm.MALA`. The law's own
-        draws need none: `jebm.sample(..., prior=law)`.
-
-    Raises:
-      ValueError: if the prior has no density.
+      chain: of the model's prior; None for 200 steps of `jebm.MALA`, of a `Joint` for
+        its own.
 
     Example:
       >>> import jebm
@@ -72,12 +82,68 @@ def as_model(law: Law, chain: Any = None) -> tuple[Model, Params]:
       >>> x = jnp.full((2, 8, 8, 1), 0.5)
       >>> jebm.scores.score(jax.random.key(2), model, params, x).shape
       (2,)
+      >>> jebm.sample(jax.random.key(3), model, params, 4).x.shape
+      (4, 8, 8, 1)
     """
-    prior, frozen = law.prior, law.frozen
-    if prior.density is None:
-        raise ValueError(f"{type(prior).__name__} has no density, and so no energy")
-    chains = Chains(chain or MALA(200, 0.3), frozen.model.chains.posterior)
+    prior, frozen, posterior = law.prior, law.frozen, law.frozen.model.chains.posterior
+    if isinstance(prior, Joint) and not isinstance(prior, Concatenated):
+        model, params = prior.model(frozen, law.state)
+        own = MALA(prior.chain_steps, float(law.state.step_size))
+        chains = Chains(chain or own, posterior)
+        return dataclasses.replace(model, chains=chains), params
+    chains = Chains(chain or MALA(200, 0.3), posterior)
     energy = Tilt(prior, frozen.model)
     model = dataclasses.replace(frozen.model, energy=energy, chains=chains)
-    variables = {"params": {"law": (frozen.params, law.state)}}
+    variables = {"params": {"law": (frozen.params, law.trained().state)}}
     return model, Params(frozen.params.backbone, variables)
+
+
+def tilted_by(prior: Prior, model: Model) -> Model:
+    """Returns the model, its energy that of a prior: the model of `as_model`.
+
+    Example:
+      >>> import jebm
+      >>> model, _ = jebm.load_pretrained("digits")
+      >>> type(tilted_by(jebm.priors.Gaussian(), model).energy).__name__
+      'Tilt'
+    """
+    chains = Chains(ANCESTRAL, model.chains.posterior)
+    plain = dataclasses.replace(model, energy=None, chains=chains)
+    return dataclasses.replace(model, energy=Tilt(prior, plain))
+
+
+def draws_itself(model: Model) -> bool:
+    """Says whether the model is one that `as_model` has made, and needs no chain.
+
+    Example:
+      >>> import jebm
+      >>> draws_itself(jebm.load_pretrained("digits")[0])
+      False
+    """
+    return isinstance(model.energy, Tilt)
+
+
+def law_of(model: Model, params: Params) -> Law | None:
+    """Returns the law of a model that `as_model` has made; None of any other.
+
+    Example:
+      >>> import jebm
+      >>> law_of(*jebm.load_pretrained("digits")) is None
+      True
+    """
+    if not isinstance(model.energy, Tilt):
+        return None
+    generator, state = params.energy["params"]["law"]
+    return Law(model.energy.prior, Frozen(model.energy.model, generator), state)
+
+
+def has_density(model: Model) -> bool:
+    """Says whether the model's energy has values; it has none of some priors.
+
+    Example:
+      >>> import jebm
+      >>> has_density(jebm.load_pretrained("digits")[0])
+      True
+    """
+    energy = model.energy
+    return not isinstance(energy, Tilt) or energy.prior.density is not None

@@ -120,6 +120,10 @@ class TiltedFlow(Prior):
         eps = self.flow.sample(key, frozen, state.flow, self.num_weights)
         return partition.estimate(self._log_weights(frozen, state, eps))
 
+    def trained(self, state):
+        """Leaves out what only learning reads of both."""
+        return Both(self.flow.trained(state.flow), self.joint.trained(state.joint))
+
     def num_parameters(self, state):
         """Counts the parameters of both."""
         flow = self.flow.num_parameters(state.flow)

@@ -95,6 +95,10 @@ class Joint(Prior):
             num_particles=self.num_particles, num_temperatures=self.num_temperatures,
         )  # fmt: skip
 
+    def trained(self, state):
+        """Leaves out chains, the optimiser's state, and what is averaged elsewhere."""
+        return state.replace(params=(), opt_state=(), persistent=(), spectral=())
+
     def num_parameters(self, state):
         """Counts the parameters of the energy."""
         return sum(leaf.size for leaf in jax.tree.leaves(state.params.energy))
@@ -148,7 +152,9 @@ class Concatenated(Joint):
     def _model(self, frozen):
         whole = frozen.model
         outputs = whole.likelihood.num_outputs(whole.image_shape[-1])
-        noise = _Noise(frozen.shapes, (*whole.image_shape[:2], outputs))
+        shape = (*whole.image_shape[:2], outputs)
+        # Inside another module it would become a part of that.
+        noise = _Noise(frozen.shapes, shape, parent=None)
         chains = Chains(MALA(self.chain_steps, self.step_size), Langevin(20, 0.1))
         return dataclasses.replace(
             whole, backbone=noise, energy=self.energy, chains=chains

@@ -142,6 +142,10 @@ class Mixture(Prior):
         value = log_mixture(frozen.flat(eps), state.params)
         return value - log_standard_normal(eps)
 
+    def trained(self, state):
+        """Leaves out the statistics; see `Prior`."""
+        return state.replace(statistics=())
+
     def num_parameters(self, state):
         """Counts the free ones: a factor is triangular, and weights sum to 1."""
         num, size = state.params.means.shape

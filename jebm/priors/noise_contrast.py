@@ -143,6 +143,11 @@ class MultiStage(Gradient):
             self.num_particles, self.num_temperatures,
         )  # fmt: skip
 
+    def trained(self, state):
+        """Leaves out chains too; see `Gradient`."""
+        memory = state.memory._replace(positions=())
+        return super().trained(state).replace(memory=memory)
+
     def _network(self):
         return Logit(self.widths, self.activation)
 

@@ -119,6 +119,11 @@ class PixelEBM(Gradient):
         end, _ = self._run(key, frozen, state, num, effort)
         return image(frozen, end)
 
+    def trained(self, state):
+        """Leaves out chains too; see `Gradient`."""
+        memory = state.memory._replace(positions=())
+        return super().trained(state).replace(memory=memory)
+
     def _run(self, key, frozen, state, num, effort):
         return walks.run(
             walks.example_keys(key, num, walks.STEPS),

@@ -51,6 +51,12 @@ class _Product(Prior):
         tilts = [part.log_tilt(frozen, state, eps) for part, state in parts]
         return weights @ jnp.stack(tilts)
 
+    def trained(self, state):
+        """Leaves out what only learning reads of each part."""
+        weights, states = state
+        parts = zip(self.parts, states, strict=True)
+        return weights, tuple(part.trained(state) for part, state in parts)
+
 
 def product(
     laws: Sequence[Law],

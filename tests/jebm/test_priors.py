@@ -258,8 +258,14 @@ def test_prior_without_a_density_says_so():
     law = priors.Law(Blind(), frozen, ())
     with pytest.raises(ValueError, match="Blind has no density"):
         law.log_tilt(frozen.noise(KEY, 2))
+    model, params = priors.as_model(law)
+    assert not priors.has_density(model)
+    np.testing.assert_array_equal(
+        jebm.sample(KEY, model, params, 3).x,
+        jebm.sample(KEY, frozen.model, frozen.params, 3, prior=law).x,
+    )
     with pytest.raises(ValueError, match="Blind has no density"):
-        priors.as_model(law)
+        jebm.scores.score(KEY, model, params, jnp.full((3, 1, 1, 1), 0.5))
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -316,6 +322,66 @@ def test_every_prior_keeps_the_contract(name, kind):
     )
     if prior.density == priors.NORMALISED:
         assert law.log_z(KEY).value == 0
+
+
+_QUICK = ("gaussian", "joint", "mixture")  # to compile
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _QUICK else pytest.param(name, marks=SLOW)
+        for name in sorted(priors.PRIORS)
+    ],
+)
+def test_every_prior_is_a_model_that_is_kept(name, tmp_path):
+    frozen = toy((2, 1))
+    prior = priors.PRIORS[name](**SMALL.get(name, {}))
+    draws = frozen.draws(KEY, jnp.full((20, *frozen.model.image_shape), 0.3))
+    law = priors.Law(prior, frozen, prior.init(KEY, frozen, draws))
+    law = dataclasses.replace(law, state=prior.update(KEY, frozen, law.state, draws)[0])
+    model, params = priors.as_model(law)
+    drawn = jebm.sample(KEY, model, params, 3)
+    own = jebm.sample(KEY, frozen.model, frozen.params, 3, prior=law)
+    np.testing.assert_allclose(drawn.x, own.x, atol=1e-5)
+    jebm.save(tmp_path, model, params)
+    again, kept = jebm.load(tmp_path)
+    assert again == model
+    np.testing.assert_array_equal(jebm.sample(KEY, again, kept, 3).x, drawn.x)
+    assert priors.draws_itself(model) == (name != "joint")
+    if priors.draws_itself(model):
+        same = priors.law_of(again, kept)
+        assert same.prior == prior
+        # What learning alone reads is left behind.
+        assert _size(same.state) <= _size(law.state)
+    if priors.has_density(model):
+        latents = frozen.transport(law.sample(KEY, 3))[0]
+        energy = -law.log_tilt(law.sample(KEY, 3))
+        found = jebm.energy(model, params, latents)
+        np.testing.assert_allclose(found, energy, rtol=1e-3, atol=1e-3)
+
+
+def _size(state):
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(state))
+
+
+def test_model_of_a_law_runs_a_chain_where_one_is_asked_for():
+    frozen = toy()
+    law = learned(Flow(width=16, depth=1, num_steps=50), frozen, two_modes, 50)
+    model, params = priors.as_model(law)
+    own = jebm.sample(KEY, model, params, 4)
+    gaussian = jebm.sample(KEY, frozen.model, frozen.params, 4, prior="gaussian")
+    chosen = {
+        "kernel": {"kernel": jebm.MALA(3, 0.2)},
+        "num_steps": {"num_steps": 3},
+        "temperature": {"temperature": 1.0},
+        "above": {"above": own.latents[1:]},
+    }
+    for name, argument in chosen.items():
+        by_chain = jebm.sample(KEY, model, params, 4, **argument)
+        assert np.abs(by_chain.latents[0] - own.latents[0]).max() > 1e-3, name
+    no_tilt = jebm.sample(KEY, model, params, 4, prior="gaussian")
+    np.testing.assert_array_equal(no_tilt.x, gaussian.x)
 
 
 def ladder():

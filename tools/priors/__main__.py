@@ -6,8 +6,10 @@
 All priors learn from the same draws of the encoder, each for the same number of
 minutes, and are measured in the same way. Each prior then learns again, for a shorter
 time and without the class --heldout, which it must find among the held-out images. DIR
-gets priors.md, priors.html and a picture. After a kill the same command goes on where
-it stopped; with more seeds or priors it adds to what is there.
+gets priors.md, priors.html and a picture, and DIR/NAME/seed0/run holds each prior as a
+run, which `python -m experiments.main --workdir=... --mode=eval` and the other modes
+read. After a kill the same command goes on where it stopped; with more seeds or priors
+it adds to what is there.
 """
 
 import argparse
@@ -18,11 +20,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import jebm
+from experiments import options
 from experiments.errors import ConfigError
 from experiments.evaluation import classifier
+from experiments.rundir.settings import write_settings
 from experiments.runs import Run
 from experiments.runtime.files import read_json, write_json
-from jebm import priors
+from jebm import checkpoints, priors
+from jebm.spec import to_spec
 from tools.paths import path_argument
 from tools.priors import learn, measure, page, settings
 from tools.priors.backbone import open_backbone, positive
@@ -91,6 +97,7 @@ class Bench:
             name, prior, self.frozen, self.data, seconds=self.seconds,
             path=path / "learned", **given,
         )  # fmt: skip
+        write_run(path / "run", self.run, law)
         key = jax.random.fold_in(self._key(4), seed)
         batch = self.settings.sample_batch
         numbers, images = measure.distances(
@@ -134,6 +141,16 @@ class Bench:
             return {key: loaded[key] for key in loaded.files}
 
 
+def write_run(path: pathlib.Path, run: Run, law: priors.Law) -> None:
+    """Writes a prior that has learned as a run, for the modes of experiments.main."""
+    model, params = priors.as_model(law)
+    spec = to_spec(model)
+    own = {"prior": "ebm", "energy": spec["energy"], "chains": spec["chains"]}
+    write_settings(path, options.read(run.experiment.to_dict() | own), spec)
+    if run.step not in checkpoints.steps(path):
+        jebm.save(path, model, params, run.step)
+
+
 def main() -> None:
     """Runs the command."""
     about = __doc__.split("\n\n")[0]
@@ -146,7 +163,7 @@ def main() -> None:
         "--workdir", type=path_argument, required=True, help="where all is written"
     )
     parser.add_argument(
-        "--priors", type=_names, default=known, help=f"of {','.join(known)}"
+        "--priors", type=names, default=known, help=f"of {','.join(known)}"
     )
     parser.add_argument(
         "--minutes", type=positive, default=2.0, help="that each prior learns for"
@@ -207,12 +224,21 @@ def _about(bench, minutes):
     )
 
 
-def _names(text):
-    names = text.split(",")
-    if unknown := sorted(set(names) - set(priors.PRIORS)):
+def names(text: str) -> list[str]:
+    """Reads names of priors, separated by commas.
+
+    Raises:
+      ArgumentTypeError: for a name that is none.
+
+    Example:
+      >>> names("joint,flow")
+      ['joint', 'flow']
+    """
+    found = text.split(",")
+    if unknown := sorted(set(found) - set(priors.PRIORS)):
         known = ", ".join(priors.PRIORS)
         raise argparse.ArgumentTypeError(f"no prior {unknown[0]!r}; known: {known}")
-    return names
+    return found
 
 
 def _seeds(text):

@@ -4,12 +4,22 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+import jebm
+from experiments import options
+from experiments.errors import ConfigError
+from experiments.evaluation import layer_scores, sample_sets
+from experiments.models import build_model
+from experiments.rundir.settings import read_settings
+from experiments.runs import open_run
 from experiments.runtime.files import read_json
+from jebm import priors
 from tests.experiments.runs import ROOT
-from tools.priors import learn, page, settings
+from tools.priors import learn, page, settings, tune
+from tools.priors.__main__ import write_run
 
 
 def command(*arguments):
@@ -32,6 +42,20 @@ def test_rows_are_measured_once_and_the_pages_show_them(bench_of, tmp_path):
     assert gaussian["log_z"] == 0
     assert flow["learned"]["updates"] > 0
     assert np.isfinite([flow["frechet"], flow["nats"], flow["auprc"]]).all()
+    run = open_run(
+        options.read(read_settings(tmp_path / "flow/seed0/run")),
+        tmp_path / "flow/seed0/run",
+    )
+    samples = jebm.sample(jax.random.key(0), run.model, run.params, 5)
+    assert samples.x.shape == (5, *run.model.image_shape)
+    numbers = sample_sets.measure(
+        jax.random.key(0), run, lambda images: {"mean": images.mean()}
+    )
+    assert numbers.keys() == {
+        "mean", "mean_posterior", "mean_untilted", "energy_gap_nats",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="cannot be trained"):
+        build_model(run.experiment, run.model.image_shape)
     text = (tmp_path / "priors.md").read_text()
     assert text.startswith("About. Floor")
     assert {line.split(" | ")[0] for line in text.splitlines()[4:]} == {
@@ -41,6 +65,52 @@ def test_rows_are_measured_once_and_the_pages_show_them(bench_of, tmp_path):
     written = (tmp_path / "flow" / "seed0" / "measured.json").stat().st_mtime_ns
     bench.row("flow", 0)
     assert (tmp_path / "flow/seed0/measured.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_run_of_a_prior_without_a_density_is_sampled_and_has_no_scores(
+    encoded_run, tmp_path
+):
+    frozen = priors.freeze(encoded_run.model, encoded_run.params)
+    prior = priors.Diffusion(widths=(8,), chain_steps=2)
+    draws = frozen.draws(jax.random.key(0), encoded_run.heldout[:20] / np.float32(255))
+    state = prior.init(jax.random.key(1), frozen, draws)
+    write_run(tmp_path, encoded_run, priors.Law(prior, frozen, state))
+    run = open_run(options.read(read_settings(tmp_path)), tmp_path)
+    numbers = sample_sets.measure(
+        jax.random.key(0), run, lambda images: {"mean": images.mean()}
+    )
+    assert numbers.keys() == {"mean", "mean_posterior", "mean_untilted"}
+    with pytest.raises(ConfigError, match=r"prior 'diffusion' of .* has no density"):
+        layer_scores.terms_of(jax.random.key(0), run, run.heldout[:3])
+
+
+@pytest.mark.slow
+def test_trials_are_measured_once_and_told_in_a_table(bench_of, tmp_path, monkeypatch):
+    trials = {"flow": [{"learning_rate": r} for r in (1e-3, 3e-3)], "mixture": []}
+    monkeypatch.setattr(settings, "TRIALS", trials)
+    bench = bench_of(tmp_path)
+    for i in range(2):
+        tune.measure_trial(bench, "flow", i, seed=9)
+    rates = [
+        read_json(tmp_path / "flow" / f"trial{i}" / "measured.json")["trial"]
+        for i in range(2)
+    ]
+    assert rates == ["learning rate .001", "learning rate .003"]
+    lines = tune.table(tmp_path).splitlines()
+    assert lines[2].startswith("| flow | learning rate .001 | ")
+    assert len(lines) == 4
+    written = (tmp_path / "flow/trial0/measured.json").stat().st_mtime_ns
+    tune.measure_trial(bench, "flow", 0, seed=9)
+    assert (tmp_path / "flow/trial0/measured.json").stat().st_mtime_ns == written
+
+
+def test_every_prior_but_the_gaussian_has_three_trials():
+    assert settings.TRIALS.keys() == priors.PRIORS.keys() - {"gaussian"}
+    assert {len(trials) for trials in settings.TRIALS.values()} == {3}
+    for name, trials in settings.TRIALS.items():
+        for trial in trials:
+            assert priors.PRIORS[name](**trial)
 
 
 @pytest.mark.slow
@@ -85,8 +155,6 @@ def test_killed_learning_ends_with_the_same_bits(bench_of, tmp_path, monkeypatch
 
 
 def _leaves(state):
-    import jax
-
     return jax.tree.leaves(state)
 
 
