@@ -127,10 +127,13 @@ class Mixture(Prior):
         """Draws exactly; see `Prior`."""
         del effort
         log_weights, means, scales = state.params
+        # By one uniform number: a Gumbel for each component would take the most time.
+        reached = jnp.cumsum(jax.nn.softmax(log_weights))
 
         def one(key):
             key_pick, key_noise = jax.random.split(key)
-            k = jax.random.categorical(key_pick, log_weights)
+            u = reached[-1] * jax.random.uniform(key_pick, (), means.dtype)
+            k = jnp.searchsorted(reached[:-1], u, side="right")
             noise = jax.random.normal(key_noise, means.shape[1:], means.dtype)
             full = scales.ndim == 3
             return means[k] + (scales[k] @ noise if full else scales[k] * noise)

@@ -286,6 +286,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "joint": priors.Joint(persistent_chains=20, persistent_steps=2),
         "num_proposals": 2,
     },
+    "tilted_mixture": {
+        "mixture": priors.Mixture(num_components=4), "num_proposals": 2,
+        "num_weights": 10,
+    },
     "pixel": {"persistent_chains": 20, "persistent_steps": 2, "chain_steps": 3},
 }  # fmt: skip
 
@@ -382,6 +386,23 @@ def test_model_of_a_law_runs_a_chain_where_one_is_asked_for():
         assert np.abs(by_chain.latents[0] - own.latents[0]).max() > 1e-3, name
     no_tilt = jebm.sample(KEY, model, params, 4, prior="gaussian")
     np.testing.assert_array_equal(no_tilt.x, gaussian.x)
+
+
+def test_sampler_of_a_law_is_exported():
+    frozen = toy()
+    law = learned(priors.Mixture(num_components=3), frozen, two_modes, 5)
+    model, params = priors.as_model(law)
+
+    @jax.jit
+    def sampler(seed):
+        return jebm.sample(jax.random.key(seed), model, params, 4).x
+
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    file = jax.export.export(sampler)(seed).serialize()
+    again = jax.export.deserialize(bytearray(file)).call
+    np.testing.assert_allclose(
+        again(np.uint32(3)), sampler(jnp.uint32(3)), rtol=1e-5, atol=1e-6
+    )
 
 
 def ladder():

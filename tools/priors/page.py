@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import pictures
-from experiments.runtime.files import read_json, write_text
+from experiments.runtime.files import read_json, readable, write_text
 
 _HEAD = (
     "prior",
@@ -46,6 +46,11 @@ def write(workdir: pathlib.Path, floor: float, about: str) -> None:
     """Writes the pages from the measured.json below `workdir`."""
     measured = _measured(workdir)
     about += f" Floor, held-out images from their posterior samples: {floor:.3g}."
+    run = readable(str(workdir / "NAME" / "seed0" / "run"))
+    about += (
+        " Each prior is kept as a run: python -m experiments.main --workdir="
+        f"{run} --mode=eval measures it further, --mode=figures draws it."
+    )
     rows = [(name, *_cells(runs)) for name, runs in measured.items()]
     lines = [" | ".join(_HEAD), " | ".join("---" for _ in _HEAD)]
     lines += [" | ".join(row) for row in rows]

@@ -29,6 +29,11 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "tilted_flow": [
         {"joint": priors.Joint(learning_rate=r)} for r in (2e-3, 4e-3, 8e-3)
     ],
+    "tilted_mixture": [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 3e-3},
+        {"learning_rate": 3e-3, "mixture": priors.Mixture(num_components=200)},
+    ],
     "pixel": [{"learning_rate": r} for r in (1e-3, 3e-3, 1e-2)],
 }
 
@@ -73,6 +78,7 @@ _CHOSEN: dict[str, dict[str, Any]] = {
     "ncp": {"learning_rate": 3e-3},
     "diffusion": {"learning_rate": 3e-3},
     "tilted_flow": _TILTED_FLOW,
+    "tilted_mixture": {"mixture": priors.Mixture(num_components=400)},
     "pixel": _PIXEL,
 }
 

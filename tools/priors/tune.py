@@ -90,8 +90,9 @@ def told(trial: dict[str, Any]) -> str:
 
 
 def _short(value):
-    if hasattr(value, "learning_rate"):  # of a part
-        return f"of learning rate {_short(value.learning_rate)}"
+    for field in ("learning_rate", "num_components"):  # of a part
+        if hasattr(value, field):
+            return f"of {field.replace('_', ' ')} {_short(getattr(value, field))}"
     return f"{value:g}".removeprefix("0")
 
 
