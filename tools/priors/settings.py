@@ -11,10 +11,16 @@ from typing import Any
 from jebm import energies, priors
 
 BATCH_SIZE = 500  # draws of an update
+_many_components = priors.Mixture(num_components=400, shrinkage=0.01)
+_few_components = priors.Mixture(num_components=200, shrinkage=0.01)
 # Settings to choose from, as many of each prior; nothing is left to set of "gaussian".
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "joint": [{"learning_rate": r} for r in (2e-3, 4e-3, 1e-3)],
-    "mixture": [{"num_components": k} for k in (100, 200, 400)],
+    "mixture": [
+        {"num_components": 200},
+        {"num_components": 400},
+        {"num_components": 400, "shrinkage": 0.01},
+    ],
     "vamp": [{"learning_rate": r} for r in (3e-2, 1e-1, 1e-2)],
     "lars": [{"learning_rate": r} for r in (1e-3, 3e-3, 3e-4)],
     "ncp": [{"learning_rate": r} for r in (1e-3, 3e-3, 1e-2)],
@@ -32,7 +38,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "tilted_mixture": [
         {"learning_rate": 1e-3},
         {"learning_rate": 3e-3},
-        {"learning_rate": 3e-3, "mixture": priors.Mixture(num_components=200)},
+        {"learning_rate": 3e-3, "mixture": _few_components},
     ],
     "pixel": [{"learning_rate": r} for r in (1e-3, 3e-3, 1e-2)],
 }
@@ -74,11 +80,12 @@ _PIXEL = {"persistent_chains": 200, "persistent_steps": 5, "chain_steps": 50}
 # The best of `TRIALS` on the vectors of `mnist`.
 _CHOSEN: dict[str, dict[str, Any]] = {
     "joint": {"learning_rate": 4e-3},
-    "mixture": {"num_components": 400},
+    "mixture": {"num_components": 400, "shrinkage": 0.01},
     "ncp": {"learning_rate": 3e-3},
-    "diffusion": {"learning_rate": 3e-3},
+    "multi_stage": {"learning_rate": 1e-2},
+    "diffusion": {"learning_rate": 1e-2},
     "tilted_flow": _TILTED_FLOW,
-    "tilted_mixture": {"mixture": priors.Mixture(num_components=400)},
+    "tilted_mixture": {"mixture": _many_components},
     "pixel": _PIXEL,
 }
 
@@ -91,7 +98,7 @@ def _with(**more: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 _VECTOR = Backbone(_with(), batch_sizes={"pixel": 100})
 _LADDER = Backbone(
-    _with(joint={"energy": energies.Joint((256, 256, 256)), "chain_steps": 600}),
+    _with(joint={"energy": energies.Joint((256, 256, 256))}),
     batch_sizes={"pixel": 100},
 )
 # A chain of latents takes a tenth of a second a step here, for 100 of them.
@@ -100,7 +107,7 @@ _NVAE = Backbone(
         joint={
             "energy": energies.State(64, (256, 256)),
             "step_size": 0.2,
-            "chain_steps": 100,
+            "chain_steps": 50,
             "persistent_steps": 10,
             "gradient_penalty": 3e-3,
             "energy_penalty": 1e-3,
@@ -111,7 +118,7 @@ _NVAE = Backbone(
     ),
     batch_size=100,
     passes=1,
-    num_samples=1000,
+    num_samples=500,
     sample_batch=100,
     num_weighed=200,
     particles=4,
