@@ -34,6 +34,8 @@ class Joint(Prior):
       energy: a Linen module of `jebm.energies`, or any other under their contract.
       learning_rate: at the start; it falls along a cosine to a fiftieth.
       num_steps: updates that the fall takes.
+      nce_steps: updates, of the first ones, that contrast with draws of N(0, I) in
+        place of chains: cheap where the hierarchy is deep (noise contrast).
       chain_steps: of a draw; effort multiplies them.
       step_size: of the first chains; it follows an acceptance of .7.
       persistent_chains, persistent_steps, reinit_probability, gradient_penalty,
@@ -57,6 +59,7 @@ class Joint(Prior):
     energy: nn.Module = dataclasses.field(default_factory=Layerwise)
     learning_rate: float = 2e-3
     num_steps: int = 2000
+    nce_steps: int = 0
     chain_steps: int = 200
     step_size: float = 0.3
     persistent_chains: int = 1000
@@ -119,7 +122,8 @@ class Joint(Prior):
             energy_spectral_bound=self.energy_spectral_bound,
             ema_decay=self.ema_decay,
         )
-        return second_stage(self._model(frozen), None, optimizer, options)
+        model = self._model(frozen)
+        return second_stage(model, None, optimizer, options, nce_steps=self.nce_steps)
 
     def _model(self, frozen):
         chain = MALA(self.chain_steps, self.step_size)

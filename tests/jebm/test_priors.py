@@ -125,12 +125,13 @@ def test_flow_learns_a_law_of_two_modes_and_knows_its_density():
 
 
 @pytest.mark.slow
-def test_joint_energy_learns_the_same_law_and_its_normaliser():
+@pytest.mark.parametrize("nce_steps", [0, 1500])
+def test_joint_energy_learns_the_same_law_and_its_normaliser(nce_steps):
     frozen = toy()
     prior = priors.Joint(
         energy=jebm.energies.Joint((32, 32)), num_steps=1500, persistent_chains=400,
         persistent_steps=5, step_size=0.5, chain_steps=300, num_particles=2000,
-        num_temperatures=100, learning_rate=5e-3,
+        num_temperatures=100, learning_rate=5e-3, nce_steps=nce_steps,
     )  # fmt: skip
     law = learned(prior, frozen, two_modes, 1500)
     nodes, cell = grid_nodes(bound=5, num=81)

@@ -106,6 +106,7 @@ _NVAE = Backbone(
     _with(
         joint={
             "energy": energies.State(64, (256, 256)),
+            "nce_steps": 10**9,  # all: an update with chains takes a second
             "step_size": 0.2,
             "chain_steps": 50,
             "persistent_steps": 10,
