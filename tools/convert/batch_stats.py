@@ -28,7 +28,7 @@ from jebm import checkpoints
 from jebm.hierarchy import top_down, transport
 from jebm.langevin import normal_like
 from jebm.model import float_dtype
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from experiments.errors import USER_ERRORS, ConfigError
 from jebm.files import cache_directory, written_whole
 from jebm.metrics import inception, torch_file
+from tools.arguments import path_argument
 from tools.convert import tensors
-from tools.paths import path_argument
 
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"

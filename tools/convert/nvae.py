@@ -26,8 +26,8 @@ from flax import traverse_util
 import jebm
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.runtime.files import write_json
+from tools.arguments import path_argument
 from tools.convert import tensors
-from tools.paths import path_argument
 
 _MOST = 10_000  # of anything that is counted
 _SIZES = {"mnist": 28, "omniglot": 28, "cifar10": 32, "ffhq": 256}

@@ -28,7 +28,7 @@ from experiments.rundir.settings import read_settings
 from experiments.runtime.files import write_json
 from jebm import pretrained
 from jebm.files import write_arrays
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 _MEASURED = (
     "frechet",

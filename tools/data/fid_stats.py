@@ -19,8 +19,8 @@ from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import reference
 from experiments.evaluation.inception_features import PROTOCOLS, Extractor
 from jebm.metrics import frechet_distance
+from tools.arguments import path_argument
 from tools.data.named import named
-from tools.paths import path_argument
 
 
 def statistics(given: argparse.Namespace) -> None:

@@ -24,8 +24,8 @@ from experiments.data.batches import Batches
 from experiments.data.pixels import to_unit
 from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import classifier
+from tools.arguments import path_argument
 from tools.data.named import named
-from tools.paths import path_argument
 
 
 class Settings(NamedTuple):

@@ -19,8 +19,8 @@ import signal
 import sys
 
 from experiments.errors import USER_ERRORS, ConfigError
+from tools.arguments import path_argument, positive
 from tools.headline import outcome, settings, slices
-from tools.paths import path_argument
 
 _MINUTES, _SMALLEST_MINUTES = 30.0, 2.0
 
@@ -57,13 +57,6 @@ def headline(given: argparse.Namespace, overrides: list[str]) -> None:
         print(f"warning: {name}, {size / 2**20:.1f} MiB, did not fit.")
 
 
-def _positive(text):
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
 def _not_negative(text):
     value = float(text)
     if not value >= 0:
@@ -94,7 +87,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workdir", required=True, type=path_argument)
     parser.add_argument("--minutes", type=_not_negative)
     parser.add_argument("--smallest", action="store_true")
-    parser.add_argument("--slice_minutes", type=_positive, default=9.0)
+    parser.add_argument("--slice_minutes", type=positive, default=9.0)
     parser.add_argument("--slices", type=_count)
     given, rest = parser.parse_known_args(argv)
     for argument in rest:

@@ -16,7 +16,7 @@ from experiments.errors import USER_ERRORS
 from experiments.evaluation import evaluate
 from experiments.rundir.settings import read_settings
 from experiments.runtime import compilation
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 
 def measure(run: pathlib.Path) -> None:

@@ -29,9 +29,9 @@ from experiments.runs import Run
 from experiments.runtime.files import read_json, write_json
 from jebm import checkpoints, priors
 from jebm.spec import to_spec
-from tools.paths import path_argument
+from tools.arguments import path_argument, positive
 from tools.priors import learn, measure, page, settings
-from tools.priors.backbone import open_backbone, positive
+from tools.priors.backbone import open_backbone
 
 _HELDOUT_SHARE = 0.25  # of the minutes, for the learning that does not see a class
 

@@ -1,6 +1,5 @@
-"""What the commands read: the run whose generator is frozen, and numbers."""
+"""The run whose generator the commands freeze."""
 
-import argparse
 import pathlib
 
 from experiments import options
@@ -22,22 +21,3 @@ def open_backbone(path: pathlib.Path) -> Run:
     if not has_encoder(run.model.backbone):
         raise ConfigError(f"--backbone must be a run with an encoder, got {path}")
     return run
-
-
-def positive(text: str) -> float:
-    """Reads a positive number of a command line.
-
-    Raises:
-      ArgumentTypeError: for anything else.
-
-    Example:
-      >>> positive("0.5")
-      0.5
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value

@@ -24,9 +24,9 @@ from experiments.errors import ConfigError
 from experiments.evaluation import classifier
 from experiments.runtime.files import write_json, write_text
 from jebm import priors
-from tools.paths import path_argument
+from tools.arguments import path_argument, positive
 from tools.priors import learn, measure, settings
-from tools.priors.backbone import open_backbone, positive
+from tools.priors.backbone import open_backbone
 
 _NUM_SAMPLES = 1000
 _TITLES = {

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from experiments.errors import ConfigError
 from experiments.runtime.files import read_json, write_json, write_text
-from tools.paths import path_argument
+from tools.arguments import path_argument, positive
 from tools.priors import learn, measure, settings
 from tools.priors.__main__ import Bench, names
-from tools.priors.backbone import open_backbone, positive
+from tools.priors.backbone import open_backbone
 
 
 def main() -> None:

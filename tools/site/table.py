@@ -22,7 +22,7 @@ from experiments.errors import USER_ERRORS, ConfigError
 from experiments.rundir.evaluations import Evaluation, read_evaluations
 from experiments.rundir.settings import read_settings
 from experiments.runtime.files import write_text
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 _PRIORS = {"ebm": "joint EBM prior", "gaussian": "Gaussian prior"}

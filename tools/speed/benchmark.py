@@ -54,7 +54,7 @@ from experiments.training import learner
 from jebm import langevin, mala
 from jebm.chains import example_keys, run_chains
 from jebm.densities import logdensity
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 CIFAR10, MNIST = (32, 32, 3), (28, 28, 1)
 # Steps that are timed at once, by batch size: a tenth of a second and more of either

@@ -21,8 +21,8 @@ import numpy as np
 import jebm
 from jebm import langevin
 from jebm.densities import logdensity
+from tools.arguments import path_argument
 from tools.convert import nvae as convert_nvae
-from tools.paths import path_argument
 from tools.verify import nvae as verify_nvae
 
 _CHANNELS, _WIDTHS, _STEP_SIZE = 64, (200, 200), 0.2

@@ -30,7 +30,7 @@ from experiments.models import build_model
 from experiments.options import Data
 from experiments.runtime import parallel
 from experiments.training import learner
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 _NUM_FILES = 256  # made of a large data set, and read again and again
 _FILES = {  # format and size, width and height, in which images are published

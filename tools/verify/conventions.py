@@ -49,7 +49,7 @@ from experiments.runs import Run, open_run
 from experiments.runtime.files import write_json, write_text
 from experiments.streams import Stream
 from jebm import checkpoints
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 WEIGHTS = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 CONVENTIONS = (

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm.metrics import efficientnet, torch_file
-from tools.paths import path_argument
+from tools.arguments import path_argument
 from tools.verify.inception import images_of, relative
 
 SIDES = (96, 128, 224)  # of images

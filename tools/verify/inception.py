@@ -29,8 +29,8 @@ from flax import traverse_util
 
 from jebm import metrics
 from jebm.metrics import inception
+from tools.arguments import path_argument
 from tools.convert import inception as convert_inception
-from tools.paths import path_argument
 
 FIXTURE_REDUCTION = 16
 SIDES = (32, 64, 299, 310)  # of images; the last one shrinks

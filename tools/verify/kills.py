@@ -28,7 +28,7 @@ from experiments.rundir.metrics import read_metrics
 from experiments.training import learner
 from experiments.training.state import checkpoint_items
 from jebm import checkpoints
-from tools.paths import path_argument
+from tools.arguments import path_argument
 from tools.verify import processes
 
 _INTERVAL = 2  # steps between saves

@@ -30,8 +30,8 @@ from flax import traverse_util
 
 import jebm
 from jebm.hierarchy import infer, log_prior, top_down, transport
+from tools.arguments import path_argument
 from tools.convert import nvae as convert_nvae
-from tools.paths import path_argument
 
 _ARGS = {
     "arch_instance": "res_mbconv", "use_se": True, "res_dist": True, "num_x_bits": 8,

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from tools.paths import path_argument
+from tools.arguments import path_argument
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOLD = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")

@@ -1,4 +1,4 @@
-"""Paths that the command lines of tools give."""
+"""What the command lines of tools give: paths and numbers."""
 
 import argparse
 import pathlib
@@ -21,3 +21,22 @@ def path_argument(text: str) -> pathlib.Path:
         return local_path("the path", text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(text: str) -> float:
+    """Reads a positive number of a command line.
+
+    Raises:
+      ArgumentTypeError: for anything else.
+
+    Example:
+      >>> positive("0.5")
+      0.5
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
