@@ -40,7 +40,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 3e-3},
         {"learning_rate": 3e-3, "mixture": _few_components},
     ],
-    "pixel": [{"learning_rate": r} for r in (1e-3, 3e-3, 1e-2)],
+    "pixel": [{"learning_rate": r} for r in (1e-3, 3e-4, 1e-4)],
 }
 
 
