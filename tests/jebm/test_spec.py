@@ -74,6 +74,22 @@ SPECS = [
             "apply_fn": f"{HERE}:apply_fn",
         },
     },
+    {
+        "image_shape": [8, 8, 1],
+        "energy": {
+            "name": "prior",
+            "prior": {
+                "name": "tilted_flow",
+                "flow": {"prior": {"name": "flow", "width": 4, "depth": 1}},
+                "joint": {
+                    "prior": {
+                        "name": "joint",
+                        "energy": {"energy": {"name": "joint", "widths": [3]}},
+                    }
+                },
+            },
+        },
+    },
 ]
 
 
@@ -139,6 +155,17 @@ def test_what_no_import_finds_again_has_no_spec(model, words):
         ("backbone", {"name": "json:dumps"}, "must be a class of Module"),
         ("backbone", {"name": f"{HERE}:Own", "depth": 3}, r"\['depth'\]; known: "),
         ("energy", {"name": "json:JSONDecoder"}, "must be a class of Module, got"),
+        (
+            "energy",
+            {"name": "prior", "prior": {"name": "flux"}},
+            "unknown prior 'flux'",
+        ),
+        ("energy", {"name": "prior", "width": 3}, r"energy 'prior': \['width'\]"),
+        (
+            "energy",
+            {"name": "prior", "prior": {"name": "flow", "width": {"a": 1}}},
+            "expected no mapping here",
+        ),
         ("likelihood", {"name": "json:JSONDecoder"}, "object with num_outputs, mean"),
         ("backbone", {"name": "mine"}, "unknown backbone 'mine'.* 'module:Class'"),
         (
