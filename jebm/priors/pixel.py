@@ -4,8 +4,8 @@
     x = E[x | T(eps_z)] + sigma eps_x
 
 E learns by maximum likelihood: images of the data against the x of persistent chains.
-A Gaussian likelihood has a sigma; under any other x is the decoder's mean, and there is
-no eps_x. The draws are of eps_z. (VAEBM, arXiv 2010.00654)
+A Gaussian likelihood has a sigma; under any other, and where it is left out, x is the
+decoder's mean, and there is no eps_x. The draws are of eps_z. (VAEBM, arXiv 2010.00654)
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ class PixelEBM(Gradient):
 
     Attributes:
       energy: a Linen module that maps (x,), x [N, H, W, C], to [N] in nats.
+      pixel_noise: whether x has the noise of a Gaussian likelihood. Where sigma is much
+        larger than the noise of the images, E learns little else.
       gradient_penalty: times mean |grad E|^2 over the noise of the chains.
       persistent_chains, persistent_steps: batches must divide the chains.
       target_acceptance: that the step of the chains follows.
@@ -54,6 +56,7 @@ class PixelEBM(Gradient):
     )
 
     energy: nn.Module = Conv(32, (100,))
+    pixel_noise: bool = True
     gradient_penalty: float = 1e-3
     persistent_chains: int = 500
     persistent_steps: int = 10
@@ -136,7 +139,7 @@ class PixelEBM(Gradient):
     def _noise(self, key, frozen, num):
         """Draws (*eps_z, eps_x), or eps_z alone."""
         eps = frozen.noise(key, num)
-        if scale_of(frozen) is None:
+        if scale_of(frozen) is None or not self.pixel_noise:
             return eps
         zeros = jnp.zeros(frozen.model.image_shape, frozen.dtype)
         keys = walks.example_keys(key, num, walks.EXTRA)

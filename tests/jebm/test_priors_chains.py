@@ -422,10 +422,12 @@ def pixels(likelihood):
     return priors.freeze(model, jebm.init(KEY, model))
 
 
-@pytest.mark.parametrize("noisy", [True, False])
-def test_draws_under_a_known_energy_of_pixels_are_those_of_a_gaussian(noisy):
-    frozen = pixels(Linear(NOISE) if noisy else Pointlike())
+@pytest.mark.parametrize("kind", ["noise", "no sigma", "noise left out"])
+def test_draws_under_a_known_energy_of_pixels_are_those_of_a_gaussian(kind):
+    frozen = pixels(Pointlike() if kind == "no sigma" else Linear(NOISE))
+    noisy = kind == "noise"
     prior = priors.PixelEBM(
+        pixel_noise=kind != "noise left out",
         energy=Bowl(STIFFNESS, CENTRE),
         persistent_chains=4,
         step_size=0.8,

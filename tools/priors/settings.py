@@ -40,7 +40,11 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 3e-3},
         {"learning_rate": 3e-3, "mixture": _few_components},
     ],
-    "pixel": [{"learning_rate": r} for r in (1e-3, 3e-4, 1e-4)],
+    "pixel": [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 3e-4},
+        {"learning_rate": 1e-3, "pixel_noise": False},
+    ],
 }
 
 

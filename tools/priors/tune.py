@@ -93,7 +93,9 @@ def _short(value):
     for field in ("learning_rate", "num_components"):  # of a part
         if hasattr(value, field):
             return f"of {field.replace('_', ' ')} {_short(getattr(value, field))}"
-    return f"{value:g}".removeprefix("0") or "0"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}".removeprefix("0")
 
 
 def table(workdir: pathlib.Path) -> str:
