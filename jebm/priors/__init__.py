@@ -34,7 +34,6 @@ from jebm.priors.ncp import NCP
 from jebm.priors.noise_contrast import MultiStage
 from jebm.priors.pixel import PixelEBM
 from jebm.priors.product import product
-from jebm.priors.tilted_mixture import TiltedMixture
 from jebm.priors.vamp import VampPrior
 
 # By name, in the order of a table.
@@ -50,7 +49,6 @@ PRIORS: dict[str, type[Prior]] = {
     "diffusion": Diffusion,
     "flow": Flow,
     "tilted_flow": TiltedFlow,
-    "tilted_mixture": TiltedMixture,
     "pixel": PixelEBM,
 }
 
@@ -76,7 +74,6 @@ __all__ = [
     "Prior",
     "State",
     "TiltedFlow",
-    "TiltedMixture",
     "VampPrior",
     "as_model",
     "draws_itself",

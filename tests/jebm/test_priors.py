@@ -287,10 +287,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "joint": priors.Joint(persistent_chains=20, persistent_steps=2),
         "num_proposals": 2,
     },
-    "tilted_mixture": {
-        "mixture": priors.Mixture(num_components=4), "num_proposals": 2,
-        "num_weights": 10,
-    },
     "pixel": {"persistent_chains": 20, "persistent_steps": 2, "chain_steps": 3},
 }  # fmt: skip
 

@@ -11,8 +11,6 @@ from typing import Any
 from jebm import energies, priors
 
 BATCH_SIZE = 500  # draws of an update
-_many_components = priors.Mixture(num_components=400, shrinkage=0.01)
-_few_components = priors.Mixture(num_components=200, shrinkage=0.01)
 # Settings to choose from, as many of each prior; nothing is left to set of "gaussian".
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "joint": [{"learning_rate": r} for r in (2e-3, 4e-3, 1e-3)],
@@ -34,11 +32,6 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
     "tilted_flow": [
         {"joint": priors.Joint(learning_rate=r)} for r in (2e-3, 4e-3, 8e-3)
-    ],
-    "tilted_mixture": [
-        {"learning_rate": 1e-3},
-        {"learning_rate": 3e-3},
-        {"learning_rate": 3e-3, "mixture": _few_components},
     ],
     "pixel": [
         {"learning_rate": 1e-3},
@@ -89,7 +82,6 @@ _CHOSEN: dict[str, dict[str, Any]] = {
     "multi_stage": {"learning_rate": 1e-2},
     "diffusion": {"learning_rate": 1e-2},
     "tilted_flow": _TILTED_FLOW,
-    "tilted_mixture": {"mixture": _many_components},
     "pixel": _PIXEL,
 }
 

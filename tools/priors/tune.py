@@ -90,9 +90,8 @@ def told(trial: dict[str, Any]) -> str:
 
 
 def _short(value):
-    for field in ("learning_rate", "num_components"):  # of a part
-        if hasattr(value, field):
-            return f"of {field.replace('_', ' ')} {_short(getattr(value, field))}"
+    if hasattr(value, "learning_rate"):  # of a part
+        return f"of learning rate {_short(value.learning_rate)}"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}".removeprefix("0")
