@@ -73,7 +73,12 @@ _TILTED_FLOW = {
     "num_proposals": 6,
 }
 # Its chains pass the decoder and the pixels.
-_PIXEL = {"persistent_chains": 200, "persistent_steps": 5, "chain_steps": 50}
+_PIXEL = {
+    "pixel_noise": False,
+    "persistent_chains": 200,
+    "persistent_steps": 5,
+    "chain_steps": 50,
+}
 # The best of `TRIALS` on the vectors of `mnist`.
 _CHOSEN: dict[str, dict[str, Any]] = {
     "joint": {"learning_rate": 4e-3},
