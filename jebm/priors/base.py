@@ -152,7 +152,9 @@ class State:
 class Prior:
     """The contract of a prior: settings alone, with pure functions of pytrees.
 
-    A new one is a subclass in a file of its own and a line in `jebm.priors.PRIORS`.
+    A new one is a subclass in a file of its own and a line in `jebm.priors.PRIORS`. Its
+    settings are plain values, energies, chains or other priors: `jebm.save` of its
+    model writes them by name.
 
     Class attributes:
       density: NORMALISED, ESTIMATED, UNNORMALISED, or None where there is none.
