@@ -89,6 +89,7 @@ class Bench:
         if (path / "measured.json").is_file():
             return
         prior = settings.prior(name, self.frozen)
+        path.mkdir(parents=True, exist_ok=True)
         if lacking := prior.lacks(self.frozen):
             write_json(path / "measured.json", {"lacks": lacking})
             return

@@ -62,6 +62,7 @@ def measure_trial(bench: Bench, name: str, i: int, seed: int) -> None:
     if (path / "measured.json").is_file():
         return
     prior = settings.prior(name, bench.frozen, trial)
+    path.mkdir(parents=True, exist_ok=True)
     if lacking := prior.lacks(bench.frozen):
         write_json(path / "measured.json", {"trial": told(trial), "lacks": lacking})
         return

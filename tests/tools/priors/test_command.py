@@ -86,6 +86,21 @@ def test_run_of_a_prior_without_a_density_is_sampled_and_has_no_scores(
 
 
 @pytest.mark.slow
+def test_row_of_a_prior_that_cannot_learn_here_says_why(
+    bench_of, tmp_path, monkeypatch
+):
+    why = "too many units"
+    monkeypatch.setattr(priors.Flow, "lacks", lambda self, frozen: why)
+    monkeypatch.setattr(settings, "TRIALS", {"flow": [{"learning_rate": 1e-3}]})
+    bench = bench_of(tmp_path)
+    bench.row("flow", 0)
+    page.write(tmp_path, bench.floor, "About.")
+    assert f"| {why} |" in (tmp_path / "priors.md").read_text()
+    tune.measure_trial(bench, "flow", 0, seed=9)
+    assert f"| {why} |" in tune.table(tmp_path)
+
+
+@pytest.mark.slow
 def test_trials_are_measured_once_and_told_in_a_table(bench_of, tmp_path, monkeypatch):
     trials = {"flow": [{"learning_rate": r} for r in (1e-3, 3e-3)], "mixture": []}
     monkeypatch.setattr(settings, "TRIALS", trials)
