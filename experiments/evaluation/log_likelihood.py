@@ -35,6 +35,7 @@ import numpy as np
 import jebm
 from experiments.data.pixels import to_unit
 from jebm import partition, scores
+from jebm.chains import example_keys, prior_chain, run_chains
 
 _NUM_DRAWS = 500  # that log Z is annealed back from
 
@@ -86,7 +87,11 @@ def tilted_log_z(key, key_draws, model, params):
     forward; log_z_unseen_share, of samples that forward could not have reached; and
     log_z_agrees, see `partition.check_log_z`.
     """
-    latents = jebm.sample(key_draws, model, params, _NUM_DRAWS).latents
+    if jebm.priors.draws_itself(model):
+        latents = jebm.sample(key_draws, model, params, _NUM_DRAWS).latents
+    else:
+        keys = example_keys(key_draws, jnp.arange(_NUM_DRAWS))
+        latents = _of_prior_chain(keys, model, params)
     check = jax.device_get(partition.check_log_z(key, model, params, latents))
     numbers = {}
     for name, end in (("log_z", check.forward), ("log_z_reverse", check.reverse)):
@@ -98,6 +103,11 @@ def tilted_log_z(key, key_draws, model, params):
         "log_z_unseen_share": check.unseen_share.item(),
         "log_z_agrees": check.agrees.item(),
     }
+
+
+@jax.jit
+def _of_prior_chain(keys, model, params):
+    return run_chains(keys, model, params, prior_chain(model))[0]
 
 
 def estimator_of(
