@@ -78,12 +78,11 @@ def sample(
     checks.key(key)
     checks.params(model, params)
     checks.positive_int("num_samples", num_samples)
+    chosen = kernel, num_steps, step_size, temperature
     if isinstance(prior, Law):
-        chosen = kernel, num_steps, step_size, temperature
         return _of_law(key, model, params, num_samples, prior, chosen, above)
     checks.one_of("prior", prior, ("ebm", "gaussian"))
     law = law_of(model, params) if prior == "ebm" else None
-    chosen = kernel, num_steps, step_size, temperature
     if law is not None and not above and all(setting is None for setting in chosen):
         return _law_samples(key, law, num_samples)
     temperature = 1.0 if temperature is None else temperature

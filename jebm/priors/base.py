@@ -132,9 +132,19 @@ def freeze(model: Model, params: Params) -> Frozen:
       {}
     """
     checks.params(model, params)
+    return Frozen(untilted(model), Params(params.backbone, {}))
+
+
+def untilted(model: Model) -> Model:
+    """Returns the model without its energy, which no chain draws.
+
+    Example:
+      >>> import jebm
+      >>> untilted(jebm.load_pretrained("digits")[0]).energy is None
+      True
+    """
     chains = Chains(prior=ANCESTRAL, posterior=model.chains.posterior)
-    plain = dataclasses.replace(model, energy=None, chains=chains)
-    return Frozen(plain, Params(params.backbone, {}))
+    return dataclasses.replace(model, energy=None, chains=chains)
 
 
 @struct.dataclass

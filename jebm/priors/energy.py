@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from jebm.chains import to_eps
 from jebm.hierarchy import Latents
-from jebm.kernels import ANCESTRAL, MALA, Chain, Chains
+from jebm.kernels import MALA, Chain, Chains
 from jebm.model import Model, Params, init
-from jebm.priors.base import Draws, Frozen, Law, Prior
+from jebm.priors.base import Draws, Frozen, Law, Prior, untilted
 from jebm.priors.joint import Concatenated, Joint
 
 _DRAWS = 1024  # that a state of the right shapes is made of
@@ -107,9 +107,7 @@ def tilted_by(prior: Prior, model: Model) -> Model:
       >>> type(tilted_by(jebm.priors.Gaussian(), model).energy).__name__
       'Tilt'
     """
-    chains = Chains(ANCESTRAL, model.chains.posterior)
-    plain = dataclasses.replace(model, energy=None, chains=chains)
-    return dataclasses.replace(model, energy=Tilt(prior, plain))
+    return dataclasses.replace(model, energy=Tilt(prior, untilted(model)))
 
 
 def draws_itself(model: Model) -> bool:

@@ -128,6 +128,16 @@ def test_every_prior_but_the_gaussian_has_three_trials():
             assert priors.PRIORS[name](**trial)
 
 
+def test_a_trial_stands_in_place_of_the_setting_that_was_chosen():
+    frozen = priors.freeze(*jebm.load_pretrained("digits"))
+    for name, trials in settings.TRIALS.items():
+        made = [settings.prior(name, frozen, trial) for trial in trials]
+        assert len(set(map(repr, made))) == 3
+        assert settings.prior(name, frozen) in made
+    [first, *_] = settings.TRIALS["mixture"]
+    assert settings.prior("mixture", frozen, first).shrinkage == 0.1
+
+
 @pytest.mark.slow
 def test_killed_learning_ends_with_the_same_bits(bench_of, tmp_path, monkeypatch):
     bench = bench_of(tmp_path)
