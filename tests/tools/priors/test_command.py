@@ -91,7 +91,6 @@ def test_row_of_a_prior_that_cannot_learn_here_says_why(
 ):
     why = "too many units"
     monkeypatch.setattr(priors.Flow, "lacks", lambda self, frozen: why)
-    monkeypatch.setattr(settings, "TRIALS", {"flow": [{"learning_rate": 1e-3}]})
     bench = bench_of(tmp_path)
     bench.row("flow", 0)
     page.write(tmp_path, bench.floor, "About.")
