@@ -23,6 +23,24 @@ def path_argument(text: str) -> pathlib.Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def of_backbone(prog: str, about: str) -> argparse.ArgumentParser:
+    """Makes the parser of a command that reads a trained run and writes to a folder.
+
+    Example:
+      >>> parser = of_backbone("python -m tools.priors", "Compares all priors.")
+      >>> parser.parse_args(["--backbone=runs/a", "--workdir=runs/b"]).backbone.name
+      'a'
+    """
+    parser = argparse.ArgumentParser(prog, description=about)
+    parser.add_argument(
+        "--backbone", type=path_argument, required=True, help="a run with an encoder"
+    )
+    parser.add_argument(
+        "--workdir", type=path_argument, required=True, help="where all is written"
+    )
+    return parser
+
+
 def positive(text: str) -> float:
     """Reads a positive number of a command line.
 

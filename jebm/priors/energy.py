@@ -88,8 +88,7 @@ def as_model(law: Law, chain: Chain | None = None) -> tuple[Model, Params]:
     prior, frozen, posterior = law.prior, law.frozen, law.frozen.model.chains.posterior
     if isinstance(prior, Joint) and not isinstance(prior, Concatenated):
         model, params = prior.model(frozen, law.state)
-        own = MALA(prior.chain_steps, float(law.state.step_size))
-        chains = Chains(chain or own, posterior)
+        chains = Chains(chain or model.chains.prior, posterior)
         return dataclasses.replace(model, chains=chains), params
     chains = Chains(chain or MALA(200, 0.3), posterior)
     energy = Tilt(prior, frozen.model)

@@ -107,8 +107,11 @@ class Joint(Prior):
         return sum(leaf.size for leaf in jax.tree.leaves(state.params.energy))
 
     def model(self, frozen, state) -> tuple[Model, Params]:
-        """Returns the model with this energy, and the parameters for `jebm.sample`."""
-        return self._model(frozen), state.ema
+        """Returns the model of this energy, with the step that learning has found."""
+        own = MALA(self.chain_steps, float(state.step_size))
+        model = self._model(frozen)
+        chains = dataclasses.replace(model.chains, prior=own)
+        return dataclasses.replace(model, chains=chains), state.ema
 
     def _learner(self, frozen):
         optimizer = falling_adam(self.learning_rate, self.num_steps)

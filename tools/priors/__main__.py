@@ -29,7 +29,7 @@ from experiments.runs import Run
 from experiments.runtime.files import read_json, write_json
 from jebm import checkpoints, priors
 from jebm.spec import to_spec
-from tools.arguments import path_argument, positive
+from tools.arguments import of_backbone, positive
 from tools.priors import learn, measure, page, settings
 from tools.priors.backbone import open_backbone
 
@@ -155,14 +155,8 @@ def write_run(path: pathlib.Path, run: Run, law: priors.Law) -> None:
 def main() -> None:
     """Runs the command."""
     about = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser("python -m tools.priors", description=about)
+    parser = of_backbone("python -m tools.priors", about)
     known = list(priors.PRIORS)
-    parser.add_argument(
-        "--backbone", type=path_argument, required=True, help="a run with an encoder"
-    )
-    parser.add_argument(
-        "--workdir", type=path_argument, required=True, help="where all is written"
-    )
     parser.add_argument(
         "--priors", type=names, default=known, help=f"of {','.join(known)}"
     )

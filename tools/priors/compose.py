@@ -10,7 +10,6 @@ compose.png: how often samples of each energy alone and of the sum show the clas
 classifier, and how often they have the ink.
 """
 
-import argparse
 import pathlib
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation import classifier
 from experiments.runtime.files import write_json, write_text
 from jebm import priors
-from tools.arguments import path_argument, positive
+from tools.arguments import of_backbone, positive
 from tools.priors import learn, measure, settings
 from tools.priors.backbone import open_backbone
 
@@ -42,15 +41,7 @@ _TITLES = {
 def main() -> None:
     """Runs the command."""
     about = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser(
-        "python -m tools.priors.compose", description=about
-    )
-    parser.add_argument(
-        "--backbone", type=path_argument, required=True, help="a run with an encoder"
-    )
-    parser.add_argument(
-        "--workdir", type=path_argument, required=True, help="where all is written"
-    )
+    parser = of_backbone("python -m tools.priors.compose", about)
     parser.add_argument(
         "--minutes", type=positive, default=1.0, help="that each energy learns for"
     )

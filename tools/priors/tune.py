@@ -9,7 +9,6 @@ measured by its Frechet distance to the held-out images. DIR gets trials.md. Aft
 kill the same command goes on where it stopped.
 """
 
-import argparse
 import pathlib
 from typing import Any
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from experiments.errors import ConfigError
 from experiments.runtime.files import read_json, write_json, write_text
-from tools.arguments import path_argument, positive
+from tools.arguments import of_backbone, positive
 from tools.priors import learn, measure, settings
 from tools.priors.__main__ import Bench, names
 from tools.priors.backbone import open_backbone
@@ -27,13 +26,7 @@ from tools.priors.backbone import open_backbone
 def main() -> None:
     """Runs the command."""
     about = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser("python -m tools.priors.tune", description=about)
-    parser.add_argument(
-        "--backbone", type=path_argument, required=True, help="a run with an encoder"
-    )
-    parser.add_argument(
-        "--workdir", type=path_argument, required=True, help="where all is written"
-    )
+    parser = of_backbone("python -m tools.priors.tune", about)
     parser.add_argument(
         "--priors", type=names, default=list(settings.TRIALS), help="which to tune"
     )
