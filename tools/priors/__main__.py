@@ -72,16 +72,16 @@ class Bench:
         return measure.Weighed(**weighed)
 
     @functools.cached_property
-    def floor(self) -> float:
-        """Measures the distance of held-out images from their posterior samples."""
-        num = self.settings.num_samples
+    def floor(self) -> measure.Floor:
+        """Measures what posterior samples are at."""
         file = self.workdir / "floor.json"
         if not file.is_file():
-            distance = measure.floor(
-                self._key(3), self.frozen, self.run.heldout, self.features, num
-            )
-            write_json(file, {"floor": distance})
-        return read_json(file)["floor"]
+            found = measure.floor(
+                self._key(3), self.frozen, self.run.heldout, self.data.eps[0],
+                self.features, self.settings.num_samples,
+            )  # fmt: skip
+            write_json(file, found._asdict())
+        return measure.Floor(**read_json(file))
 
     def row(self, name: str, seed: int) -> None:
         """Learns a prior and measures it, unless that has been done."""

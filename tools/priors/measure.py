@@ -14,7 +14,7 @@ The distances are not FIDs.
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jebm.metrics import feature_statistics, frechet_distance
 from jebm.partition import estimate
 
 EFFORT = 4
+_LOTS = 8  # of images of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,25 +146,64 @@ def distances(
     }, images[:100]
 
 
+class Floor(NamedTuple):
+    """Distances of posterior samples from held-out images: priors stay above them.
+
+    Attributes:
+      paired: of samples of the held-out images themselves. No draw is as near, since
+        it knows nothing of these images.
+      perfect: of samples of as many images of training, the mean over disjoint lots:
+        a prior that is the aggregate posterior itself has this distance.
+      spread: the standard deviation of `perfect` over the lots, for one lot.
+    """
+
+    paired: float
+    perfect: float
+    spread: float
+
+
 def floor(
     key: jax.Array,
     frozen: priors.Frozen,
     real: np.ndarray,
+    eps: jax.Array,
     features: Callable[[np.ndarray], np.ndarray],
     num: int,
-) -> float:
-    """Measures how far held-out images are from their decoded posterior samples."""
+) -> Floor:
+    """Measures the floor of `num` samples.
+
+    Args:
+      key: for samples of the held-out images.
+      frozen: the generator.
+      real: held-out images, uint8 [M, H, W, C].
+      eps: flat noise behind images of training, [N, size].
+      features: of images.
+      num: of samples.
+    """
     x = to_unit(real)
+    reference = feature_statistics(features(x))
 
     @jax.jit
-    def decoded(key, x):
+    def reconstructed(key, x):
         return frozen.decode(frozen.draws(key, x).eps)
 
-    images = map_batches(
-        key, lambda key, i: decoded(key, x[i]), np.arange(min(num, len(x))), 100
-    )
-    reference = feature_statistics(features(x))
-    return float(frechet_distance(*feature_statistics(features(images)), *reference))
+    @jax.jit
+    def decoded(vectors):
+        return frozen.decode(frozen.layers(vectors))
+
+    def distance(key, make, inputs):
+        images = map_batches(key, make, inputs, 100)
+        return float(
+            frechet_distance(*feature_statistics(features(images)), *reference)
+        )
+
+    paired = distance(key, lambda k, i: reconstructed(k, x[i]), np.arange(len(x))[:num])
+    order = np.random.default_rng(0).permutation(len(eps))
+    lots = [order[i * num : (i + 1) * num] for i in range(_LOTS)]
+    full = [lot for i, lot in enumerate(lots) if i == 0 or len(lot) == num]
+    fresh = [distance(None, lambda _, i: decoded(eps[i]), lot) for lot in full]
+    spread = np.std(fresh, ddof=1) if len(fresh) > 1 else np.nan
+    return Floor(paired, float(np.mean(fresh)), float(spread))
 
 
 def encode(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments import pictures
 from experiments.runtime.files import read_json, readable, write_text
+from tools.priors.measure import Floor
 
 _HEAD = (
     "prior",
@@ -43,10 +44,15 @@ def save_samples(
         pictures.save(pictures.grid(images), file, f"{name}, seed {seed}")
 
 
-def write(workdir: pathlib.Path, floor: float, about: str) -> None:
+def write(workdir: pathlib.Path, floor: Floor, about: str) -> None:
     """Writes the pages from the measured.json below `workdir`."""
     measured = _measured(workdir)
-    about += f" Floor, held-out images from their posterior samples: {floor:.3g}."
+    spread = "" if np.isnan(floor.spread) else f" ± {floor.spread:.2f}"
+    about += (
+        f" Posterior samples of training images: {floor.perfect:.2f}{spread}, which a "
+        "perfect prior would reach; of the held-out images themselves: "
+        f"{floor.paired:.2f}."
+    )
     run = readable(str(workdir / "NAME" / "seed0" / "run"))
     about += (
         " Each prior is kept as a run: python -m experiments.main --workdir="
@@ -135,7 +141,9 @@ def _picture(measured, floor, file):
         axes.plot(costs[0], values[0], "o", color=line.get_color())
         axes.plot(costs[1], values[1], "o", color=line.get_color(), fillstyle="none")
         names[name] = costs[0], values[0]
-    axes.axhline(floor, color="grey", linestyle="--", linewidth=1, label="floor")
+    given = {"color": "grey", "linewidth": 1}
+    axes.axhline(floor.perfect, linestyle="--", label="a perfect prior", **given)
+    axes.axhline(floor.paired, linestyle=":", label="reconstructions", **given)
     axes.legend(loc="upper right")
     _write_names(axes, names)
     caption = "Quality against the cost of a draw; open circles: 4 times the effort."

@@ -57,7 +57,8 @@ def test_rows_are_measured_once_and_the_pages_show_them(bench_of, tmp_path):
     with pytest.raises(ConfigError, match="cannot be trained"):
         build_model(run.experiment, run.model.image_shape)
     text = (tmp_path / "priors.md").read_text()
-    assert text.startswith("About. Floor")
+    assert text.startswith("About. Posterior samples of training images: ")
+    assert 0 < bench.floor.paired < bench.floor.perfect
     assert {line.split(" | ")[0] for line in text.splitlines()[4:]} == {
         "| flow", "| gaussian",
     }  # fmt: skip
