@@ -98,7 +98,7 @@ def num_here(devices: Sequence[jax.Device]) -> int:
 
 def pmap(
     step: Callable, devices: Sequence[jax.Device], donate: bool = True
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Maps `step(key, state, batch)` over devices, which all take the same key.
 
     State and batch are those of this process's devices, with a leading device axis.

@@ -528,15 +528,15 @@ def picture(results: dict, path: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
-def write_page(results: dict, page: pathlib.Path) -> None:
-    """Replaces what is between the marks of a page by the machine and the table."""
-    before, found, rest = page.read_text().partition(MARKS[0])
-    _, ended, after = rest.partition(MARKS[1])
+def write_page(text: str, page: pathlib.Path, marks: tuple[str, str] = MARKS) -> None:
+    """Replaces what is between the marks of a page by the machine and a table."""
+    before, found, rest = page.read_text().partition(marks[0])
+    _, ended, after = rest.partition(marks[1])
     if not (found and ended):
-        raise ValueError(f"{page} must hold the lines {' and '.join(MARKS)}")
+        raise ValueError(f"{page} must hold the lines {' and '.join(marks)}")
     told = ", ".join(f"{name} {value}" for name, value in machine().items())
-    parts = [before + MARKS[0], f"Measured {time.strftime('%Y-%m-%d')}: {told}."]
-    page.write_text("\n\n".join([*parts, table(results), MARKS[1]]) + after)
+    parts = [before + marks[0], f"Measured {time.strftime('%Y-%m-%d')}: {told}."]
+    page.write_text("\n\n".join([*parts, text, marks[1]]) + after)
 
 
 def machine() -> dict:
@@ -585,7 +585,7 @@ def main(argv: list[str] | None = None) -> None:
     if given.picture:
         picture(results, given.picture)
     if given.page:
-        write_page(results, given.page)
+        write_page(table(results), given.page)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_table_picture_and_file_tell_what_was_measured(
     ]
     page.write_text("# No marks")
     with pytest.raises(ValueError, match=r"page.md must hold the lines <!-- table"):
-        benchmark.write_page({}, page)
+        benchmark.write_page("", page)
 
 
 def test_page_is_never_left_with_some_of_its_lines(
