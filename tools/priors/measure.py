@@ -147,11 +147,11 @@ def distances(
 
 
 class Floor(NamedTuple):
-    """Distances of posterior samples from held-out images: priors stay above them.
+    """Distances of posterior samples from held-out images.
 
     Attributes:
-      paired: of samples of the held-out images themselves. No draw is as near, since
-        it knows nothing of these images.
+      paired: of samples of the first held-out images themselves. Where these are many
+        of the images they are held against, nothing else is as near.
       perfect: of samples of as many images of training, the mean over disjoint lots:
         a prior that is the aggregate posterior itself has this distance.
       spread: the standard deviation of `perfect` over the lots, for one lot.
