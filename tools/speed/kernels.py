@@ -4,6 +4,7 @@
         [--json=FILE]
     python -m tools.speed.kernels --pretrained=digits
 
+MAMS needs BlackJAX, `pip install -e '.[bench]'`, and is left out where that is missing.
 Each kernel has a list of trials, a step size and its other settings. Every trial runs
 64 chains of 4,000 gradients from positions of the prior, and counts the effective draws
 (ArviZ's bulk ESS) of E, of |eps|^2 and of the first three principal components of
@@ -20,6 +21,7 @@ standard deviation of a distance between seeds.
 
 import argparse
 import functools
+import importlib.util
 import json
 import pathlib
 import time
@@ -36,7 +38,7 @@ from experiments import options
 from experiments.configs import default
 from experiments.data import datasets
 from experiments.data.pixels import to_unit
-from experiments.errors import USER_ERRORS
+from experiments.errors import USER_ERRORS, ConfigError
 from experiments.evaluation import classifier
 from experiments.rundir.settings import read_settings
 from experiments.runs import open_run
@@ -117,7 +119,13 @@ def _log_tilt(model, params, eps):
 
 
 def of(model: jebm.Model, params: jebm.Params, data: str, images) -> Problem:
-    """Makes the problem of a model and held-out images, uint8, of a data set."""
+    """Makes the problem of a model and held-out images, uint8, of a data set.
+
+    Raises:
+      ConfigError: for a model without energies, whose prior needs no chain.
+    """
+    if model.energy is None:
+        raise ConfigError("the model has no energies: its prior needs no chain")
     features, _ = classifier.load(data)
     real = features(to_unit(images))
     centred = real - real.mean(axis=0)
@@ -270,7 +278,9 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=path_argument, help="A trained run.")
     which.add_argument("--pretrained", help="A model that is shipped with jebm.")
-    parser.add_argument("--only", nargs="*", choices=KERNELS, default=list(KERNELS))
+    here = importlib.util.find_spec("blackjax") is not None
+    usual = [name for name in KERNELS if here or name != "MAMS"]
+    parser.add_argument("--only", nargs="*", choices=KERNELS, default=usual)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=5000)
     parser.add_argument("--json", type=path_argument, help="Writes all numbers there.")
