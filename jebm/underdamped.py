@@ -45,7 +45,7 @@ def init(position: PyTree, logdensity_fn: LogDensity) -> UnderdampedState:
     return UnderdampedState(*start, at_rest, jnp.zeros_like(start.logdensity))
 
 
-def underdamped(friction: jax.typing.ArrayLike = 1.5) -> Kernel:
+def underdamped(friction: float | jax.Array = 1.5) -> Kernel:
     """Makes the kernel; each step costs one gradient.
 
     A proposal whose log-density is not finite is rejected. The temperature must be
