@@ -64,7 +64,7 @@ SETTINGS = {
     "learning.energy_lr": "rate of the energies; lower it if training diverges",
     "learning.gradient_penalty": "smooths the energies; raise it if training diverges",
     "learning.method": "variational (encoder), mle (posterior chain) or two_stage",
-    "chains.prior.num_steps": "steps of the Langevin or MALA chain that draws samples",
+    "chains.prior.num_steps": "steps of the Markov chain that draws samples",
     "chains.prior.step_size": "step size of this chain",
     "eval.protocol": "auto; paper or clean (FID); likelihood, anomaly, ood, ...",
     "eval.num_samples": "samples that the Frechet distances compare with images",

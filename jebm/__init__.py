@@ -18,13 +18,14 @@ from jebm import (
     priors,
     scores,
     tempering,
+    underdamped,
     walkers,
 )
 from jebm.checkpoints import load, save
 from jebm.contract import check_backbone
 from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.distributions import Normal
-from jebm.kernels import MALA, Chains, Langevin, Tempered
+from jebm.kernels import MALA, Chains, Langevin, Tempered, Underdamped
 from jebm.learning import maximum_likelihood, second_stage, variational
 from jebm.model import Model, Params, energy, init
 from jebm.pretrained import load_pretrained
@@ -43,6 +44,7 @@ __all__ = [
     "Params",
     "Samples",
     "Tempered",
+    "Underdamped",
     "backbones",
     "build",
     "check_backbone",
@@ -70,6 +72,7 @@ __all__ = [
     "second_stage",
     "tempering",
     "to_spec",
+    "underdamped",
     "variational",
     "walkers",
 ]

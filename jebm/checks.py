@@ -83,7 +83,8 @@ def chain(value, default, name: str = "kernel"):
         return default
     if not isinstance(value, Chain):
         raise ValueError(
-            f"{name} must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got {value!r}"
+            f"{name} must be a jebm.Langevin, jebm.MALA, jebm.Underdamped or "
+            f"jebm.Tempered, got {value!r}"
         )
     return value
 

@@ -152,7 +152,7 @@ def run(
       num_steps: how many steps; 0 returns the start and an info of zeros.
       step_size: [].
       temperature: [], Langevin's T.
-      kernel: `langevin.LANGEVIN` or `mala.MALA`.
+      kernel: `langevin.LANGEVIN`, `mala.MALA` or one of `underdamped.underdamped`.
 
     Returns:
       The final state and the LangevinInfo averaged over the steps, so that a value

@@ -9,7 +9,7 @@ so that the chain leaves exp(l / T) invariant at any step size s.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from jebm.langevin import (
     normal_like,
     update,
 )
+
+State = TypeVar("State")  # of a tested chain, any pytree
 
 
 class MalaState(NamedTuple):
@@ -104,8 +106,8 @@ def acceptance_probability(
 
 
 def accept(
-    normal: jax.Array, probability: jax.Array, proposal: MalaState, state: MalaState
-) -> MalaState:
+    normal: jax.Array, probability: jax.Array, proposal: State, state: State
+) -> State:
     """Returns `proposal` with that probability, [], else `state`."""
     accepted = happens(normal, probability)
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)

@@ -51,8 +51,8 @@ def sample(
         `jebm.priors.Law` of this very generator, which draws in its own way, as the
         "ebm" of a model of `jebm.priors.as_model` does unless a chain, a temperature or
         `above` is given.
-      kernel: the chain, `jebm.Langevin`, `jebm.MALA` or `jebm.Tempered`; None for the
-        model's own. None runs with prior="gaussian".
+      kernel: the chain, `jebm.Langevin`, `jebm.MALA`, `jebm.Underdamped` or
+        `jebm.Tempered`; None for the model's own. None runs with prior="gaussian".
       num_steps: of the chain; None for the kernel's. Each new value compiles anew.
       step_size: of the chain; None for the kernel's.
       temperature: scales every sigma_i of the hierarchy, for both priors; None for 1.
@@ -144,8 +144,8 @@ def posterior_sample(
       model: the model.
       params: its parameters.
       x: images [N, H, W, C], floating-point in [0, 1].
-      kernel: the chain, `jebm.Langevin`, `jebm.MALA` or `jebm.Tempered`; None for the
-        model's own.
+      kernel: the chain, `jebm.Langevin`, `jebm.MALA`, `jebm.Underdamped` or
+        `jebm.Tempered`; None for the model's own.
       num_steps: of the chain; None for the kernel's. Each new value compiles anew.
       step_size: of the chain; None for the kernel's.
       start: of the chain, see `jebm.kernels.Chain`; None for the kernel's. With

@@ -56,6 +56,7 @@ def get_config() -> config_dict.ConfigDict:
     config.chains = config_dict.ConfigDict()
     config.chains.prior = config_dict.ConfigDict()
     # "mala": Langevin steps with a Metropolis test sample the density itself.
+    # "underdamped": so do these, and keep their direction: they need fewer steps.
     # "langevin": uncorrected steps; the energies absorb their discretisation bias. See
     # `uncorrected` below.
     config.chains.prior.name = "mala"
@@ -64,7 +65,7 @@ def get_config() -> config_dict.ConfigDict:
     config.chains.prior.space = "eps"  # the noise behind the latents; "z": the latents
     config.chains.prior.start = "normal"  # draws of N(0, I)
     config.chains.posterior = config_dict.ConfigDict()
-    config.chains.posterior.name = "langevin"  # or "mala"
+    config.chains.posterior.name = "langevin"  # or "mala", "underdamped"
     config.chains.posterior.num_steps = 20
     config.chains.posterior.step_size = 0.1
     config.chains.posterior.space = "eps"
@@ -89,7 +90,8 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.persistent_chains = 0
     config.learning.persistent_steps = 40
     config.learning.reinit_probability = 0.1
-    # Acceptance rate to which "mala" chains adapt their step sizes. 0: constant steps.
+    # Acceptance rate to which chains with a Metropolis test adapt their step sizes. 0:
+    # constant steps.
     config.learning.target_acceptance = 0.7
     # Weight of E in the density of the posterior chain, and so in what the generator
     # learns. 0: the generator learns as if the prior were Gaussian while the energies

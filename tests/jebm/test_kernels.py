@@ -13,6 +13,7 @@ KEY = jax.random.key(0)
 ALL = {
     "langevin": jebm.Langevin(3, 0.2),
     "mala": jebm.MALA(3, 0.2),
+    "underdamped": jebm.Underdamped(3, 0.2, friction=0.7),
     "tempered": jebm.Tempered(3, 0.2, inverse_temperatures=(0.0, 0.5, 1.0)),
 }
 

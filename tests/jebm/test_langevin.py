@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jebm import langevin, mala
+from jebm import langevin, mala, underdamped
+
+UNDERDAMPED = underdamped.underdamped(1.0)
 
 
 def standard_normal(z):
@@ -97,7 +99,7 @@ def test_uncorrected_chain_comes_near_the_double_well_at_a_small_step():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA])
+@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA, UNDERDAMPED])
 def test_run_equals_the_loop_of_steps_and_trajectory_stores_it(kernel):
     key = jax.random.key(3)
     position = {"a": jnp.ones((2, 3)), "b": (jnp.zeros(()), jnp.ones(2))}
@@ -151,7 +153,10 @@ def test_zero_steps_return_the_start():
     assert info == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("kernel", "extra"), [(langevin.LANGEVIN, 0), (mala.MALA, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "extra"),
+    [(langevin.LANGEVIN, 0), (mala.MALA, 1), (UNDERDAMPED, 1)],
+)
 def test_number_of_gradients(kernel, extra):
     calls = itertools.count()
 
@@ -173,7 +178,7 @@ def test_number_of_gradients(kernel, extra):
     assert next(calls) == 7 + extra
 
 
-@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA])
+@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA, UNDERDAMPED])
 def test_temporary_memory_does_not_grow_with_the_number_of_steps(kernel):
     def temporary_bytes(num_steps):
         def chain(key, z):
@@ -267,7 +272,7 @@ def test_mala_leaves_a_start_outside_the_support():
     assert abs(state.position[0]) < 1
 
 
-@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA])
+@pytest.mark.parametrize("kernel", [langevin.LANGEVIN, mala.MALA, UNDERDAMPED])
 def test_low_precision_positions_keep_their_dtype(kernel):
     with jax.numpy_dtype_promotion("standard"):
         state, _ = langevin.run(

@@ -359,12 +359,15 @@ def test_penalties_are_those_of_the_options(x64):
     np.testing.assert_allclose(off["prior_eps_square"], (eps**2).mean())
 
 
-@pytest.mark.parametrize("step_size", [0.05, 3.0])
-def test_step_of_an_adjusted_chain_follows_the_acceptance(step_size):
+@pytest.mark.parametrize(
+    ("kernel", "step_size"),
+    [(jebm.MALA, 0.05), (jebm.MALA, 3.0), (jebm.Underdamped, 0.05)],
+)
+def test_step_of_an_adjusted_chain_follows_the_acceptance(kernel, step_size):
     model = model_of(encoder=True)
     options = dataclasses.replace(OPTIONS, target_acceptance=0.7)
     still = optax.set_to_zero()
-    learner = jebm.second_stage(model, jebm.MALA(5, step_size), still, options)
+    learner = jebm.second_stage(model, kernel(5, step_size), still, options)
     state = start(model, learner)
     assert state.step_size == np.float32(step_size)
     before = state.step_size
@@ -462,7 +465,8 @@ def test_initial_parameters_follow_x64_and_a_dtype():
         ),
         (
             lambda: jebm.variational(model_of(True), 40, optax.sgd(1.0)),
-            "chain must be a jebm.Langevin, jebm.MALA or jebm.Tempered, got 40",
+            "chain must be a jebm.Langevin, jebm.MALA, jebm.Underdamped or "
+            "jebm.Tempered, got 40",
         ),
         (
             lambda: jebm.variational(

@@ -58,6 +58,7 @@ SPECS = [
         "energy": None,
         "chains": {
             "prior": {"name": "tempered", "inverse_temperatures": [0, 0.5, 1]},
+            "posterior": {"name": "underdamped", "friction": 0.5},
         },
     },
     {

@@ -239,7 +239,9 @@ def test_wrong_arguments_are_refused_by_name(arguments, words):
 
 
 def test_what_is_no_chain_is_refused_as_a_kernel(model, params):
-    with pytest.raises(ValueError, match=r"jebm.Langevin, jebm.MALA or jebm.Tempered"):
+    with pytest.raises(
+        ValueError, match=r"jebm.MALA, jebm.Underdamped or jebm.Tempered"
+    ):
         jebm.sample(KEY, model, params, 2, kernel=mala.MALA)
 
 

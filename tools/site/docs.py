@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 _MODULES = (
     "langevin",
     "mala",
+    "underdamped",
     "tempering",
     "scores",
     "partition",

@@ -374,9 +374,14 @@ def test_learning_lowers_the_loss_and_moves_every_parameter(tmp_path):
 
 
 @pytest.mark.slow
-def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "chain"), [("mala", jebm.MALA), ("underdamped", jebm.Underdamped)]
+)
+def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(
+    tmp_path, name, chain
+):
     config, path = config_with(), tmp_path / "run"
-    config.chains.prior.name = "mala"
+    config.chains.prior.name = name
     config.learning.target_acceptance = 0.7
     run(config, path)
     lines = metrics(path)
@@ -385,7 +390,7 @@ def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(tmp_p
     assert len(set(steps)) == len(steps)
     state = restore(path, create_state(config, build_model(config, (8, 8, 1))))
     assert float(state.learner.step_size) == pytest.approx(steps[-1], rel=0.1)
-    assert jebm.load(path)[0].chains.prior == jebm.MALA(4, 0.4)
+    assert jebm.load(path)[0].chains.prior == chain(4, 0.4)
 
 
 def test_step_that_follows_no_test_is_refused(tmp_path):
