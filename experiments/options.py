@@ -106,6 +106,7 @@ class Learning(Section):
     weight_decay: NonNegative
     clip_norm: NonNegative
     ema_decay: Fraction
+    compute_dtype: Literal["float32", "bfloat16"]
     kl_warmup_steps: Count
     kl_balance: bool
     spectral_penalty: NonNegative
