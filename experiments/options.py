@@ -418,6 +418,7 @@ BEFORE = {
     "learning.posterior_tilt": 1.0,
     "learning.tilt_warmup_steps": 0,
     "learning.likelihood_warmup_steps": 0,
+    "learning.compute_dtype": "float32",
 }
 
 
