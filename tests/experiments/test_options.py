@@ -363,6 +363,20 @@ def test_fields_that_do_not_go_together_are_told(changes, message):
     assert error_of(options.nested(leaves | changes)) == message
 
 
+def test_unknown_compute_dtype_is_told_with_the_known_ones():
+    message = error_of(changed("learning.compute_dtype", "float16"))
+    assert message == (
+        "unknown learning.compute_dtype 'float16'; known: ['bfloat16', 'float32']; did "
+        "you mean 'bfloat16'?"
+    )
+
+
+def test_run_of_an_older_version_was_trained_in_float32():
+    values = values_of()
+    del values["learning"]["compute_dtype"]
+    assert options.read(options.upgrade(values)).learning.compute_dtype == "float32"
+
+
 def test_two_stages_need_an_energy_and_a_first_stage():
     config = variational_config("ebm")
     config.learning.method = "two_stage"
