@@ -133,7 +133,10 @@ def _check_hashable(chains):
 
 
 def with_compute_dtype(model: Model, compute_dtype: str | None) -> Model:
-    """Returns the model with products of operands of `compute_dtype`, see below.
+    """Returns the model with the backbone's products of operands of `compute_dtype`.
+
+    Energies stay as they are: their products are small, so that bfloat16 gains nothing
+    there and costs acceptance (docs/benchmark.md).
 
     Args:
       model: the model.

@@ -2,12 +2,16 @@
 
     y = sum_k round(a_k) round(b_k)
 
-where round(.) is that to `compute_dtype`, "bfloat16", or none for "float32". The
-gradients are products as well, and take their operands in the same way:
+where round(.) is that to `compute_dtype`: "bfloat16", or "float32" for none. Gradients
+are products as well, of the incoming gradient g,
 
-    grad_a = g * round'(b),   round the incoming g and b, sum in float32
+    grad a_k = sum round(g) round(b_k)
 
-so gradients of gradients do too. Parameters, activations and gradients are float32.
+and so are gradients of gradients. Parameters, activations and gradients are float32.
+
+JAX's own gradient of a bfloat16 product has float32 operands, which a CPU is no faster
+at. So the rule is written here: the float32 product is transposed by JAX, and what that
+makes is evaluated with rounded operands.
 """
 
 import functools
