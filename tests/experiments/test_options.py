@@ -197,7 +197,10 @@ def test_value_of_a_wrong_type_is_named_with_what_is_due(field, value):
         return
     message = error_of(changed(field, value))
     assert field in message
-    names = ("learning.method", "learning.optimizer", "data.on_corrupt", "prior")
+    names = (
+        "learning.method", "learning.optimizer", "learning.compute_dtype",
+        "data.on_corrupt", "prior",
+    )  # fmt: skip
     if field in (*names, "matmul_precision"):
         assert message.startswith(f"unknown {field} {value!r}; known: [")
     elif value == {} and field.startswith("eval."):
