@@ -16,6 +16,7 @@ matrix products alone: its routine for convolutions is no faster with it.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -56,7 +57,7 @@ def conv_transpose(
             f"the kernel's size must be a multiple of the stride {stride} and exceed "
             f"it by an even number, got {size}"
         )
-    options = {"stride": stride, "compute_dtype": compute_dtype}
+    options: dict[str, Any] = {"stride": stride, "compute_dtype": compute_dtype}
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -271,7 +272,7 @@ def conv(
       Array([[4., 6., 4.],
              [4., 6., 4.]], dtype=float32)
     """
-    options = {"stride": stride, "compute_dtype": compute_dtype}
+    options: dict[str, Any] = {"stride": stride, "compute_dtype": compute_dtype}
     return jax.lax.platform_dependent(
         x,
         kernel,
