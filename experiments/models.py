@@ -41,6 +41,7 @@ def build_model(experiment: Experiment, image_shape: tuple[int, ...]) -> jebm.Mo
     try:
         model = jebm.build(model_spec(experiment, image_shape))
         params = jax.eval_shape(jebm.init, jax.random.key(0), model)
+        jebm.with_compute_dtype(model, experiment.learning.compute_dtype)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     if jebm.priors.draws_itself(model):

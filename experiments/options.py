@@ -106,6 +106,7 @@ class Learning(Section):
     weight_decay: NonNegative
     clip_norm: NonNegative
     ema_decay: Fraction
+    compute_dtype: Literal["float32", "bfloat16"]
     kl_warmup_steps: Count
     kl_balance: bool
     spectral_penalty: NonNegative
@@ -417,6 +418,7 @@ BEFORE = {
     "learning.posterior_tilt": 1.0,
     "learning.tilt_warmup_steps": 0,
     "learning.likelihood_warmup_steps": 0,
+    "learning.compute_dtype": "float32",
 }
 
 

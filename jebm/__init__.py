@@ -27,7 +27,7 @@ from jebm.densities import joint_logdensity, prior_logdensity
 from jebm.distributions import Normal
 from jebm.kernels import MALA, Chains, Langevin, Tempered, Underdamped
 from jebm.learning import maximum_likelihood, second_stage, variational
-from jebm.model import Model, Params, energy, init
+from jebm.model import Model, Params, energy, init, with_compute_dtype
 from jebm.pretrained import load_pretrained
 from jebm.sampling import Samples, posterior_sample, reconstruct, sample
 from jebm.spec import build, to_spec
@@ -75,4 +75,5 @@ __all__ = [
     "underdamped",
     "variational",
     "walkers",
+    "with_compute_dtype",
 ]

@@ -10,23 +10,32 @@ GPUs and TPUs run XLA's own convolutions. On a CPU these are fast in one form on
 stride 1, written as XLA's CPU compiler matches it, which inside of loops it does not
 bring about by itself. So all convolutions of a chain are made of that form,
 `dense_form`, or of matrix products. All forms take the same parameters.
+
+Operands are of `compute_dtype`, as in `jebm.products`. On a CPU "bfloat16" concerns the
+matrix products alone: its routine for convolutions is no faster with it.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from jebm.products import product
 
-def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+
+def conv_transpose(
+    x: jax.Array, kernel: jax.Array, stride: int, compute_dtype: str = "float32"
+) -> jax.Array:
     """Computes the equation above; chooses the form that is fast on the platform.
 
     Args:
       x: [B, H, W, C].
       kernel: [k, k, features, C]; k is a multiple of the stride, k - stride is even.
       stride: s.
+      compute_dtype: of the operands, see `jebm.products`.
 
     Returns:
       [B, s H, s W, features], as `jax.lax.conv_transpose` with padding "SAME" and
@@ -48,31 +57,38 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
             f"the kernel's size must be a multiple of the stride {stride} and exceed "
             f"it by an even number, got {size}"
         )
+    options: dict[str, Any] = {"stride": stride, "compute_dtype": compute_dtype}
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_cpu_form, stride=stride),
-        default=functools.partial(native_form, stride=stride),
+        cpu=functools.partial(_cpu_form, **options),
+        default=functools.partial(native_form, **options),
     )
 
 
-def _cpu_form(x, kernel, stride):
+def _cpu_form(x, kernel, stride, compute_dtype):
     _, height, width, _ = x.shape
     if stride == 1:
-        return _cpu_conv(x, _mirrored(kernel), 1)
+        return _cpu_conv(x, _mirrored(kernel), 1, compute_dtype)
     if kernel.shape[0] == 2 * stride and height % 2 == 0 and width % 2 == 0:
-        return karatsuba_form(x, kernel)
-    return patch_form(x, kernel, stride)
+        return karatsuba_form(x, kernel, compute_dtype)
+    return patch_form(x, kernel, stride, compute_dtype)
 
 
-def native_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def native_form(
+    x: jax.Array, kernel: jax.Array, stride: int, compute_dtype: str = "float32"
+) -> jax.Array:
     """Computes `conv_transpose` by XLA's convolution."""
-    return jax.lax.conv_transpose(
-        x, kernel, (stride, stride), "SAME", transpose_kernel=True
-    )
+
+    def f(x, kernel):
+        return jax.lax.conv_transpose(x, kernel, (stride, stride), "SAME")
+
+    return product(f, x, _mirrored(kernel), compute_dtype)
 
 
-def patch_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def patch_form(
+    x: jax.Array, kernel: jax.Array, stride: int, compute_dtype: str = "float32"
+) -> jax.Array:
     """Computes `conv_transpose` by a matrix product and an overlap-add.
 
     Each patch is cut into blocks of stride x stride pixels. Blocks tile the output:
@@ -81,7 +97,10 @@ def patch_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size, _, features, _ = kernel.shape
     batch, height, width, _ = x.shape
     blocks, crop = size // stride, (size - stride) // 2
-    patches = jax.lax.dot_general(x, kernel, (((3,), (3,)), ((), ())))
+    dot = functools.partial(
+        jax.lax.dot_general, dimension_numbers=(((3,), (3,)), ((), ()))
+    )
+    patches = product(dot, x, kernel, compute_dtype)
     tiles = patches.reshape(
         batch, height, width, blocks, stride, blocks, stride, features
     )
@@ -94,8 +113,10 @@ def patch_form(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return image[:, crop : crop + height * stride, crop : crop + width * stride]
 
 
-@jax.custom_vjp
-def karatsuba_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def karatsuba_form(
+    x: jax.Array, kernel: jax.Array, compute_dtype: str = "float32"
+) -> jax.Array:
     """Computes `conv_transpose`, k = 2 s, by 9 products of 2 x 2 blocks instead of 16.
 
     A pair of pixels meets the pair of blocks of the kernel, per axis,
@@ -110,28 +131,25 @@ def karatsuba_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # Each product in the layout that it is fast in, and behind a barrier: XLA then
     # arranges the kernel once, ahead of the loop of a chain, and not at each step.
     kernels = [_once(_once(k).T) for k in _block_sums(kernel)]
-    products = [p @ k for p, k in zip(_pixel_sums(x), kernels, strict=True)]
+    times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
+    products = [times(p, k) for p, k in zip(_pixel_sums(x), kernels, strict=True)]
     return _overlap_products(products, kernel.shape)
 
 
-def _karatsuba_form_fwd(x, kernel):
-    return karatsuba_form(x, kernel), (x, kernel)
+def _karatsuba_form_fwd(x, kernel, compute_dtype):
+    return karatsuba_form(x, kernel, compute_dtype), (x, kernel)
 
 
-def _karatsuba_form_bwd(residuals, grad):
+def _karatsuba_form_bwd(compute_dtype, residuals, grad):
     x, kernel = residuals
     pixels, kernels = _pixel_sums(x), _block_sums(kernel)
+    times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
 
-    def overlap(products):
-        return _overlap_products(products, kernel.shape)
-
-    features = kernels[0].shape[0]
-    products = [jax.ShapeDtypeStruct((*p.shape[:3], features), p.dtype) for p in pixels]
-    (grads,) = jax.linear_transpose(overlap, products)(grad)
+    grads = _overlap_gradient(grad, kernel.shape)
     grads = [_once(g) for g in grads]  # else XLA makes them again for each product
-    grads_x = [g @ _once(k) for g, k in zip(grads, kernels, strict=True)]
+    grads_x = [times(g, _once(k)) for g, k in zip(grads, kernels, strict=True)]
     grads_kernel = [
-        (_rows(_once(p)).T @ _rows(g)).T for g, p in zip(grads, pixels, strict=True)
+        times(_rows(_once(p)).T, _rows(g)).T for g, p in zip(grads, pixels, strict=True)
     ]
     (grad_x,) = jax.linear_transpose(_pixel_sums, x)(grads_x)
     (grad_kernel,) = jax.linear_transpose(_block_sums, kernel)(grads_kernel)
@@ -140,6 +158,10 @@ def _karatsuba_form_bwd(residuals, grad):
 
 karatsuba_form.defvjp(_karatsuba_form_fwd, _karatsuba_form_bwd)
 _once = jax.lax.optimization_barrier
+
+
+def _matmul(x, y):
+    return jax.lax.dot_general(x, y, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _rows(x):
@@ -189,24 +211,58 @@ def _overlap_products(products, kernel_shape):
     return image[:, crop : crop + height, crop : crop + width]
 
 
+def _overlap_gradient(grad, kernel_shape):
+    """Takes the gradient of `_overlap_products` apart: one for each product."""
+    size, _, features, _ = kernel_shape
+    stride, crop = size // 2, size // 4
+    batch, height, width, _ = grad.shape
+    rows, columns = height // size, width // size
+    padding = (crop, size - crop)
+    image = jnp.pad(grad, ((0, 0), padding, padding, (0, 0))).reshape(
+        batch, rows + 1, 2, stride, columns + 1, 2, stride, features
+    )
+
+    def tile(i, j):
+        return _once(image[:, :, i, :, :, j].transpose(0, 1, 3, 2, 4, 5))
+
+    by_column = [_pair_gradients(tile(0, j), tile(1, j), 1) for j in range(2)]
+    products = [
+        p for pair in zip(*by_column, strict=True) for p in _pair_gradients(*pair, 2)
+    ]
+    return [p.reshape(batch, rows, columns, -1) for p in products]
+
+
 def _overlap_pairs(first, middle, last, axis):
     """Returns blocks of t^0 and t^2 of all pairs, which overlap, and those of t^1."""
-
-    def pad(array, low, high):
-        padding = [(0, 0)] * array.ndim
-        padding[axis] = (low, high)
-        return jnp.pad(array, padding)
-
-    return pad(first, 0, 1) + pad(last, 1, 0), pad(middle - first - last, 0, 1)
+    begin, inner = _split(first, 1, axis)
+    outer, end = _split(last, first.shape[axis] - 1, axis)
+    even = jnp.concatenate([begin, inner + outer, end], axis)
+    odd = jnp.concatenate([middle - first - last, jnp.zeros_like(end)], axis)
+    return even, odd
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def _pair_gradients(even, odd, axis):
+    """Returns those of first, middle and last, given those of `_overlap_pairs`."""
+    num = even.shape[axis] - 1
+    odd, _ = _split(odd, num, axis)
+    first, last = _split(even, num, axis)[0], _split(even, 1, axis)[1]
+    return first - odd, odd, last - odd
+
+
+def _split(array, index, axis):
+    return jax.lax.split(array, (index, array.shape[axis] - index), axis)
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, compute_dtype: str = "float32"
+) -> jax.Array:
     """Computes y[i] = sum_u x[s i + u - c] kernel[u] per axis, c = (k - 1) // 2.
 
     Args:
       x: [B, H, W, C], zero outside.
       kernel: [k, k, C, features].
       stride: s.
+      compute_dtype: of the operands, see `jebm.products`.
 
     Returns:
       [B, H / s, W / s, features], sides rounded up.
@@ -216,21 +272,46 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       Array([[4., 6., 4.],
              [4., 6., 4.]], dtype=float32)
     """
-
+    options: dict[str, Any] = {"stride": stride, "compute_dtype": compute_dtype}
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_cpu_conv, stride=stride),
-        default=functools.partial(native_conv, stride=stride),
+        cpu=functools.partial(_cpu_conv, **options),
+        default=functools.partial(native_conv, **options),
     )
 
 
-def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def stand_in(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], *args,
+    compute_dtype: str, **kwargs,
+) -> jax.Array:  # fmt: skip
+    """Computes `conv` in place of the `conv_general_dilated` of an `nn.Conv`.
+
+    Padding "SAME" on sides that the stride divides is that of `conv`, as fast in a
+    chain as out of it.
+
+    Example:
+      >>> halve = functools.partial(stand_in, compute_dtype="bfloat16")
+      >>> layer = nn.Conv(5, (4, 4), strides=2, conv_general_dilated=halve)
+      >>> layer.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
+      (1, 4, 4, 5)
+    """
+    del args, kwargs
+    return conv(x, kernel, strides[0], compute_dtype)
+
+
+def native_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, compute_dtype: str = "float32"
+) -> jax.Array:
     """Computes `conv` by XLA's convolution."""
     padding = [_padding(side, kernel.shape[0], stride) for side in x.shape[1:3]]
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=_NUMBERS
-    )
+
+    def f(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=_NUMBERS
+        )
+
+    return product(f, x, kernel, compute_dtype)
 
 
 def _padding(side, size, stride):
@@ -239,12 +320,19 @@ def _padding(side, size, stride):
     return low, (-(-side // stride) - 1) * stride + size - low - side
 
 
-def _cpu_conv(x, kernel, stride):
+def _cpu_conv(x, kernel, stride, compute_dtype):
     if stride > 1:
         return _conv_of_blocks(x, kernel, stride)
-    if kernel.shape[0] % 2 and kernel.shape[2] * kernel.shape[3] < _FEW:
-        return patch_form(x, _mirrored(kernel), 1)
+    if kernel.shape[0] % 2 and _patches_are_fast(kernel, compute_dtype):
+        return patch_form(x, _mirrored(kernel), 1, compute_dtype)
     return dense_form(x, kernel, _padding(x.shape[1], kernel.shape[0], 1))
+
+
+def _patches_are_fast(kernel, compute_dtype):
+    size, _, channels, features = kernel.shape
+    if compute_dtype != "float32" and size**2 * features <= channels:
+        return True  # a patch is no larger than the pixel that it is of
+    return channels * features < _FEW
 
 
 # Channels read times channels made, below which patches are faster.
@@ -442,6 +530,7 @@ class ConvTranspose(nn.Module):
       features: channels of the output.
       size: k, a multiple of the stride that exceeds it by an even number.
       stride: s.
+      compute_dtype: of the operands, see `jebm.products`.
 
     Example:
       >>> layer = ConvTranspose(features=5, size=4, stride=2)
@@ -452,6 +541,7 @@ class ConvTranspose(nn.Module):
     features: int
     size: int
     stride: int
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -465,4 +555,5 @@ class ConvTranspose(nn.Module):
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias)
-        return conv_transpose(x, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+        y = conv_transpose(x, kernel, self.stride, self.compute_dtype)
+        return y + bias.reshape(1, 1, 1, -1)

@@ -12,6 +12,7 @@ nats; low energy is likely. One whose attribute `reads_state` is true maps (late
 state), the second what `jebm.hierarchy.top_down` returns last.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jebm import convolution
 from jebm.hierarchy import Latents
 from jebm.networks import ACTIVATIONS, MLP, check_activation, check_widths
+from jebm.products import check_compute_dtype
 
 
 class Layerwise(nn.Module):
@@ -31,6 +33,7 @@ class Layerwise(nn.Module):
       widths: hidden widths of f_i, either the same for every layer, (200, 200), or one
         tuple per layer, bottom to top, ((200, 200, 200), (100, 100)).
       activation: a smooth one by default, because the Langevin chain must follow f.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> energy, latents = Layerwise(), (jnp.ones((5, 3)), jnp.ones((5, 2)))
@@ -41,9 +44,11 @@ class Layerwise(nn.Module):
 
     widths: tuple = (200, 200)
     activation: str = "gelu"
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         check_activation(self.activation)
+        check_compute_dtype(self.compute_dtype)
         if not isinstance(self.widths, tuple):
             raise ValueError(f"energy widths must be a tuple, got {self.widths!r}")
         for widths in self.widths:
@@ -63,8 +68,7 @@ class Layerwise(nn.Module):
                 f"for {len(latents)} layers"
             )
         networks = [
-            MLP(widths, 1, self.activation, energy_head=True, name=f"f{i + 1}")
-            for i, widths in enumerate(per_layer)
+            _head(self, widths, f"f{i + 1}") for i, widths in enumerate(per_layer)
         ]
         return tuple(-f(z)[:, 0] for f, z in zip(networks, latents, strict=True))
 
@@ -83,6 +87,7 @@ class Joint(nn.Module):
     Attributes:
       widths: hidden widths of f.
       activation: a smooth one by default, because the Langevin chain must follow f.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> energy, latents = Joint(), (jnp.ones((5, 2, 2, 3)), jnp.ones((5, 2)))
@@ -93,9 +98,11 @@ class Joint(nn.Module):
 
     widths: tuple[int, ...] = (200, 200)
     activation: str = "gelu"
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         check_activation(self.activation)
+        check_compute_dtype(self.compute_dtype)
         if not isinstance(self.widths, tuple) or not all(
             isinstance(width, int) for width in self.widths
         ):
@@ -108,7 +115,7 @@ class Joint(nn.Module):
     def __call__(self, latents: Latents) -> jax.Array:
         """Returns E(z), [B]."""
         flat = [z.reshape(z.shape[0], -1) for z in latents]
-        f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
+        f = _head(self, self.widths, "f")
         return -f(jnp.concatenate(flat, axis=-1))[:, 0]
 
 
@@ -122,6 +129,7 @@ class Conv(nn.Module):
       channels: of each convolution, 4 x 4 with stride 2.
       widths: hidden widths of the MLP.
       activation: a smooth one by default, because the Langevin chain must follow f.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> energy, latents = Conv(8), (jnp.ones((5, 16, 16, 3)), jnp.ones((5, 2)))
@@ -133,6 +141,7 @@ class Conv(nn.Module):
     channels: int = 64
     widths: tuple[int, ...] = (200, 200)
     activation: str = "silu"
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check_conv(self)
@@ -144,7 +153,7 @@ class Conv(nn.Module):
         energies = []
         for i, z in enumerate(latents):
             z = _halved(self, z, f"f{i + 1}_conv")
-            f = MLP(self.widths, 1, self.activation, True, name=f"f{i + 1}")
+            f = _head(self, self.widths, f"f{i + 1}")
             energies.append(-f(z)[:, 0])
         return tuple(energies)
 
@@ -163,6 +172,7 @@ class JointConv(nn.Module):
       channels: of each convolution, 4 x 4 with stride 2.
       widths: hidden widths of the MLP.
       activation: a smooth one by default, because the Langevin chain must follow f.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> maps = jnp.ones((5, 8, 8, 3)), jnp.ones((5, 4, 4, 3))
@@ -175,6 +185,7 @@ class JointConv(nn.Module):
     channels: int = 64
     widths: tuple[int, ...] = (200, 200)
     activation: str = "silu"
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check_conv(self)
@@ -194,12 +205,12 @@ class JointConv(nn.Module):
                 x = jnp.concatenate(level, axis=-1)
                 if side <= sides[-1] and min(side) <= 4:
                     break
-                conv = _halving(self.channels, name=f"conv_{halvings}")
+                conv = _halving(self, f"conv_{halvings}")
                 level = [ACTIVATIONS[self.activation](conv(x))]
                 side, halvings = level[0].shape[1:3], halvings + 1
             flat.append(x)
         flat = [z.reshape(z.shape[0], -1) for z in flat + vectors]
-        f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
+        f = _head(self, self.widths, "f")
         return -f(jnp.concatenate(flat, axis=-1))[:, 0]
 
 
@@ -218,6 +229,7 @@ class State(nn.Module):
       channels: of each convolution, 4 x 4 with stride 2.
       widths: hidden widths of the MLP.
       activation: a smooth one by default, because the Langevin chain must follow f.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> energy, state = State(8), jnp.ones((5, 16, 16, 3))
@@ -229,6 +241,7 @@ class State(nn.Module):
     channels: int = 64
     widths: tuple[int, ...] = (200, 200)
     activation: str = "silu"
+    compute_dtype: str = "float32"
 
     reads_state = True
 
@@ -246,7 +259,7 @@ class State(nn.Module):
                 f"{type(state).__name__}"
             )
         state = _halved(self, state, "conv")
-        f = MLP(self.widths, 1, self.activation, energy_head=True, name="f")
+        f = _head(self, self.widths, "f")
         return -f(state)[:, 0]
 
 
@@ -259,7 +272,7 @@ def _halved(energy, x, name):
     """Halves a map by convolutions down to 4 x 4; returns a vector as it is."""
     halvings = 0
     while x.ndim == 4 and min(x.shape[1:3]) > 4:
-        conv = _halving(energy.channels, name=f"{name}_{halvings}")
+        conv = _halving(energy, f"{name}_{halvings}")
         x = ACTIVATIONS[energy.activation](conv(x))
         halvings += 1
     return x
@@ -307,18 +320,21 @@ class Function(nn.Module):
         return energy
 
 
-def _halving(channels, name):
-    return nn.Conv(channels, (4, 4), strides=2, name=name, conv_general_dilated=_halve)
+def _head(energy, widths, name):
+    """Makes the MLP f, zero at initialisation, with the settings of an energy."""
+    return MLP(widths, 1, energy.activation, True, energy.compute_dtype, name=name)
 
 
-def _halve(x, kernel, strides, *args, **kwargs):
-    """Stands in for `jax.lax.conv_general_dilated`: as fast in a chain as out of it."""
-    del args, kwargs  # always those of `_halving`
-    return convolution.conv(x, kernel, strides[0])
+def _halving(energy, name):
+    halve = functools.partial(convolution.stand_in, compute_dtype=energy.compute_dtype)
+    return nn.Conv(
+        energy.channels, (4, 4), strides=2, name=name, conv_general_dilated=halve
+    )
 
 
 def _check_conv(energy):
     check_activation(energy.activation)
+    check_compute_dtype(energy.compute_dtype)
     if not isinstance(energy.channels, int) or energy.channels < 1:
         raise ValueError(
             f"energy channels must be a positive integer, got {energy.channels!r}"

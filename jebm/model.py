@@ -17,6 +17,7 @@ from jebm.energies import reads_state
 from jebm.hierarchy import given, has_encoder, infer, top_down, transport
 from jebm.kernels import ENCODED, Chains, Langevin
 from jebm.likelihoods import Gaussian
+from jebm.products import check_compute_dtype
 
 
 @jax.tree_util.register_static
@@ -129,6 +130,41 @@ def _check_hashable(chains):
                 f"step_size of a model's own {name} chain must be a Python number, got "
                 f"{chain.step_size!r}; pass arrays as `kernel=` of a call"
             )
+
+
+def with_compute_dtype(model: Model, compute_dtype: str | None) -> Model:
+    """Returns the model with the backbone's products of operands of `compute_dtype`.
+
+    Energies stay as they are: their products are small, so that bfloat16 gains nothing
+    there and costs acceptance (docs/benchmark.md).
+
+    Args:
+      model: the model.
+      compute_dtype: of the matrix products and convolutions of the backbone's networks,
+        "float32" or "bfloat16"; None for the model's own. See `jebm.products`.
+
+    Raises:
+      ValueError: for another dtype, or "bfloat16" and a backbone that has no attribute
+        `compute_dtype`.
+
+    Example:
+      >>> import jebm
+      >>> model = jebm.build({"image_shape": (8, 8, 1)})
+      >>> with_compute_dtype(model, "bfloat16").backbone.compute_dtype
+      'bfloat16'
+    """
+    if compute_dtype is None:
+        return model
+    check_compute_dtype(compute_dtype)
+    if hasattr(model.backbone, "compute_dtype"):
+        backbone = model.backbone.clone(compute_dtype=compute_dtype)
+        return dataclasses.replace(model, backbone=backbone)
+    if compute_dtype != "float32":
+        raise ValueError(
+            f"compute_dtype {compute_dtype!r} needs a backbone with an attribute "
+            f"compute_dtype, got {type(model.backbone).__name__}"
+        )
+    return model
 
 
 class Params(NamedTuple):

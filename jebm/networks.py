@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from jebm.convolution import ConvTranspose
 from jebm.names import unknown_name_message
+from jebm.products import dense
 
 ACTIVATIONS = {
     "gelu": nn.gelu,
@@ -32,12 +33,14 @@ class MLP(nn.Module):
 
     `energy_head` starts the last layer at zero, so that the map starts as constant 0,
     and leaves out its bias, a constant that the normaliser would cancel.
+    `compute_dtype` is that of the operands of products, see `jebm.products`.
     """
 
     widths: tuple[int, ...]
     features: int
     activation: str = "gelu"
     energy_head: bool = False
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         check_widths("widths", self.widths)
@@ -48,11 +51,11 @@ class MLP(nn.Module):
         """Maps [B, ...], flattened, to [B, features]."""
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:
-            x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
+            x = ACTIVATIONS[self.activation](dense(width, self.compute_dtype)(x))
         if self.energy_head:
-            zeros = nn.initializers.zeros
-            return nn.Dense(self.features, use_bias=False, kernel_init=zeros)(x)
-        return nn.Dense(self.features)(x)
+            head = {"use_bias": False, "kernel_init": nn.initializers.zeros}
+            return dense(self.features, self.compute_dtype, **head)(x)
+        return dense(self.features, self.compute_dtype)(x)
 
 
 def required_shape(output_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -95,6 +98,7 @@ class Deconv(nn.Module):
       widths: channels of each stage, coarse to fine.
       output_shape: (H, W, channels).
       activation: after each stage.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> network = Deconv(widths=(8, 4), output_shape=(16, 16, 3))
@@ -105,6 +109,7 @@ class Deconv(nn.Module):
     widths: tuple[int, ...]
     output_shape: tuple[int, int, int]
     activation: str = "leaky_relu"
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -115,9 +120,10 @@ class Deconv(nn.Module):
         height, width, channels = self.output_shape
         height, width = height >> len(others), width >> len(others)
         # A transposed convolution of one pixel: one bias per channel, not per unit.
-        x = nn.Dense(height * width * first, use_bias=False)(x)
+        pixels = height * width * first
+        x = dense(pixels, self.compute_dtype, use_bias=False)(x)
         bias = self.param("bias", nn.initializers.zeros, (first,), jnp.float32)
         x = x.reshape(-1, height, width, first) + bias.reshape(1, 1, 1, -1)
         for features in others:
-            x = ConvTranspose(features, size=4, stride=2)(activation(x))
-        return ConvTranspose(channels, size=3, stride=1)(activation(x))
+            x = ConvTranspose(features, 4, 2, self.compute_dtype)(activation(x))
+        return ConvTranspose(channels, 3, 1, self.compute_dtype)(activation(x))

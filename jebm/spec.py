@@ -125,8 +125,8 @@ def to_spec(model: Model) -> dict[str, Any]:
 
     Example:
       >>> model = build({"image_shape": (8, 8, 1)})
-      >>> to_spec(model)["energy"]
-      {'name': 'layerwise', 'widths': [200, 200], 'activation': 'gelu'}
+      >>> to_spec(model)["likelihood"]
+      {'name': 'gaussian', 'scale': 0.15}
       >>> build(to_spec(model)) == model
       True
     """

@@ -118,6 +118,9 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.weight_decay = 0.0  # of the backbone; added to the gradient
     config.learning.clip_norm = 100.0  # of the gradient, per optimiser
     config.learning.ema_decay = 0.999  # averages the parameters that sampling uses
+    # Operands of the backbone's products in training: "bfloat16" is faster. Samples and
+    # scores of the trained model are float32 either way.
+    config.learning.compute_dtype = "float32"
     # "variational": steps in which the KL divergence of q from p_beta grows to its full
     # weight. kl_balance balances it between layers meanwhile (arXiv 2007.03898).
     config.learning.kl_warmup_steps = 0

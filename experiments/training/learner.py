@@ -94,6 +94,7 @@ def create_learner(
         energy_penalty=learning.energy_penalty,
         energy_spectral_bound=learning.energy_spectral_bound,
         ema_decay=learning.ema_decay,
+        compute_dtype=learning.compute_dtype,
         reduce=reduce,
     )
     arguments = model, None, create_optimizer(learning), options

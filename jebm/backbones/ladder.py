@@ -10,11 +10,13 @@ same state and is told as a departure from the prior, after a bottom-up pass ove
 image (the ladder VAE, arXiv 1602.02282; the residual form is that of arXiv 2007.03898).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jebm.convolution import ConvTranspose
+from jebm.convolution import ConvTranspose, stand_in
 from jebm.distributions import Normal
 from jebm.networks import (
     ACTIVATIONS,
@@ -22,6 +24,7 @@ from jebm.networks import (
     required_shape,
     soft_clamp,
 )
+from jebm.products import check_compute_dtype, dense
 
 Shape = tuple[int, ...]
 
@@ -41,6 +44,7 @@ class Ladder(nn.Module):
       activation: of all networks.
       log_scale_bound: log sigma_i, and that of q relative to it, are softly clamped to
         plus or minus this.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> from jebm.hierarchy import top_down, transport
@@ -60,6 +64,7 @@ class Ladder(nn.Module):
     encoder_widths: tuple[int, ...] | None = None
     activation: str = "gelu"
     log_scale_bound: float = 3.0
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         _check_shapes(self.latent_shapes, self.output_shape)
@@ -78,6 +83,7 @@ class Ladder(nn.Module):
                 f"log_scale_bound must be positive, got {self.log_scale_bound}"
             )
         check_activation(self.activation)
+        check_compute_dtype(self.compute_dtype)
         super().__post_init__()
 
     @property
@@ -98,30 +104,28 @@ class Ladder(nn.Module):
     def setup(self):
         """Declares the state, what reads and writes it, and the encoder if any."""
         shapes = [(*shape[:-1], self.width) for shape in self.latent_shapes]
+        heads = [2 * shape[-1] for shape in self.latent_shapes]
+        settings = self.activation, self.compute_dtype
         self.top = self.param("top", nn.initializers.zeros, shapes[-1], jnp.float32)
-        self.priors = [
-            Head(2 * shape[-1], self.activation) for shape in self.latent_shapes[:-1]
-        ]
+        self.priors = [Head(features, *settings) for features in heads[:-1]]
         # Layer i writes, and the layer below, or the image, reads at its resolution.
         output_shape = required_shape(self.output_shape)
         below = [(*output_shape[:2], self.width), *shapes[:-1]]
         if len(shapes[0]) == 1:
             below[0] = shapes[0]  # an image from a vector is left to the decoder
-        self.writers = [TopDownBlock(shape, self.activation) for shape in below]
+        self.writers = [TopDownBlock(shape, *settings) for shape in below]
         if len(shapes[0]) == 1:
-            self.decoder = Resize(output_shape)
+            self.decoder = Resize(output_shape, self.compute_dtype)
         else:
-            self.decoder = Head(output_shape[-1], self.activation)
+            self.decoder = Head(output_shape[-1], *settings)
         if self.has_encoder:
             self.encoders = [
-                BottomUpBlock((*shape[:-1], width), self.activation)
+                BottomUpBlock((*shape[:-1], width), *settings)
                 for shape, width in zip(
                     self.latent_shapes, self.encoder_widths, strict=True
                 )
             ]
-            self.posteriors = [
-                Head(2 * shape[-1], self.activation) for shape in self.latent_shapes
-            ]
+            self.posteriors = [Head(features, *settings) for features in heads]
 
     def start(self, batch: int) -> jax.Array:
         """Returns the state that the top layer reads, [B, *shape, width]."""
@@ -179,13 +183,14 @@ class Mix(nn.Module):
     """A linear map of features: dense of a vector, 3 x 3 of a map."""
 
     features: int
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, ..., C] to [B, ..., features]."""
         if x.ndim == 2:
-            return nn.Dense(self.features)(x)
-        return ConvTranspose(self.features, size=3, stride=1)(x)
+            return dense(self.features, self.compute_dtype)(x)
+        return ConvTranspose(self.features, 3, 1, self.compute_dtype)(x)
 
 
 class Head(nn.Module):
@@ -193,17 +198,20 @@ class Head(nn.Module):
 
     features: int
     activation: str
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, ..., C] to [B, ..., features]."""
-        return Mix(self.features)(ACTIVATIONS[self.activation](x))
+        x = ACTIVATIONS[self.activation](x)
+        return Mix(self.features, self.compute_dtype)(x)
 
 
 class Resize(nn.Module):
     """A linear map to another resolution: flat to flat or map, map to finer map."""
 
     shape: Shape
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -212,9 +220,9 @@ class Resize(nn.Module):
             size = 1
             for n in self.shape:
                 size *= n
-            return nn.Dense(size)(x).reshape(-1, *self.shape)
+            return dense(size, self.compute_dtype)(x).reshape(-1, *self.shape)
         while x.shape[1:-1] != self.shape[:-1]:
-            x = ConvTranspose(self.shape[-1], size=4, stride=2)(x)
+            x = ConvTranspose(self.shape[-1], 4, 2, self.compute_dtype)(x)
         return x
 
 
@@ -223,14 +231,15 @@ class TopDownBlock(nn.Module):
 
     shape: Shape
     activation: str
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, state: jax.Array, z: jax.Array) -> jax.Array:
         """Maps [B, ..., width] and [B, ..., D] to [B, *shape]."""
-        width = state.shape[-1]
-        hidden = Mix(width)(jnp.concatenate([state, z], axis=-1))
-        state = state + Head(width, self.activation)(hidden)
-        return Resize(self.shape)(state)
+        width, dtype = state.shape[-1], self.compute_dtype
+        hidden = Mix(width, dtype)(jnp.concatenate([state, z], axis=-1))
+        state = state + Head(width, self.activation, dtype)(hidden)
+        return Resize(self.shape, dtype)(state)
 
 
 class BottomUpBlock(nn.Module):
@@ -238,18 +247,24 @@ class BottomUpBlock(nn.Module):
 
     shape: Shape
     activation: str
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, *finer, C] to [B, *shape]."""
-        activation = ACTIVATIONS[self.activation]
+        activation, dtype = ACTIVATIONS[self.activation], self.compute_dtype
+        features = self.shape[-1]
         if len(self.shape) == 1:
-            x = nn.Dense(self.shape[-1])(x.reshape(x.shape[0], -1))
-            return activation(x + Head(self.shape[-1], self.activation)(x))
+            x = dense(features, dtype)(x.reshape(x.shape[0], -1))
+            return activation(x + Head(features, self.activation, dtype)(x))
+        halve = None  # XLA's own convolution
+        if dtype != "float32":
+            halve = functools.partial(stand_in, compute_dtype=dtype)
         while x.shape[1:-1] != self.shape[:-1]:
-            x = activation(nn.Conv(self.shape[-1], (4, 4), strides=2)(x))
-        x = Mix(self.shape[-1])(x)
-        return activation(x + Head(self.shape[-1], self.activation)(x))
+            conv = nn.Conv(features, (4, 4), strides=2, conv_general_dilated=halve)
+            x = activation(conv(x))
+        x = Mix(features, dtype)(x)
+        return activation(x + Head(features, self.activation, dtype)(x))
 
 
 def _check_shapes(latent_shapes, output_shape):

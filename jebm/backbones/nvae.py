@@ -13,6 +13,8 @@ Each normalised kernel is sown into the collection "kernels", for `jebm.spectral
 Parameters are those of the published networks, so `tools.convert.nvae` can fill them.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from jebm.convolution import conv, depthwise_conv
 from jebm.distributions import Normal
 from jebm.likelihoods import reduce_bit_depth
 from jebm.networks import required_shape, soft_clamp
+from jebm.products import check_compute_dtype, dense
 
 
 class NVAE(nn.Module):
@@ -48,6 +51,8 @@ class NVAE(nn.Module):
       residual_posterior: whether q is told as a departure from the prior.
       padding: dark pixels that the encoder adds on each side and the decoder crops.
       bits: of each colour that the encoder sees.
+      compute_dtype: of the operands of products, see `jebm.products`; depthwise
+        convolutions are none.
 
     Example:
       >>> from jebm.hierarchy import top_down, transport
@@ -76,6 +81,7 @@ class NVAE(nn.Module):
     residual_posterior: bool = True
     padding: int = 0
     bits: int = 8
+    compute_dtype: str = "float32"
 
     has_encoder = True
 
@@ -122,19 +128,23 @@ class NVAE(nn.Module):
 
     def setup(self):
         """Declares the encoder, the decoder, and what joins them at each group."""
-        depths, squeeze = self.halvings, self.squeeze_excitation
+        depths, dtype = self.halvings, self.compute_dtype
+        settings = self.squeeze_excitation, dtype
         top = len(depths) - 1
 
         def encoder_cells(depth, halve):
             features = self.encoder_width << depth
-            return [EncoderCell(features, step, squeeze) for step in halve]
+            return [EncoderCell(features, step, *settings) for step in halve]
 
         def decoder_cells(depth, double, expansion):
             features = self.width << depth
-            return [DecoderCell(features, step, expansion, squeeze) for step in double]
+            return [
+                DecoderCell(features, step, expansion, *settings) for step in double
+            ]
 
         keep = [False]  # the resolution
-        self.stem = Conv(self.encoder_width, 3)
+        conv = functools.partial(Conv, compute_dtype=dtype)
+        self.stem = conv(self.encoder_width, 3)
         self.preprocess = [
             nn.Sequential(
                 encoder_cells(d, keep * (self.preprocess_cells - 1))
@@ -153,13 +163,13 @@ class NVAE(nn.Module):
             )
             for i in range(top + 1)
         ]
-        self.combiners = [Conv(self.encoder_width << d, 1) for d in depths[:-1]]
-        self.encoder_top = Conv(self.encoder_width << depths[-1], 1)
+        self.combiners = [conv(self.encoder_width << d, 1) for d in depths[:-1]]
+        self.encoder_top = conv(self.encoder_width << depths[-1], 1)
         heads = 2 * self.latent_channels
-        self.posteriors = [Conv(heads, 3) for _ in depths]
+        self.posteriors = [conv(heads, 3) for _ in depths]
         if self.num_flows:
             shifts = 2 * self.num_flows
-            self.flows = [Flow(self.latent_channels, shifts) for _ in depths]
+            self.flows = [Flow(self.latent_channels, shifts, dtype) for _ in depths]
 
         self.top = self.param(
             "top",
@@ -167,8 +177,8 @@ class NVAE(nn.Module):
             (*self.latent_shapes[-1][:2], self.width << depths[-1]),
             jnp.float32,
         )
-        self.priors = [Conv(heads, 1) for _ in depths[:-1]]
-        self.writers = [Conv(self.width << d, 1) for d in depths]
+        self.priors = [conv(heads, 1) for _ in depths[:-1]]
+        self.writers = [conv(self.width << d, 1) for d in depths]
         # From group i + 1 to group i.
         self.decoders = [
             nn.Sequential(
@@ -188,7 +198,7 @@ class NVAE(nn.Module):
             )
             for d in reversed(range(self.image_halvings))
         ]
-        self.image = Conv(required_shape(self.output_shape)[-1], 3)
+        self.image = conv(required_shape(self.output_shape)[-1], 3)
 
     def start(self, batch: int) -> jax.Array:
         """Returns the state that the top group reads, [B, H_L, W_L, features]."""
@@ -268,17 +278,19 @@ class EncoderCell(nn.Module):
     features: int
     halve: bool
     squeeze_excitation: bool
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features], or half of H and W."""
-        stride = 2 if self.halve else 1
-        y = Conv(self.features, 3, stride)(nn.silu(BatchNorm()(x)))
-        y = Conv(self.features, 3)(nn.silu(BatchNorm()(y)))
+        stride, dtype = 2 if self.halve else 1, self.compute_dtype
+        conv = functools.partial(Conv, self.features, 3, compute_dtype=dtype)
+        y = conv(stride)(nn.silu(BatchNorm()(x)))
+        y = conv()(nn.silu(BatchNorm()(y)))
         if self.squeeze_excitation:
-            y = SqueezeExcitation()(y)
-        if self.halve:
-            x = FactorizedReduce(self.features, name="Halve_0")(x)  # as in checkpoints
+            y = SqueezeExcitation(dtype)(y)
+        if self.halve:  # by its name in checkpoints
+            x = FactorizedReduce(self.features, dtype, name="Halve_0")(x)
         return x + 0.1 * y
 
 
@@ -289,36 +301,39 @@ class DecoderCell(nn.Module):
     double: bool
     expansion: int
     squeeze_excitation: bool
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features], or the double of H and W."""
-        hidden = self.expansion * x.shape[-1]
+        hidden, dtype = self.expansion * x.shape[-1], self.compute_dtype
         y = BatchNorm()(x)
         # Doubled after what looks at single pixels, which is the same at less cost.
-        y = PlainConv(hidden, 1)(y)
+        y = PlainConv(hidden, 1, compute_dtype=dtype)(y)
         y = nn.silu(BatchNorm()(y))
         if self.double:
             y = y.repeat(2, axis=1).repeat(2, axis=2)
         y = PlainConv(hidden, 5, depthwise=True)(y)
         y = nn.silu(BatchNorm()(y))
-        y = BatchNorm()(PlainConv(self.features, 1)(y))
+        y = BatchNorm()(PlainConv(self.features, 1, compute_dtype=dtype)(y))
         if self.squeeze_excitation:
-            y = SqueezeExcitation()(y)
-        if self.double:
-            x = BilinearUp(self.features, name="Double_0")(x)  # as in checkpoints
+            y = SqueezeExcitation(dtype)(y)
+        if self.double:  # by its name in checkpoints
+            x = BilinearUp(self.features, dtype, name="Double_0")(x)
         return x + 0.1 * y
 
 
 class SqueezeExcitation(nn.Module):
     """Features, each times a gate that sees the means of all of them over the map."""
 
+    compute_dtype: str
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to the same."""
-        features = x.shape[-1]
-        gate = nn.relu(nn.Dense(max(features // 16, 4))(x.mean(axis=(1, 2))))
-        gate = nn.sigmoid(nn.Dense(features)(gate))
+        features, dtype = x.shape[-1], self.compute_dtype
+        gate = nn.relu(dense(max(features // 16, 4), dtype)(x.mean(axis=(1, 2))))
+        gate = nn.sigmoid(dense(features, dtype)(gate))
         return x * gate[:, None, None]
 
 
@@ -330,6 +345,7 @@ class FactorizedReduce(nn.Module):
     """
 
     features: int
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -339,7 +355,9 @@ class FactorizedReduce(nn.Module):
         corners[1, 0] = self.features - 3 * part
         return jnp.concatenate(
             [
-                Conv(features, 1)(x[:, row::2, column::2])
+                Conv(features, 1, compute_dtype=self.compute_dtype)(
+                    x[:, row::2, column::2]
+                )
                 for (row, column), features in corners.items()
             ],
             axis=-1,
@@ -350,12 +368,14 @@ class BilinearUp(nn.Module):
     """The double of the resolution, linearly between pixels, corners on corners."""
 
     features: int
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, 2 H, 2 W, features]."""
         # Features first, at the coarse resolution: the two maps commute.
-        x = Conv(self.features, 1, use_bias=False)(x)
+        dtype = self.compute_dtype
+        x = Conv(self.features, 1, use_bias=False, compute_dtype=dtype)(x)
         rows, columns = (_interpolation(n).astype(x.dtype) for n in x.shape[1:3])
         return jnp.einsum("rh,bhwc,sw->brsc", rows, x, columns)
 
@@ -402,19 +422,21 @@ class Conv(nn.Module):
       size: rows and columns of the kernel, odd.
       stride: between pixels of the output.
       use_bias: whether one is added.
+      compute_dtype: of the operands, see `jebm.products`.
     """
 
     features: int
     size: int
     stride: int = 1
     use_bias: bool = True
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         x, kernel = promote_dtype(x, _normalised(self, shape))
-        y = conv(x, kernel, self.stride)
+        y = conv(x, kernel, self.stride, self.compute_dtype)
         return _add_bias(self, y) if self.use_bias else y
 
 
@@ -424,12 +446,14 @@ class PlainConv(nn.Module):
     Attributes:
       features: of the output.
       size: rows and columns of the kernel, odd.
-      depthwise: whether each feature sees itself alone.
+      depthwise: whether each feature sees itself alone; then it is of float32.
+      compute_dtype: of the operands, see `jebm.products`.
     """
 
     features: int
     size: int
     depthwise: bool = False
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -439,7 +463,9 @@ class PlainConv(nn.Module):
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
         _sow(self, kernel)
         x, kernel = promote_dtype(x, kernel)
-        return depthwise_conv(x, kernel) if self.depthwise else conv(x, kernel)
+        if self.depthwise:
+            return depthwise_conv(x, kernel)
+        return conv(x, kernel, compute_dtype=self.compute_dtype)
 
 
 class Flow(nn.Module):
@@ -450,16 +476,19 @@ class Flow(nn.Module):
 
     channels: int
     num_shifts: int
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         """Maps [B, H, W, channels] to the same."""
         hidden = 6 * self.channels
         for n in range(self.num_shifts):
-            order = {"mirrored": bool(n % 2)}
-            y = CausalConv(hidden, 3, strict=True, **order)(z)
-            y = CausalConv(hidden, 5, depthwise=True, **order)(nn.elu(y))
-            head = CausalConv(self.channels, 1, use_bias=True, length=0.1, **order)
+            causal = functools.partial(
+                CausalConv, mirrored=bool(n % 2), compute_dtype=self.compute_dtype
+            )
+            y = causal(hidden, 3, strict=True)(z)
+            y = causal(hidden, 5, depthwise=True)(nn.elu(y))
+            head = causal(self.channels, 1, use_bias=True, length=0.1)
             z = z - head(nn.elu(nn.elu(y)))
         return z
 
@@ -475,6 +504,7 @@ class CausalConv(nn.Module):
       depthwise: whether each feature sees itself alone.
       use_bias: whether one is added.
       length: of the kernels, at the start of training, relative to their own.
+      compute_dtype: of the operands, see `jebm.products`; not where depthwise.
     """
 
     features: int
@@ -484,6 +514,7 @@ class CausalConv(nn.Module):
     depthwise: bool = False
     use_bias: bool = False
     length: float = 1.0
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -492,7 +523,10 @@ class CausalConv(nn.Module):
         mask = causal_mask(self.size, inputs, self.features, self.strict, self.mirrored)
         kernel = _normalised(self, mask.shape, mask, self.length)
         x, kernel = promote_dtype(x, kernel)
-        y = depthwise_conv(x, kernel) if self.depthwise else conv(x, kernel)
+        if self.depthwise:
+            y = depthwise_conv(x, kernel)
+        else:
+            y = conv(x, kernel, compute_dtype=self.compute_dtype)
         return _add_bias(self, y) if self.use_bias else y
 
 
@@ -557,6 +591,7 @@ def _add_bias(module, y):
 
 def _check_fields(backbone):
     """Raises a ValueError naming the attribute that cannot be."""
+    check_compute_dtype(backbone.compute_dtype)
     least = {
         "latent_channels": 1,
         "width": 1,

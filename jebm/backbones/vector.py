@@ -25,6 +25,7 @@ from jebm.networks import (
     required_shape,
     soft_clamp,
 )
+from jebm.products import check_compute_dtype
 
 CONDITIONINGS = ("next", "above")
 DECODERS = ("mlp", "deconv")
@@ -47,6 +48,7 @@ class Vector(nn.Module):
       activation: of all networks.
       log_scale_bound: log sigma_i is softly clamped to plus or minus this. The floor
         bounds the curvature of log p_beta, which limits a chain's step size.
+      compute_dtype: of the operands of products, see `jebm.products`.
 
     Example:
       >>> from jebm.hierarchy import top_down, transport
@@ -69,6 +71,7 @@ class Vector(nn.Module):
     encoder_widths: tuple[int, ...] | None = None
     activation: str = "gelu"
     log_scale_bound: float = 3.0
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         if self.conditioning not in CONDITIONINGS:
@@ -98,6 +101,7 @@ class Vector(nn.Module):
         if self.encoder_widths is not None:
             check_widths("encoder_widths", self.encoder_widths)
         check_activation(self.activation)
+        check_compute_dtype(self.compute_dtype)
         super().__post_init__()
 
     @property
@@ -120,22 +124,20 @@ class Vector(nn.Module):
 
     def setup(self):
         """Declares priors below the top layer, the decoder, and the encoder if any."""
+        shared = {"activation": self.activation, "compute_dtype": self.compute_dtype}
         self.priors = [
-            MLP(self.prior_widths, 2 * dim, self.activation)
-            for dim in self.latent_dims[:-1]
+            MLP(self.prior_widths, 2 * dim, **shared) for dim in self.latent_dims[:-1]
         ]
         shape = required_shape(self.output_shape)
         if self.decoder_type == "deconv":
-            self.decoder = Deconv(self.decoder_widths, shape, self.activation)
+            self.decoder = Deconv(self.decoder_widths, shape, **shared)
         else:
-            self.decoder = MLP(self.decoder_widths, math.prod(shape), self.activation)
+            self.decoder = MLP(self.decoder_widths, math.prod(shape), **shared)
 
         if self.has_encoder:
             *widths, features = self.encoder_widths
-            self.encoder = MLP(tuple(widths), features, self.activation)
-            self.posteriors = [
-                MLP((), 2 * dim, self.activation) for dim in self.latent_dims
-            ]
+            self.encoder = MLP(tuple(widths), features, **shared)
+            self.posteriors = [MLP((), 2 * dim, **shared) for dim in self.latent_dims]
 
     def start(self, batch: int) -> jax.Array:
         """Returns the empty context above the top layer, [B, 0]."""

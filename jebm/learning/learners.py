@@ -22,7 +22,7 @@ from jebm.learning import losses
 from jebm.learning.options import Options
 from jebm.learning.state import Learner, Rule, start
 from jebm.learning.update import update
-from jebm.model import Model, check_chains
+from jebm.model import Model, check_chains, with_compute_dtype
 from jebm.warm_up import WarmUp
 
 if TYPE_CHECKING:  # slow to import, and not needed to sample
@@ -71,7 +71,7 @@ def maximum_likelihood(
                 "maximum_likelihood with an encoder needs a posterior chain that "
                 f"starts at 'encoder', got {rule.posterior}"
             )
-    return _learner(rule, losses.maximum_likelihood_loss, model, options)
+    return _learner(rule, losses.maximum_likelihood_loss, rule.model, options)
 
 
 def variational(
@@ -109,7 +109,7 @@ def variational(
     checks.number("energy_grad_scale", energy_grad_scale, most=1)
     checks.instance("warm_up", warm_up, WarmUp)
     rule = _rule(model, chain, optimizer, options, encoder=True, warm_up=warm_up)
-    arguments = model, options, warm_up, energy_grad_scale
+    arguments = rule.model, options, warm_up, energy_grad_scale
     return _learner(rule, losses.variational_loss, *arguments)
 
 
@@ -144,13 +144,14 @@ def second_stage(
     rule = rule._replace(nce_steps=nce_steps)
     if model.energy is None:
         raise ValueError("second_stage learns energies alone, and the model has none")
-    return _learner(rule, losses.second_stage_loss, model, options, nce_steps)
+    return _learner(rule, losses.second_stage_loss, rule.model, options, nce_steps)
 
 
 def _rule(model, chain, optimizer, options, encoder=False, **others):
     checks.instance("model", model, Model)
     checks.instance("options", options, Options)
     checks.optimizer(optimizer)
+    model = with_compute_dtype(model, options.compute_dtype)
     chain = checks.chain(chain, model.chains.prior, "chain")
     posterior = checks.chain(options.posterior, model.chains.posterior, "posterior")
     check_chains(model.backbone, Chains(chain, posterior))

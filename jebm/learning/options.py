@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jebm import checks
 from jebm.kernels import Chain
+from jebm.products import check_compute_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Options:
       energy_spectral_bound: of every kernel of the energies; none leaves an update
         beyond it (arXiv 1804.04368). 0: no bound.
       ema_decay: of the averaged parameters.
+      compute_dtype: that chains and losses have, see `jebm.with_compute_dtype`; None
+        for the model's own.
       reduce: averages a pytree over the devices that an update is spread over, as
         `lambda tree: jax.lax.pmean(tree, "devices")` does in a pmap.
     """
@@ -57,6 +60,7 @@ class Options:
     energy_penalty: Any = 0.0
     energy_spectral_bound: float = 0.0
     ema_decay: float = 0.999
+    compute_dtype: str | None = None
     reduce: Callable[[Any], Any] = lambda tree: tree
 
     def __post_init__(self):
@@ -67,6 +71,8 @@ class Options:
             checks.positive_int("persistent_steps", self.persistent_steps)
             if not self.persistent_chains:
                 raise ValueError("persistent_steps needs persistent_chains")
+        if self.compute_dtype is not None:
+            check_compute_dtype(self.compute_dtype)
         if not callable(self.reduce):
             raise ValueError(f"reduce must be a function, got {self.reduce!r}")
         if self.target_acceptance is not None:

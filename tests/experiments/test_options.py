@@ -197,7 +197,10 @@ def test_value_of_a_wrong_type_is_named_with_what_is_due(field, value):
         return
     message = error_of(changed(field, value))
     assert field in message
-    names = ("learning.method", "learning.optimizer", "data.on_corrupt", "prior")
+    names = (
+        "learning.method", "learning.optimizer", "learning.compute_dtype",
+        "data.on_corrupt", "prior",
+    )  # fmt: skip
     if field in (*names, "matmul_precision"):
         assert message.startswith(f"unknown {field} {value!r}; known: [")
     elif value == {} and field.startswith("eval."):
@@ -361,6 +364,20 @@ def test_fields_that_do_not_go_together_are_told(changes, message):
     leaves = dict(options.flat(values_of()))
     assert changes.keys() <= leaves.keys()
     assert error_of(options.nested(leaves | changes)) == message
+
+
+def test_unknown_compute_dtype_is_told_with_the_known_ones():
+    message = error_of(changed("learning.compute_dtype", "float16"))
+    assert message == (
+        "unknown learning.compute_dtype 'float16'; known: ['bfloat16', 'float32']; did "
+        "you mean 'bfloat16'?"
+    )
+
+
+def test_run_of_an_older_version_was_trained_in_float32():
+    values = values_of()
+    del values["learning"]["compute_dtype"]
+    assert options.read(options.upgrade(values)).learning.compute_dtype == "float32"
 
 
 def test_two_stages_need_an_energy_and_a_first_stage():

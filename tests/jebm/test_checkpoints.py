@@ -200,3 +200,12 @@ def test_saving_overwrites_nothing(tmp_path):
         jebm.save(tmp_path / "other", other, params)
     assert not (tmp_path / "other").exists()
     assert checkpoints.steps(tmp_path) == [0]
+
+
+def test_model_in_bfloat16_is_loaded_as_it_was_saved(tmp_path):
+    model = jebm.build({"image_shape": (8, 8, 1)})
+    model = jebm.with_compute_dtype(model, "bfloat16")
+    jebm.save(tmp_path, model, jebm.init(jax.random.key(0), model))
+    loaded, params = jebm.load(tmp_path)
+    assert loaded == model and loaded.backbone.compute_dtype == "bfloat16"
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -16,6 +16,8 @@ import jebm
 from jebm import chains, checkpoints, learning, objectives
 from jebm.chains import ChainEnd, to_eps, to_latents
 from jebm.densities import logdensity
+from jebm.learning import losses
+from jebm.learning.losses import Batch
 from jebm.learning.state import Role
 from tests.jebm.test_objectives import negative_log_likelihood
 from tests.models import grid_nodes, random_params, small_model
@@ -503,6 +505,10 @@ def test_initial_parameters_follow_x64_and_a_dtype():
         ),
         (lambda: learning.Options(reduce=None), "reduce must be a function, got None"),
         (
+            lambda: learning.Options(compute_dtype="float16"),
+            "unknown compute_dtype 'float16'; known: .*; did you mean 'bfloat16'",
+        ),
+        (
             lambda: jebm.variational(model_of(True), None, 1e-3),
             "optimizer must be an optax.GradientTransformation, got 0.001",
         ),
@@ -678,3 +684,87 @@ def test_encoder_learns_what_the_posterior_chain_ends_at():
     # An error of .02 is that of 2,000 draws; the rest is what 600 updates leave.
     np.testing.assert_allclose(draws.mean(axis=1), mean, atol=0.08)
     np.testing.assert_allclose(draws.std(axis=1), spread, rtol=0.12)
+
+
+def in_bfloat16(model):
+    return jebm.with_compute_dtype(model, "bfloat16")
+
+
+def relative_error(found, expected):
+    """Of the whole vector that the leaves of a pytree make."""
+    both = [jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+            for tree in (found, expected)]  # fmt: skip
+    return jnp.linalg.norm(both[0] - both[1]) / jnp.linalg.norm(both[1])
+
+
+@pytest.mark.slow
+def test_an_update_in_bfloat16_keeps_its_state_in_float32(make):
+    model, learner = make(compute_dtype="bfloat16")
+    _, exact = make()
+    state, x = start(model, learner), images()
+    found, infos = run(learner, state, x)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((found, infos))}
+    assert jnp.dtype("bfloat16") not in dtypes
+    assert jax.tree.map(jnp.dtype, found) == jax.tree.map(jnp.dtype, state)
+    expected, _ = run(exact, state, x)
+    # Chains and Adam's first steps, of size 1 whatever the gradient, add to rounding.
+    assert 1e-6 < relative_error(found.params, expected.params) < 5e-2
+
+
+@pytest.mark.parametrize("space", ["eps", "z"])
+def test_gradients_of_a_chain_in_bfloat16_are_those_of_float32_to_rounding(space):
+    model = model_of(encoder=False)
+    params, x = random_params(model), jnp.asarray(images())
+    eps = tuple(jax.random.normal(KEY, (BATCH, *s)) for s in ((3,), (2,)))
+
+    def gradient(model):
+        density = lambda z: logdensity(model, params, z, x=x, space=space).sum()  # noqa: E731
+        return jax.grad(density)(eps)
+
+    found = gradient(in_bfloat16(model))
+    assert all(leaf.dtype == jnp.float32 for leaf in found)
+    assert 1e-5 < relative_error(found, gradient(model)) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["mle", "variational"])
+def test_gradient_of_the_loss_in_bfloat16_is_that_of_float32_to_rounding(name):
+    """Of the same samples, with penalties, which differentiate twice."""
+    model = model_of(encoder=name == "variational")
+    options = learning.Options(gradient_penalty=0.1, energy_penalty=0.1)
+    params, keys = random_params(model), chains.example_keys(KEY, jnp.arange(BATCH))
+    draws = [
+        tuple(jax.random.normal(jax.random.key(seed), (BATCH, dim)) for dim in (3, 2))
+        for seed in (1, 2)
+    ]
+    positive = draws[0] if name == "mle" else None
+    batch = Batch(
+        x=jnp.asarray(images()), keys=keys, positive=positive, negative=draws[1],
+        eps=draws[1], step=jnp.zeros((), jnp.int32), spectral={},
+    )  # fmt: skip
+
+    def gradient(model):
+        loss = {
+            "mle": functools.partial(losses.maximum_likelihood_loss, model, options),
+            "variational": functools.partial(
+                losses.variational_loss, model, options, learning.WarmUp(), 0.5
+            ),
+        }[name]
+        return jax.jit(jax.grad(lambda params: loss(params, batch)[0]))(params)
+
+    found = gradient(in_bfloat16(model))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    assert 1e-5 < relative_error(found, gradient(model)) < 1e-2
+
+
+@pytest.mark.slow
+def test_a_learner_in_bfloat16_is_traced_once(monkeypatch):
+    traces = []
+
+    def counted(key, index, inner=chains.example_keys):
+        traces.append(index.shape)
+        return inner(key, index)
+
+    model, learner = mle(compute_dtype="bfloat16")
+    monkeypatch.setattr(chains, "example_keys", counted)
+    run(learner, start(model, learner), images())
+    assert len(traces) == 3  # one key for each role

@@ -245,3 +245,40 @@ def test_parts_of_another_kind_are_refused_at_once(change, words):
     parts = {"image_shape": (8, 8, 1), "backbone": jebm.backbones.Vector()}
     with pytest.raises(ValueError, match=words):
         jebm.Model(**({**parts, "energy": None} | change))
+
+
+class Own(nn.Module):
+    """A backbone of the user's, without the attribute `compute_dtype`."""
+
+    latent_shapes: tuple = ((1,),)
+
+
+def test_compute_dtype_is_set_for_the_backbone_and_goes_back():
+    model = jebm.build({"image_shape": (8, 8, 1)})
+    changed = jebm.with_compute_dtype(model, "bfloat16")
+    assert changed.backbone.compute_dtype == "bfloat16"
+    assert changed.energy.compute_dtype == "float32"
+    assert changed != model and hash(changed) != hash(model)
+    assert jebm.with_compute_dtype(changed, "float32") == model
+    assert jebm.with_compute_dtype(changed, None) == changed
+    params = jebm.init(jax.random.key(0), changed)
+    for ours, theirs in zip(
+        jax.tree.leaves(params),
+        jax.tree.leaves(jebm.init(jax.random.key(0), model)),
+        strict=True,
+    ):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_backbone_without_a_compute_dtype_is_of_float32_alone():
+    model = jebm.Model((8, 8, 1), Own(), None)
+    assert jebm.with_compute_dtype(model, "float32") == model
+    with pytest.raises(ValueError) as raised:
+        jebm.with_compute_dtype(model, "bfloat16")
+    assert str(raised.value) == (
+        "compute_dtype 'bfloat16' needs a backbone with an attribute compute_dtype, "
+        "got Own"
+    )
+    with pytest.raises(ValueError, match="unknown compute_dtype 'half'; known: "):
+        jebm.with_compute_dtype(model, "half")

@@ -54,7 +54,9 @@ SPECS = [
     },
     {
         "image_shape": [8, 8, 1],
-        "backbone": {"name": "nvae", "groups": [1, 1], "width": 2},
+        "backbone": {
+            "name": "nvae", "groups": [1, 1], "width": 2, "compute_dtype": "bfloat16",
+        },
         "energy": None,
         "chains": {
             "prior": {"name": "tempered", "inverse_temperatures": [0, 0.5, 1]},
@@ -91,7 +93,7 @@ SPECS = [
             },
         },
     },
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -107,6 +109,28 @@ def test_spec_of_a_model_builds_it_again(spec):
             assert written[part]["name"] == given["name"]
     params = jax.eval_shape(lambda key: jebm.init(key, model), jax.random.key(0))
     assert isinstance(params, jebm.Params)
+
+
+@pytest.mark.parametrize("name", ["vector", "ladder", "nvae"])
+def test_spec_without_a_compute_dtype_is_of_float32(name):
+    spec = {"image_shape": (8, 8, 1), "backbone": {"name": name}}
+    if name == "ladder":
+        spec["backbone"]["latent_shapes"] = ((4, 4, 2), (3,))
+    model = jebm.build(spec)
+    written = jebm.to_spec(model)
+    for part in ("backbone", "energy"):
+        assert written[part].pop("compute_dtype") == "float32"
+    assert jebm.build(written) == model
+
+
+@pytest.mark.parametrize("part", ["backbone", "energy"])
+def test_unknown_compute_dtype_is_refused_by_name(part):
+    with pytest.raises(ValueError) as raised:
+        jebm.build({"image_shape": (8, 8, 1), part: {"compute_dtype": "float16"}})
+    assert str(raised.value) == (
+        "unknown compute_dtype 'float16'; known: ['bfloat16', 'float32']; did you mean "
+        "'bfloat16'?"
+    )
 
 
 def test_spec_of_every_pretrained_model_is_complete():

@@ -12,6 +12,9 @@ medians over the repeats, without the first turn, and how many times faster ours
     mnist_step        a training step of `mnist`; against the same
     prior_chain       the chains of `cifar10` by batch size; against the same
     posterior_chain
+    bfloat16_step     `cifar10_step` and `posterior_chain` with compute_dtype
+    bfloat16_chain    "bfloat16"; against PyTorch's autocast to it, PyTorch in float32,
+                      and ours in float32
     mala              the prior of `cifar10` by `jebm.mala`; against BlackJAX
     matrix_product    the posterior chain's multiplications a second, counted as a
                       direct convolution has them; against one large matrix product
@@ -54,6 +57,7 @@ from experiments.training import learner
 from jebm import langevin, mala
 from jebm.chains import example_keys, run_chains
 from jebm.densities import logdensity
+from jebm.products import COMPUTE_DTYPES
 from tools.arguments import path_argument
 
 CIFAR10, MNIST = (32, 32, 3), (28, 28, 1)
@@ -127,10 +131,17 @@ def mnist_step(repeats: int) -> dict:
 
 def train_step(experiment: Experiment, image_shape, repeats) -> dict:
     """Measures a training step against the peer's, from the same parameters."""
+    ours, params = our_step(experiment, image_shape)
+    peer = load_peer(model_spec(experiment, image_shape), params)
+    return compare(ours, their_step(peer, experiment), title(peer), repeats)
+
+
+def our_step(experiment: Experiment, image_shape) -> tuple[Callable, jebm.Params]:
+    """Compiles a training step; returns it and the parameters that it starts from."""
     model, devices = build_model(experiment, image_shape), jax.local_devices()[:1]
     key, learning = jax.random.key(experiment.seed), experiment.learning
     state = learner.create_state(key, learning, model)
-    peer = load_peer(model_spec(experiment, image_shape), state.learner.params)
+    params = jax.device_get(state.learner.params)
     step = parallel.pmap(learner.make_train_step(learning, model), devices)
     state = learner.distribute(state, devices)
     images = noise(learning.batch_size, image_shape)
@@ -140,8 +151,15 @@ def train_step(experiment: Experiment, image_shape, repeats) -> dict:
         state, metrics = step(key, state, parallel.split(images, 1))
         jax.block_until_ready((state, metrics))
 
-    trainer = torch_peer().Trainer(peer, learning)
-    return compare(ours, lambda: trainer.step(to_torch(images)), title(peer), repeats)
+    return ours, params
+
+
+def their_step(peer, experiment: Experiment) -> Callable:
+    """Makes the peer's training step."""
+    channels, height, width = peer.image_shape
+    images = noise(experiment.learning.batch_size, (height, width, channels))
+    trainer = torch_peer().Trainer(peer, experiment.learning)
+    return lambda: trainer.step(to_torch(images))
 
 
 def prior_chain(repeats: int) -> dict:
@@ -166,6 +184,67 @@ def chains(name, num_steps, repeats) -> dict:
         theirs = functools.partial(peer.run, start, chain, steps, x)
         compared[batch] = compare(run, theirs, title(peer), repeats)
     return by_batch(compared, num_steps)
+
+
+def bfloat16_step(repeats: int) -> dict:
+    """Measures the paper's joint step with products of bfloat16 operands."""
+    config, ours = cifar10.get_config(), {}
+    config.learning.batch_size = 16
+    for dtype in COMPUTE_DTYPES:
+        config.learning.compute_dtype = dtype
+        experiment = options.read(config)
+        ours[dtype], params = our_step(experiment, CIFAR10)
+    peers = load_peers(model_spec(experiment, CIFAR10), params)
+    theirs = {name: their_step(peer, experiment) for name, peer in peers.items()}
+    return of_rows(in_bfloat16("bfloat16_step", ours, theirs, repeats))
+
+
+def bfloat16_chain(repeats: int) -> dict:
+    """Measures the posterior chain with products of bfloat16 operands."""
+    model, params, spec = cifar10_model()
+    models = {dtype: jebm.with_compute_dtype(model, dtype) for dtype in COMPUTE_DTYPES}
+    peers, chain, rows = load_peers(spec, params), spec["chains"]["posterior"], []
+    for batch in (16, 100):
+        steps, x = POSTERIOR_STEPS[batch], to_torch(noise(batch, CIFAR10))
+        ours = {
+            dtype: our_chain(model, params, "posterior", batch, steps)
+            for dtype, model in models.items()
+        }
+        theirs = {
+            name: functools.partial(peer.run, peer.start(batch), chain, steps, x)
+            for name, peer in peers.items()
+        }
+        what = f"bfloat16_chain, batch {batch}"
+        rows += in_bfloat16(what, ours, theirs, repeats, steps)
+    return of_rows(rows)
+
+
+def in_bfloat16(what, ours, theirs, repeats, num_steps=None) -> list[dict]:
+    """Measures ours in bfloat16 against all other sides, which take turns with it.
+
+    `ours` and `theirs` have a side for each of `COMPUTE_DTYPES`; the rows are steps per
+    second of `num_steps`, or seconds.
+    """
+    module, title = torch_peer(), f"PyTorch {importlib.metadata.version('torch')}"
+    sides = {
+        "bfloat16": ours["bfloat16"],
+        f"{title}, bfloat16 by autocast": module.autocast(theirs["bfloat16"]),
+        title: theirs["float32"],
+        "jebm, float32": ours["float32"],
+    }
+    seconds = alternate(sides, repeats)
+    found = seconds.pop("bfloat16")
+    rows = [against(found, peer, others) for peer, others in seconds.items()]
+    for row in rows:
+        row["what"] = what
+        for side in ("", "peer_") if num_steps else ():
+            row[f"{side}steps_per_second"] = num_steps / row[f"{side}seconds"]
+    return rows
+
+
+def of_rows(rows: list[dict]) -> dict:
+    """Joins entries of several other sides to one, which has the first's speedup."""
+    return {"peer": rows[0]["peer"], "speedup": rows[0]["speedup"], "rows": rows}
 
 
 def our_chain(model, params, name, batch, num_steps) -> Callable:
@@ -376,6 +455,8 @@ BENCHMARKS = {
     "mnist_step": mnist_step,
     "prior_chain": prior_chain,
     "posterior_chain": posterior_chain,
+    "bfloat16_step": bfloat16_step,
+    "bfloat16_chain": bfloat16_chain,
     "mala": mala_chain,
     "matrix_product": matrix_product,
     "first_sample": first_sample,
@@ -416,7 +497,13 @@ def torch_peer():
     return torch_peer
 
 
-def load_peer(spec, params):
+def load_peers(spec, params) -> dict:
+    """Loads peers to run in each of `COMPUTE_DTYPES`."""
+    wraps = {"float32": lambda function: function, "bfloat16": torch_peer().autocast}
+    return {dtype: load_peer(spec, params, wraps[dtype]) for dtype in COMPUTE_DTYPES}
+
+
+def load_peer(spec, params, wrap=lambda function: function):
     """Loads the peer with our parameters, in the faster layout of its maps."""
     module = torch_peer()
     peers = [module.Peer(spec).load(jax.device_get(params)) for _ in range(2)]
@@ -426,7 +513,7 @@ def load_peer(spec, params):
     x = to_torch(noise(16, CIFAR10))
     sides = {
         peer: functools.partial(
-            peer.run, peer.start(16), spec["chains"]["posterior"], 1, x
+            wrap(peer.run), peer.start(16), spec["chains"]["posterior"], 1, x
         )
         for peer in peers
     }
@@ -476,7 +563,8 @@ def table(results: dict) -> str:
     for name, entry in results.items():
         for batch, values in entry.get("batch", {}).items():
             lines.append(line(f"{name}, batch {int(batch):,}", values))
-        if "peer" in entry and "batch" not in entry:
+        lines += [line(row["what"], row) for row in entry.get("rows", ())]
+        if "peer" in entry and not {"batch", "rows"} & entry.keys():
             lines.append(line(name, entry))
         for kind in ("chain_length", "batch"):
             for number, held in entry.get(f"temp_bytes_by_{kind}", {}).items():

@@ -8,6 +8,7 @@ Images are [B, C, H, W] here, as PyTorch's convolutions have them.
 """
 
 import contextlib
+import functools
 import math
 
 import numpy as np
@@ -355,6 +356,17 @@ def frozen(module):
         yield
     finally:
         module.requires_grad_(True)
+
+
+def autocast(function):
+    """Returns the function with PyTorch's automatic casts to bfloat16."""
+
+    @functools.wraps(function)
+    def run(*args):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return function(*args)
+
+    return run
 
 
 def to_images(x) -> torch.Tensor:

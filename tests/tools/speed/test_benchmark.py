@@ -34,7 +34,7 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, "CIFAR10", shape)
     monkeypatch.setattr(benchmark, "SIDE", 64)
     for name in ("PRIOR_STEPS", "POSTERIOR_STEPS"):
-        monkeypatch.setattr(benchmark, name, {1: 2, 16: 3})
+        monkeypatch.setattr(benchmark, name, {1: 2, 16: 3, 100: 1})
     return model
 
 
@@ -144,6 +144,19 @@ def test_chains_are_held_against_the_peer_at_every_batch(small, name):
     one = found["batch"]["1"]
     np.testing.assert_allclose(one["steps_per_second"], 2 / one["seconds"])
     np.testing.assert_allclose(one["peer_steps_per_second"], 2 / one["peer_seconds"])
+
+
+@needs_torch
+def test_chain_in_bfloat16_is_held_against_three_other_sides(small):
+    found = benchmark.bfloat16_chain(1)
+    rows = found["rows"]
+    assert [row["what"] for row in rows[::3]] == [
+        "bfloat16_chain, batch 16", "bfloat16_chain, batch 100",
+    ]  # fmt: skip
+    assert "autocast" in rows[0]["peer"] and rows[2]["peer"] == "jebm, float32"
+    assert found["speedup"] == rows[0]["speedup"]
+    np.testing.assert_allclose(rows[0]["steps_per_second"], 3 / rows[0]["seconds"])
+    assert len(benchmark.table({"bfloat16_chain": found}).splitlines()) == 2 + len(rows)
 
 
 @pytest.mark.slow
