@@ -144,7 +144,7 @@ def test_an_energy_of_the_state_needs_one_array():
 @pytest.mark.parametrize("side", [5, 7, 8])
 def test_a_halving_layer_is_the_convolution_of_flax(side):
     x = jax.random.normal(jax.random.key(0), (2, side, side, 3))
-    ours = energies._halving(4, name="conv")
+    ours = energies._halving(State(4, (5,)), name="conv")
     y, params = ours.init_with_output(jax.random.key(1), x)
     theirs = nn.Conv(4, (4, 4), strides=2)
     np.testing.assert_allclose(y, theirs.apply(params, x), atol=1e-5)
