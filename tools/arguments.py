@@ -23,21 +23,32 @@ def path_argument(text: str) -> pathlib.Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class _Help(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Shows defaults, and the description in its own lines."""
+
+
 def of_backbone(prog: str, about: str) -> argparse.ArgumentParser:
     """Makes the parser of a command that reads a trained run and writes to a folder.
+
+    Its help begins with `about`, a module's docstring, and ends each argument with its
+    default.
 
     Example:
       >>> parser = of_backbone("python -m tools.priors", "Compares all priors.")
       >>> parser.parse_args(["--backbone=runs/a", "--workdir=runs/b"]).backbone.name
       'a'
     """
-    parser = argparse.ArgumentParser(prog, description=about)
+    parser = argparse.ArgumentParser(prog, description=about, formatter_class=_Help)
     parser.add_argument(
-        "--backbone", type=path_argument, required=True, help="a run with an encoder"
-    )
+        "--backbone", type=path_argument, required=True, default=argparse.SUPPRESS,
+        help="run of experiments.main whose generator has an encoder",
+    )  # fmt: skip
     parser.add_argument(
-        "--workdir", type=path_argument, required=True, help="where all is written"
-    )
+        "--workdir", type=path_argument, required=True, default=argparse.SUPPRESS,
+        help="output directory",
+    )  # fmt: skip
     return parser
 
 

@@ -154,20 +154,19 @@ def write_run(path: pathlib.Path, run: Run, law: priors.Law) -> None:
 
 def main() -> None:
     """Runs the command."""
-    about = __doc__.split("\n\n")[0]
-    parser = of_backbone("python -m tools.priors", about)
-    known = list(priors.PRIORS)
+    parser = of_backbone("python -m tools.priors", __doc__)
+    known = ", ".join(priors.PRIORS)
     parser.add_argument(
-        "--priors", type=names, default=known, help=f"of {','.join(known)}"
+        "--priors", type=names, default=known, help="names, separated by commas"
     )
     parser.add_argument(
-        "--minutes", type=positive, default=2.0, help="that each prior learns for"
+        "--minutes", type=positive, default=2.0, help="training time of each prior"
     )
     parser.add_argument(
-        "--seeds", type=_seeds, default=[0], help="of learning, such as 0,1,2"
+        "--seeds", type=_seeds, default="0", help="training seeds, such as 0,1,2"
     )
     parser.add_argument(
-        "--heldout", type=int, default=4, help="the class that AUPRC is of"
+        "--heldout", type=int, default=4, help="class to detect (AUPRC)"
     )
     arguments = parser.parse_args()
     try:
@@ -229,7 +228,7 @@ def names(text: str) -> list[str]:
       >>> names("joint,flow")
       ['joint', 'flow']
     """
-    found = text.split(",")
+    found = [part.strip() for part in text.split(",")]
     if unknown := sorted(set(found) - set(priors.PRIORS)):
         known = ", ".join(priors.PRIORS)
         raise argparse.ArgumentTypeError(f"no prior {unknown[0]!r}; known: {known}")

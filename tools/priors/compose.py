@@ -40,12 +40,13 @@ _TITLES = {
 
 def main() -> None:
     """Runs the command."""
-    about = __doc__.split("\n\n")[0]
-    parser = of_backbone("python -m tools.priors.compose", about)
+    parser = of_backbone("python -m tools.priors.compose", __doc__)
     parser.add_argument(
-        "--minutes", type=positive, default=1.0, help="that each energy learns for"
+        "--minutes", type=positive, default=1.0, help="training time of each energy"
     )
-    parser.add_argument("--label", type=int, default=3, help="the class")
+    parser.add_argument(
+        "--label", type=int, default=3, help="class of the first energy"
+    )
     parser.add_argument(
         "--ink", type=positive, default=0.3, help="share of images with thick strokes"
     )

@@ -25,15 +25,17 @@ from tools.priors.backbone import open_backbone
 
 def main() -> None:
     """Runs the command."""
-    about = __doc__.split("\n\n")[0]
-    parser = of_backbone("python -m tools.priors.tune", about)
+    parser = of_backbone("python -m tools.priors.tune", __doc__)
     parser.add_argument(
-        "--priors", type=names, default=list(settings.TRIALS), help="which to tune"
+        "--priors",
+        type=names,
+        default=", ".join(settings.TRIALS),
+        help="names, separated by commas",
     )
     parser.add_argument(
-        "--minutes", type=positive, default=1.0, help="that each setting learns for"
+        "--minutes", type=positive, default=1.0, help="training time of each setting"
     )
-    parser.add_argument("--seed", type=int, default=9, help="of learning and draws")
+    parser.add_argument("--seed", type=int, default=9, help="of training and draws")
     arguments = parser.parse_args()
     try:
         run = open_backbone(arguments.backbone)
