@@ -53,7 +53,7 @@ def write(workdir: pathlib.Path, floor: Floor, about: str) -> None:
         "perfect prior would reach; of the held-out images themselves: "
         f"{floor.paired:.2f}."
     )
-    run = readable(str(workdir / "NAME" / "seed0" / "run"))
+    run = readable(str(workdir / "NAME" / "seedN" / "run"))
     about += (
         " Each prior is kept as a run: python -m experiments.main --workdir="
         f"{run} --mode=eval measures it further, --mode=figures draws it."
@@ -144,7 +144,7 @@ def _picture(measured, floor, file):
     given = {"color": "grey", "linewidth": 1}
     axes.axhline(floor.perfect, linestyle="--", label="a perfect prior", **given)
     axes.axhline(floor.paired, linestyle=":", label="reconstructions", **given)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside upper right", ncols=2)
     _write_names(axes, names)
     caption = "Quality against the cost of a draw; open circles: 4 times the effort."
     pictures.save_figure(figure, file, caption)
