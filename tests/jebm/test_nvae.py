@@ -113,13 +113,13 @@ def test_transport_is_undone_and_changes_the_density_by_its_jacobian(small, x64)
 
 @pytest.mark.slow
 def test_flow_keeps_volumes_and_each_shift_looks_back_alone(x64):
-    flow = nvae.Flow(channels=2, num_shifts=2)
+    flow = nvae.Flow(2, num_shifts=2, compute_dtype="float32")
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 3, 2)))
     variables = flow.init(jax.random.key(0), z.astype(jnp.float32))
     variables = jax.tree.map(lambda a: np.asarray(a, np.float64) + 0.5, variables)
 
     def jacobian(num_shifts):
-        shifts = nvae.Flow(channels=2, num_shifts=num_shifts)
+        shifts = nvae.Flow(2, num_shifts, compute_dtype="float32")
         run = quick(jax.jacrev(lambda z: shifts.apply(variables, z).ravel()))
         return np.asarray(run(z)).reshape(18, 18)
 
@@ -219,7 +219,7 @@ def test_learning_reaches_every_parameter_and_tells_every_kernel(small, x64):
 @pytest.mark.slow
 def test_doubling_puts_corners_on_corners_and_is_linear_between(x64):
     x = jnp.arange(3.0)[None, None, :, None] * jnp.ones((1, 3, 3, 1))
-    double = nvae.BilinearUp(1)
+    double = nvae.BilinearUp(1, "float32")
     identity = {"kernel": jnp.ones((1, 1, 1, 1)), "log_length": jnp.zeros(1)}
     y = double.apply({"params": {"Conv_0": identity}}, x)
     np.testing.assert_allclose(y[0, 0, :, 0], np.linspace(0, 2, 6), rtol=2e-5)
