@@ -101,7 +101,17 @@ def acceptance_probability(
     )
     difference = proposal.logdensity - state.logdensity
     log_ratio = (difference - 0.5 * sum(jax.tree.leaves(corrections))) / temperature
-    sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
+    return metropolis(log_ratio, proposal.logdensity)
+
+
+def metropolis(log_ratio: jax.Array, logdensity: jax.Array) -> jax.Array:
+    """Computes min(1, exp log_ratio), []; 0 if the new log-density is not finite.
+
+    Example:
+      >>> metropolis(jnp.array(1.0), jnp.array(jnp.inf)).item()
+      0.0
+    """
+    sound = jnp.isfinite(logdensity) & ~jnp.isnan(log_ratio)
     return jnp.where(sound, jnp.exp(jnp.minimum(log_ratio, 0)), 0.0)
 
 

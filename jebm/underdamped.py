@@ -134,5 +134,4 @@ def acceptance_probability(
     )
     difference = proposal.logdensity - state.logdensity
     log_ratio = (difference - sum(jax.tree.leaves(gained))) / temperature
-    sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
-    return jnp.where(sound, jnp.exp(jnp.minimum(log_ratio, 0)), 0.0)
+    return mala.metropolis(log_ratio, proposal.logdensity)

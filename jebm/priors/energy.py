@@ -88,8 +88,9 @@ def as_model(law: Law, chain: Chain | None = None) -> tuple[Model, Params]:
     prior, frozen, posterior = law.prior, law.frozen, law.frozen.model.chains.posterior
     if isinstance(prior, Joint) and not isinstance(prior, Concatenated):
         model, params = prior.model(frozen, law.state)
-        chains = Chains(chain or model.chains.prior, posterior)
-        return dataclasses.replace(model, chains=chains), params
+        if chain is None:
+            return model, params
+        return dataclasses.replace(model, chains=Chains(chain, posterior)), params
     chains = Chains(chain or MALA(200, 0.3), posterior)
     energy = Tilt(prior, frozen.model)
     model = dataclasses.replace(frozen.model, energy=energy, chains=chains)

@@ -37,8 +37,7 @@ def _refreshed(velocity, kept, noise):
 
 def _tested(normal, log_ratio, proposal, state):
     """Accepts by the ratio; returns the state and its info."""
-    sound = jnp.isfinite(proposal.logdensity) & ~jnp.isnan(log_ratio)
-    probability = jnp.where(sound, jnp.exp(jnp.minimum(log_ratio, 0)), 0.0)
+    probability = mala.metropolis(log_ratio, proposal.logdensity)
     info = LangevinInfo(state.logdensity, global_norm(state.grad), probability)
     return mala.accept(normal, probability, proposal, state), info
 
