@@ -30,6 +30,7 @@ from jebm.hierarchy import (
 )
 from jebm.kernels import ANCESTRAL, ENCODED, Chain
 from jebm.model import Model, Params, float_dtype
+from jebm.threefry import fused
 
 
 class ChainEnd(NamedTuple):
@@ -43,7 +44,7 @@ class ChainEnd(NamedTuple):
 
 def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     """Makes one key per example, from the examples' global indices [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(fused(key), index)
 
 
 def draw_noise(

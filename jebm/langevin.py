@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jebm.threefry import fused
+
 PyTree = Any
 LogDensity = Callable[[PyTree], jax.Array]
 
@@ -244,6 +246,8 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
     which the key of a step is made: keys split ahead would be memory that grows with
     the number of steps.
     """
+
+    key = fused(key)
 
     def draw(t):
         return kernel.draw(jax.random.fold_in(key, t), position)
