@@ -464,11 +464,11 @@ def depthwise_native_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def shifted_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes `depthwise_conv` by shifted copies, each times its tap of the kernel.
+    """Computes `depthwise_conv` by shifted copies, each times its tap of the kernel."""
+    return _image_by_image(x, kernel)
 
-    Image by image: XLA would take the sum over taps again inside of whatever reduces
-    the images, and sums over many images at once are slow.
-    """
+
+def _sums_of_taps(x, kernel):
     taps = kernel.reshape(-1, 1, 1, kernel.shape[-1])
 
     def one(image):
@@ -476,6 +476,21 @@ def shifted_form(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return sum(copy * tap for copy, tap in zip(copies, taps, strict=True))
 
     return jax.lax.map(one, x)
+
+
+# XLA takes the sum over taps again in all that reads it, but not out of a loop; so all
+# images are in one loop, those of vmapped chains, which are of one image each, too.
+_image_by_image = jax.custom_batching.custom_vmap(_sums_of_taps)
+
+
+@_image_by_image.def_vmap
+def _images_by_image(num, batched, x, kernel):
+    x_batched, kernel_batched = batched
+    if kernel_batched:
+        axes = 0 if x_batched else None, 0
+        return jax.vmap(_sums_of_taps, axes)(x, kernel), True
+    y = _image_by_image(x.reshape(-1, *x.shape[2:]), kernel)
+    return y.reshape(num, -1, *y.shape[1:]), True
 
 
 def _shifted_form_fwd(x, kernel):

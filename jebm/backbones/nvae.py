@@ -24,7 +24,7 @@ from flax.linen.dtypes import promote_dtype
 from jebm.convolution import conv, depthwise_conv
 from jebm.distributions import Normal
 from jebm.likelihoods import reduce_bit_depth
-from jebm.networks import required_shape, soft_clamp
+from jebm.networks import required_shape, silu, soft_clamp
 from jebm.products import check_compute_dtype, dense
 
 
@@ -285,8 +285,8 @@ class EncoderCell(nn.Module):
         """Maps [B, H, W, C] to [B, H, W, features], or half of H and W."""
         stride, dtype = 2 if self.halve else 1, self.compute_dtype
         conv = functools.partial(Conv, self.features, 3, compute_dtype=dtype)
-        y = conv(stride)(nn.silu(BatchNorm()(x)))
-        y = conv()(nn.silu(BatchNorm()(y)))
+        y = conv(stride)(silu(BatchNorm()(x)))
+        y = conv()(silu(BatchNorm()(y)))
         if self.squeeze_excitation:
             y = SqueezeExcitation(dtype)(y)
         if self.halve:  # by its name in checkpoints
@@ -310,11 +310,11 @@ class DecoderCell(nn.Module):
         y = BatchNorm()(x)
         # Doubled after what looks at single pixels, which is the same at less cost.
         y = PlainConv(hidden, 1, compute_dtype=dtype)(y)
-        y = nn.silu(BatchNorm()(y))
+        y = silu(BatchNorm()(y))
         if self.double:
             y = y.repeat(2, axis=1).repeat(2, axis=2)
         y = PlainConv(hidden, 5, depthwise=True)(y)
-        y = nn.silu(BatchNorm()(y))
+        y = silu(BatchNorm()(y))
         y = BatchNorm()(PlainConv(self.features, 1, compute_dtype=dtype)(y))
         if self.squeeze_excitation:
             y = SqueezeExcitation(dtype)(y)
@@ -350,7 +350,7 @@ class FactorizedReduce(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / 2, W / 2, features]."""
-        x, part = nn.silu(x), self.features // 4
+        x, part = silu(x), self.features // 4
         corners = {(0, 0): part, (1, 1): part, (0, 1): part}
         corners[1, 0] = self.features - 3 * part
         return jnp.concatenate(

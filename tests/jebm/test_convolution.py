@@ -299,3 +299,32 @@ def test_depthwise_form_has_first_and_second_gradients(form, x64):
     x = jnp.asarray(rng.normal(size=(2, 3, 4, 2)))
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 2)))
     check_grads(lambda *a: jnp.sin(form(*a)), (x, kernel), order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmapped_depthwise_form_is_the_form_of_each(axes, x64):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 2, 3, 4, 2)))
+    kernel = jnp.asarray(rng.normal(size=(4, 3, 3, 1, 2)))
+    x, kernel = (
+        a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes, strict=True)
+    )
+
+    def gradient(x, kernel):
+        return jax.grad(lambda *a: jnp.sin(shifted_form(*a)).sum(), (0, 1))(x, kernel)
+
+    found = jax.vmap(gradient, axes)(x, kernel)
+    for i in range(4):
+        one = [
+            a if axis is None else a[i]
+            for a, axis in zip((x, kernel), axes, strict=True)
+        ]
+        for many, single in zip(found, gradient(*one), strict=True):
+            np.testing.assert_allclose(many[i], single, atol=1e-12)
+
+
+def test_images_of_vmapped_chains_are_in_one_loop():
+    form = jax.vmap(jax.vmap(shifted_form, (0, None)), (0, None))
+    x, kernel = jnp.ones((3, 4, 1, 6, 6, 2)), jnp.ones((3, 3, 1, 2))
+    assert "length=12" in str(jax.make_jaxpr(form)(x, kernel))
+    assert form(x, kernel).shape == x.shape

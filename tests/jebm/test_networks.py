@@ -1,10 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jebm
-from jebm.networks import Deconv
+from jebm.networks import Deconv, silu
 
 
 def leaky_relu(x):
@@ -70,3 +71,11 @@ def test_a_model_with_a_deconv_decoder_samples_and_infers():
 def test_stages_that_cannot_end_at_the_image_are_refused(backbone, message):
     with pytest.raises(ValueError, match=message):
         deconv_model(**backbone)
+
+
+def test_silu_and_its_derivatives_are_those_of_flax(x64):
+    x = jnp.linspace(-30, 30, 61)
+    ours, flax = silu, nn.silu
+    for _ in range(3):
+        np.testing.assert_allclose(jax.vmap(ours)(x), jax.vmap(flax)(x), atol=1e-12)
+        ours, flax = jax.grad(ours), jax.grad(flax)

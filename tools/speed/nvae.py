@@ -1,9 +1,12 @@
-"""Times one step of the prior's chain through NVAE against the official modules.
+"""Times the prior's chain through NVAE against the official modules.
 
     python -m tools.speed.nvae --code=CHECKOUT [--groups=30] [--width=32] [--batch=8]
+        [--steps=5]
 
-CHECKOUT is a checkout of the official code of NVAE; it needs PyTorch. Both sides take
-the gradient in eps of log N(eps; 0, I) - E(T(eps)) through the top-down path alone. The
+CHECKOUT is a checkout of the official code of NVAE; it needs PyTorch. A step of both
+sides is one of Langevin, with the gradient in eps of log N(eps; 0, I) - E(T(eps))
+through the top-down path alone. Our steps are one compiled program, as they are when
+one samples, so that what does not change from step to step is computed once. The
 network is the published one for CIFAR-10 at the given width and number of groups, with
 one energy per group as in the config `cifar10_nvae`, in float32 on all cores. The sides
 take turns; the tool prints the median and quartiles of each. The loop over the official
@@ -12,24 +15,23 @@ modules and the energies beside them are ours.
 
 import argparse
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jebm
-from jebm import langevin
-from jebm.densities import logdensity
+from jebm.chains import example_keys, run_chains
 from tools.arguments import path_argument
 from tools.convert import nvae as convert_nvae
+from tools.speed.benchmark import alternate
 from tools.verify import nvae as verify_nvae
 
 _CHANNELS, _WIDTHS, _STEP_SIZE = 64, (200, 200), 0.2
 
 
-def our_step(args: dict, batch: int):
-    """Makes a jitted chain step, and the eps to start from."""
+def our_chain(args: dict, batch: int, num_steps: int):
+    """Makes a function that runs so many steps, compiled."""
     spec = convert_nvae.model_spec(args, None)
     spec["energy"] = {"name": "conv", "channels": _CHANNELS, "widths": _WIDTHS}
     model = jebm.build(spec)
@@ -38,21 +40,18 @@ def our_step(args: dict, batch: int):
     state = verify_nvae.random_state(model, 0, "float32")
     energy = model.energy.init(jax.random.key(0), eps)
     params = convert_nvae.convert(model, state)._replace(energy=energy)
+    keys = example_keys(jax.random.key(1), jnp.arange(batch))
+    chain = jebm.Langevin(num_steps, _STEP_SIZE)
 
     @jax.jit
-    def step(key, params, eps):
-        def total(eps):  # examples are independent
-            return logdensity(model, params, eps, space="eps").sum()
+    def run(keys, params, eps):
+        return run_chains(keys, model, params, chain, start=eps).position
 
-        state = langevin.LangevinState(eps)
-        return langevin.LANGEVIN.step(key, state, total, _STEP_SIZE)[0].position
-
-    keys = iter(jax.random.split(jax.random.key(1), 10_000))
-    return lambda eps: jax.block_until_ready(step(next(keys), params, eps)), eps
+    return lambda: jax.block_until_ready(run(keys, params, eps))
 
 
-def their_step(args: dict, batch: int, code: pathlib.Path):
-    """Makes the same step from the official modules, in PyTorch."""
+def their_chain(args: dict, batch: int, num_steps: int, code: pathlib.Path):
+    """Makes the same of the official modules, in PyTorch."""
     import torch
     from torch import nn
 
@@ -97,7 +96,12 @@ def their_step(args: dict, batch: int, code: pathlib.Path):
                 for e, g in zip(eps, grads, strict=True)
             ]
 
-    return step, [torch.zeros(batch, channels, 16, 16) for _ in range(groups)]
+    def run():
+        eps = [torch.zeros(batch, channels, 16, 16) for _ in range(groups)]
+        for _ in range(num_steps):
+            eps = step(eps)
+
+    return run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,20 +113,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--groups", type=int, default=30)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args(argv)
     args = verify_nvae.published(given.groups, given.width)
     sides = {
-        "jebm": our_step(args, given.batch),
-        "official modules": their_step(args, given.batch, given.code),
+        "jebm": our_chain(args, given.batch, given.steps),
+        "official modules": their_chain(args, given.batch, given.steps, given.code),
     }
-    seconds = {name: [] for name in sides}
-    for repeat in range(given.repeats + 1):
-        for name, (step, eps) in sides.items():
-            started = time.perf_counter()
-            sides[name] = step, step(eps)
-            if repeat:  # the first compiles
-                seconds[name].append(time.perf_counter() - started)
+    seconds = {
+        name: np.array(values) / given.steps
+        for name, values in alternate(sides, given.repeats).items()
+    }
     print(f"{given.groups} groups, width {given.width}, batch {given.batch}")
     for name, values in seconds.items():
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
