@@ -18,6 +18,7 @@ from jebm.hierarchy import given, has_encoder, infer, top_down, transport
 from jebm.kernels import ENCODED, Chains, Langevin
 from jebm.likelihoods import Gaussian
 from jebm.products import check_compute_dtype
+from jebm.threefry import fused
 
 
 @jax.tree_util.register_static
@@ -218,7 +219,7 @@ def init(
         raise ValueError(f"dtype must be floating-point, got {dtype}")
     if isinstance(key, jax.core.Tracer):
         return _init(key, model, dtype)
-    return _compiled_init(key, model, dtype)
+    return _compiled_init(fused(key), model, dtype)
 
 
 def _init(key, model, dtype):
