@@ -7,6 +7,7 @@ times as soon, and the program compiles faster.
 Threefry-2x32: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+import functools
 import math
 
 import jax
@@ -16,7 +17,11 @@ import jax.numpy as jnp
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
 
+# Where nothing is traced, one program is run and not one for each operation.
+_compiled = functools.partial(jax.jit, inline=True)
 
+
+@_compiled
 def threefry(key: jax.Array, high: jax.Array, low: jax.Array):
     """Encrypts counters by Threefry-2x32 of 20 rounds.
 
@@ -65,18 +70,22 @@ def _counted(key, shape):
     return threefry(key, jnp.zeros_like(low), low)
 
 
+@_compiled
 def _seed(seed):
     return jnp.stack([jnp.zeros((), jnp.uint32), seed.astype(jnp.uint32)])
 
 
+@functools.partial(_compiled, static_argnums=1)
 def _split(key, shape):
     return jnp.stack(_counted(key, shape), axis=-1)
 
 
+@_compiled
 def _fold_in(key, data):
     return jnp.stack(threefry(key, *_seed(data)))
 
 
+@functools.partial(_compiled, static_argnums=(1, 2))
 def _random_bits(key, bit_width, shape):
     high, low = _counted(key, shape)
     if bit_width == 64:
