@@ -30,7 +30,6 @@ from jebm.hierarchy import (
 )
 from jebm.kernels import ANCESTRAL, ENCODED, Chain
 from jebm.model import Model, Params, float_dtype
-from jebm.threefry import fused
 
 
 class ChainEnd(NamedTuple):
@@ -44,7 +43,7 @@ class ChainEnd(NamedTuple):
 
 def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     """Makes one key per example, from the examples' global indices [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(fused(key), index)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
 def draw_noise(
@@ -71,6 +70,7 @@ def run_chains(
     temperature: jax.typing.ArrayLike = 1.0,
     tilt: jax.typing.ArrayLike = 1.0,
     likelihood_weight: jax.typing.ArrayLike = 1.0,
+    num_steps: jax.Array | None = None,
 ) -> ChainEnd:
     """Runs one chain per key: of the posterior given `x`, else of the tilted prior.
 
@@ -87,6 +87,8 @@ def run_chains(
       temperature: scales every sigma_i of the hierarchy.
       tilt: multiplies the energy: at 0 the chain's law is that of the Gaussian prior.
       likelihood_weight: multiplies log p(x|z): at 0 the law is that of the prior.
+      num_steps: an array [] for those of a chain with steps, where another number is
+        not to compile anew; None for the chain's own.
 
     Returns:
       The `ChainEnd`. Chains without steps that start at an encoder pass the hierarchy
@@ -97,7 +99,7 @@ def run_chains(
         start, reached = _start(keys, model, params, chain, x, temperature, above)
 
     def one(key, position, logdensity_fn):
-        state, info = run_one(key, chain, position, logdensity_fn)
+        state, info = run_one(key, chain, position, logdensity_fn, num_steps)
         return state.position, info
 
     if chain.num_steps:
@@ -115,14 +117,18 @@ def run_chains(
 
 
 def run_one(
-    key: jax.Array, chain: Chain, position: Any, logdensity_fn: langevin.LogDensity
+    key: jax.Array,
+    chain: Chain,
+    position: Any,
+    logdensity_fn: langevin.LogDensity,
+    num_steps: jax.Array | None = None,
 ) -> tuple[Any, Any]:
     """Runs one chain by its own kernel and steps; returns as `langevin.run`."""
     return langevin.run(
         key,
         position,
         logdensity_fn,
-        num_steps=chain.num_steps,
+        num_steps=chain.num_steps if num_steps is None else num_steps,
         step_size=chain.step_size,
         kernel=chain.kernel,
     )

@@ -138,7 +138,7 @@ def run(
     position: PyTree,
     logdensity_fn: LogDensity,
     *,
-    num_steps: int,
+    num_steps: int | jax.Array,
     step_size: jax.typing.ArrayLike,
     temperature: jax.typing.ArrayLike = 1.0,
     kernel: Kernel = LANGEVIN,
@@ -151,7 +151,8 @@ def run(
       key: typed key, [].
       position: where to start, any pytree of float arrays.
       logdensity_fn: position -> [], in nats, up to a constant.
-      num_steps: how many steps; 0 returns the start and an info of zeros.
+      num_steps: how many steps; 0 returns the start and an info of zeros. Another
+        number compiles anew, unless it is an array [], which is taken on trust.
       step_size: [].
       temperature: [], Langevin's T.
       kernel: `langevin.LANGEVIN`, `mala.MALA` or one of `underdamped.underdamped`.
@@ -171,7 +172,8 @@ def run(
       >>> state.position.shape, info.logdensity.shape
       ((8, 2), (8,))
     """
-    check_num_steps(num_steps)
+    if not isinstance(num_steps, jax.Array):
+        check_num_steps(num_steps)
     carry, advance = _chain(
         key, position, logdensity_fn, step_size, temperature, kernel
     )
@@ -257,22 +259,28 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
     def move(noise, state):
         return kernel.move(noise, state, logdensity_fn, step_size, temperature)
 
-    def one(carry, noise):
-        state, total, t = carry
-        state, info = move(noise, state)
-        return (state, jax.tree.map(jnp.add, total, info), t + 1), None
-
     def advance(carry, num_steps):
         # On a CPU a call of the generator costs more than its numbers: where these are
         # few, those of several steps are drawn together.
-        limit = max(1, min(_STEPS, _NUMBERS // size))
-        at_once = next(n for n in range(limit, 0, -1) if num_steps % n == 0)
+        at_once = max(1, min(_STEPS, _NUMBERS // size))
+        if isinstance(num_steps, int):
+            at_once = next(n for n in range(at_once, 0, -1) if num_steps % n == 0)
+        last = carry[2] + num_steps
 
-        def steps(carry, _):
-            t = carry[2] + jnp.arange(at_once, dtype=jnp.int32)
-            return jax.lax.scan(one, carry, jax.vmap(draw)(t))
+        def steps(_, carry):
+            t = carry[2]
+            noise = jax.vmap(draw)(t + jnp.arange(at_once, dtype=jnp.int32))
 
-        return jax.lax.scan(steps, carry, length=num_steps // at_once)[0]
+            def one(i, carry):
+                state, total, t = carry
+                state, info = move(jax.tree.map(lambda n: n[i], noise), state)
+                return state, jax.tree.map(jnp.add, total, info), t + 1
+
+            known = isinstance(num_steps, int)
+            left = at_once if known else jnp.minimum(at_once, last - t)
+            return jax.lax.fori_loop(0, left, one, carry)
+
+        return jax.lax.fori_loop(0, -(-num_steps // at_once), steps, carry)
 
     state, t = kernel.init(position, logdensity_fn), jnp.zeros((), jnp.int32)
     noise = jax.eval_shape(draw, t)
@@ -283,4 +291,5 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
 
 
 def _mean(total, num_steps):
-    return jax.tree.map(lambda x: x / max(num_steps, 1), total)
+    count = jnp.maximum(num_steps, 1)
+    return jax.tree.map(lambda x: x / count.astype(x.dtype), total)

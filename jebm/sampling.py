@@ -53,7 +53,8 @@ def sample(
         `above` is given.
       kernel: the chain, `jebm.Langevin`, `jebm.MALA`, `jebm.Underdamped` or
         `jebm.Tempered`; None for the model's own. None runs with prior="gaussian".
-      num_steps: of the chain; None for the kernel's. Each new value compiles anew.
+      num_steps: of the chain; None for the kernel's. Another number compiles
+        nothing anew.
       step_size: of the chain; None for the kernel's.
       temperature: scales every sigma_i of the hierarchy, for both priors; None for 1.
       above: z_{>k}, the top layers' latents, bottom to top, each [N, *shape_i]: these
@@ -94,7 +95,8 @@ def sample(
     if prior == "gaussian" or model.energy is None:
         chain = ANCESTRAL
     keys = example_keys(key, jnp.arange(num_samples))
-    return _sample(keys, model, params, chain, temperature, tuple(above))
+    chain, steps = _told_apart(chain, params)
+    return _sample(keys, model, params, chain, steps, temperature, tuple(above))
 
 
 def _of_law(key, model, params, num_samples, law, chosen, above):
@@ -120,9 +122,24 @@ def _law_samples(key, law, num_samples):
     return Samples(decode(frozen.model, frozen.params, latents, state), latents)
 
 
+def _told_apart(chain, data):
+    """Returns a chain that is the same for every number of steps, and the number.
+
+    Where a caller transforms the draw the number stays part of the chain: gradients do
+    not flow back through a loop of a number of steps that is data.
+    """
+    traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(data))
+    if traced or not chain.num_steps:
+        return chain, None
+    return dataclasses.replace(chain, num_steps=1), jnp.asarray(chain.num_steps)
+
+
 @jax.jit
-def _sample(keys, model, params, chain, temperature, above):
-    end = run_chains(keys, model, params, chain, above=above, temperature=temperature)
+def _sample(keys, model, params, chain, num_steps, temperature, above):
+    end = run_chains(
+        keys, model, params, chain, above=above, temperature=temperature,
+        num_steps=num_steps,
+    )  # fmt: skip
     return Samples(decode(model, params, end.latents, end.state), end.latents)
 
 
@@ -146,7 +163,8 @@ def posterior_sample(
       x: images [N, H, W, C], floating-point in [0, 1].
       kernel: the chain, `jebm.Langevin`, `jebm.MALA`, `jebm.Underdamped` or
         `jebm.Tempered`; None for the model's own.
-      num_steps: of the chain; None for the kernel's. Each new value compiles anew.
+      num_steps: of the chain; None for the kernel's. Another number compiles
+        nothing anew.
       step_size: of the chain; None for the kernel's.
       start: of the chain, see `jebm.kernels.Chain`; None for the kernel's. With
         `num_steps=0` the draw is the encoder's at "encoder", and its mode at "mode".
@@ -212,19 +230,21 @@ def _posterior(key, model, params, x, kernel, num_steps, step_size, start):
                 "pass num_steps or a kernel with steps"
             )
     check_chains(model.backbone, Chains(posterior=chain))
-    return example_keys(key, jnp.arange(x.shape[0])), model, params, x, chain
+    keys = example_keys(key, jnp.arange(x.shape[0]))
+    return keys, model, params, x, *_told_apart(chain, (params, x))
 
 
-def _run(keys, model, params, x, chain):
-    return run_chains(keys, model, params, chain, x=x.astype(float_dtype(params)))
-
-
-@jax.jit
-def _posterior_sample(keys, model, params, x, chain):
-    return _run(keys, model, params, x, chain).latents
+def _run(keys, model, params, x, chain, num_steps):
+    x = x.astype(float_dtype(params))
+    return run_chains(keys, model, params, chain, x=x, num_steps=num_steps)
 
 
 @jax.jit
-def _reconstruct(keys, model, params, x, chain):
-    end = _run(keys, model, params, x, chain)
+def _posterior_sample(*arguments):
+    return _run(*arguments).latents
+
+
+@jax.jit
+def _reconstruct(keys, model, params, x, chain, num_steps):
+    end = _run(keys, model, params, x, chain, num_steps)
     return decode(model, params, end.latents, end.state)

@@ -144,6 +144,23 @@ def test_trajectory_ends_where_run_ends_to_the_bit():
     np.testing.assert_array_equal(path[-1], state.position)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1, 4, 5, 7, 23])
+def test_a_number_of_steps_may_be_data(num_steps):
+    def chain(key, num_steps):
+        return langevin.run(
+            key, jnp.ones(3), double_well, num_steps=num_steps, step_size=0.3,
+            kernel=mala.MALA,
+        )  # fmt: skip
+
+    keys = jax.random.split(jax.random.key(4), 6)
+    by_data = jax.jit(jax.vmap(chain, (0, None)))(keys, jnp.asarray(num_steps))
+    by_number = jax.jit(jax.vmap(lambda key: chain(key, num_steps)))(keys)
+    for found, expected in zip(
+        *map(jax.tree.leaves, (by_data, by_number)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_zero_steps_return_the_start():
     z = jnp.arange(3.0)
     state, info = langevin.run(

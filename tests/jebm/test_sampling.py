@@ -100,6 +100,31 @@ def test_gradient_through_sample_matches_finite_differences(x64):
     check_grads(brightness, (params,), order=1, modes=["rev"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kernel", [Langevin, MALA])
+def test_another_number_of_steps_compiles_nothing(model, params, kernel):
+    def draw(num_steps):
+        return jebm.sample(KEY, model, params, 4, kernel=kernel(num_steps, 0.3)).latents
+
+    x = jnp.full((4, 2, 2, 1), 0.5)
+
+    def infer(num_steps):
+        start = kernel(num_steps, 0.1)
+        return jebm.posterior_sample(KEY, model, params, x, kernel=start)
+
+    for function, compiled in (
+        (draw, sampling._sample),
+        (infer, sampling._posterior_sample),
+    ):
+        few, before = function(3), compiled._cache_size()
+        many = function(8)
+        assert compiled._cache_size() == before
+        assert not np.allclose(few[0], many[0])
+    keys = chains.example_keys(KEY, jnp.arange(4))
+    expected = run_chains(keys, model, params, kernel(8, 0.3)).latents
+    for found, latent in zip(draw(8), expected, strict=True):
+        np.testing.assert_allclose(found, latent, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_each_set_of_static_arguments_is_traced_once(params, model):
     before = sampling._sample._cache_size()
@@ -109,7 +134,7 @@ def test_each_set_of_static_arguments_is_traced_once(params, model):
             step_size=step_size, temperature=temperature,
         )  # fmt: skip
     assert sampling._sample._cache_size() == before + 1
-    jebm.sample(KEY, model, params, 6, num_steps=3, step_size=0.1)
+    jebm.sample(KEY, model, params, 7, num_steps=2, step_size=0.1)
     assert sampling._sample._cache_size() == before + 2
 
 
