@@ -263,7 +263,8 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
         # On a CPU a call of the generator costs more than its numbers: where these are
         # few, those of several steps are drawn together.
         at_once = max(1, min(_STEPS, _NUMBERS // size))
-        if isinstance(num_steps, int):
+        known = isinstance(num_steps, int)
+        if known:
             at_once = next(n for n in range(at_once, 0, -1) if num_steps % n == 0)
         last = carry[2] + num_steps
 
@@ -276,7 +277,6 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
                 state, info = move(jax.tree.map(lambda n: n[i], noise), state)
                 return state, jax.tree.map(jnp.add, total, info), t + 1
 
-            known = isinstance(num_steps, int)
             left = at_once if known else jnp.minimum(at_once, last - t)
             return jax.lax.fori_loop(0, left, one, carry)
 

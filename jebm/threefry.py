@@ -1,8 +1,8 @@
 """JAX's default random bits, by code that XLA fuses with what uses them.
 
 On a CPU `jax.random` runs the twenty rounds of Threefry as a loop over arrays. Written
-out they become part of the loop that reads the bits: the bits are the same, two to five
-times as soon, and the program compiles faster.
+out they become part of the loop that reads the bits: the same bits, two to five times
+as soon.
 
 Threefry-2x32: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
