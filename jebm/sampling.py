@@ -95,7 +95,7 @@ def sample(
     if prior == "gaussian" or model.energy is None:
         chain = ANCESTRAL
     keys = example_keys(key, jnp.arange(num_samples))
-    chain, steps = _told_apart(chain, params)
+    chain, steps = _told_apart(chain, (params, temperature, above))
     return _sample(keys, model, params, chain, steps, temperature, tuple(above))
 
 
@@ -128,7 +128,8 @@ def _told_apart(chain, data):
     Where a caller transforms the draw the number stays part of the chain: gradients do
     not flow back through a loop of a number of steps that is data.
     """
-    traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(data))
+    leaves = jax.tree.leaves((chain, data))
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     if traced or not chain.num_steps:
         return chain, None
     return dataclasses.replace(chain, num_steps=1), jnp.asarray(chain.num_steps)
