@@ -13,9 +13,11 @@ take turns, in float32 and in bfloat16: the chains, and a training step with the
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -89,9 +91,9 @@ class Energy(nn.Module):
 class Side(NamedTuple):
     """What is timed; each function returns when it is done."""
 
-    prior: callable
-    posterior: callable
-    step: callable
+    prior: Callable
+    posterior: Callable
+    step: Callable
 
 
 def our_model(compute_dtype: str) -> jebm.Model:
@@ -121,12 +123,12 @@ def our_side(model: jebm.Model, params: jebm.Params, x: np.ndarray) -> Side:
     )
     options = jebm.learning.Options(posterior=model.chains.posterior)
     learner = jebm.maximum_likelihood(model, model.chains.prior, optimizer, options)
-    state = learner.init(jax.random.key(0))
+    state = dataclasses.replace(learner.init(jax.random.key(0)), params=params)
 
     def step():
         nonlocal state
         state, info = learner.update(jax.random.key(0), state, x)
-        jax.block_until_ready((state, info))
+        return jax.block_until_ready((state.params, info))
 
     return Side(
         lambda: jax.block_until_ready(chain(keys, params)),
@@ -201,13 +203,6 @@ def their_side(model, x: np.ndarray) -> Side:
 def parameters(model) -> jebm.Params:
     """Returns their parameters as ours have them."""
 
-    def of(layer, kernel=None):
-        kernel = layer.kernel[...] if kernel is None else kernel
-        return {"kernel": kernel, "bias": layer.bias[...]}
-
-    def mirrored(kernel):
-        return kernel[::-1, ::-1].swapaxes(2, 3)
-
     layers = [layer for layer in model.gen.g.layers if hasattr(layer, "kernel")]
     first = layers[0].kernel[...][::-1, ::-1]  # [4, 4, D, features]
     backbone = {
@@ -217,10 +212,16 @@ def parameters(model) -> jebm.Params:
     for i, layer in enumerate(layers[1:]):
         # tanh(u) on [-1, 1] is sigmoid(2 u) on [0, 1].
         scale = 2.0 if layer is layers[-1] else 1.0
-        weights = of(layer, mirrored(layer.kernel[...]))
-        backbone[f"ConvTranspose_{i}"] = jax.tree.map(lambda w: scale * w, weights)  # noqa: B023
-    dense = [layer for layer in model.ebm.f.layers if hasattr(layer, "kernel")]
-    energy = {f"Dense_{i}": of(layer) for i, layer in enumerate(dense)}
+        mirrored = layer.kernel[...][::-1, ::-1].swapaxes(2, 3)
+        backbone[f"ConvTranspose_{i}"] = {
+            "kernel": scale * mirrored,
+            "bias": scale * layer.bias[...],
+        }
+    linear = [layer for layer in model.ebm.f.layers if hasattr(layer, "kernel")]
+    energy = {
+        f"Dense_{i}": {"kernel": layer.kernel[...], "bias": layer.bias[...]}
+        for i, layer in enumerate(linear)
+    }
     return jebm.Params({"params": backbone}, {"params": energy})
 
 

@@ -23,4 +23,4 @@ def test_a_step_of_learning_is_finite_and_chains_have_their_lengths(monkeypatch)
     x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     params = jebm.init(jax.random.key(0), model)
     for run in thermo.our_side(model, params, x):
-        run()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run()))
