@@ -13,6 +13,8 @@ Images are the decoder's means. A set's name ends the names of its numbers:
     untilted     of the Gaussian prior of the same generator
     posterior    held-out images, each decoded from its posterior sample: the floor of
                  any prior. (Of other images, where an evaluator compares with others.)
+    perfect      the same of training images: samples of a prior that is the aggregate
+                 posterior. (Left out where the evaluator compares with these images.)
     real         one random half of the real images against the other, which is for the
                  evaluator to take
 """
@@ -39,6 +41,7 @@ TITLES = {
     "tempered": "samples by the tempered sampler, with as many steps",
     "untilted": "samples of the Gaussian prior of the same generator",
     "posterior": "held-out images from their posterior: the floor of any prior",
+    "perfect": "training images from their posterior: what a perfect prior draws",
     "real": "one half of the held-out images against the other",
 }
 
@@ -66,13 +69,14 @@ def measure(
       run: the run; of its options count those of config.eval.
       numbers_of: images of a set [N, H, W, C], in [0, 1] where they are finite ->
         numbers.
-      images: that the set "posterior" is decoded of, uint8 [N, H, W, C]; None for those
-        that are held out.
+      images: that the set "posterior" is decoded of, uint8 [N, H, W, C], without the
+        set "perfect"; None for those that are held out, and with it.
 
     Returns:
       The numbers, `named` by the sets; and where there are energies energy_gap_nats.
     """
     key_posterior, key_prior = jax.random.split(key)
+    key_perfect = jax.random.fold_in(key_posterior, 1)
     numbers: dict[str, float] = {}
 
     def add(name, samples):
@@ -85,6 +89,8 @@ def measure(
     negative = _prior_samples(key_prior, run)
     add("", negative)
     add("posterior", positive)
+    if images is None:
+        add("perfect", _posterior_samples(key_perfect, run, run.training))
     if run.model.energy is not None and jebm.priors.has_density(run.model):
         gap = _mean_energy(run, negative) - _mean_energy(run, positive)
         numbers["energy_gap_nats"] = gap.item()

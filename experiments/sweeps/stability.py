@@ -97,8 +97,10 @@ _COLUMNS = {
     "last_posterior_stiffness": "posterior stiffness",
     "frechet": "Frechet 1x",
     "frechet_long_chain": "Frechet 4x",
+    "frechet_exact": "exact",
     "frechet_untilted": "untilted",
     "frechet_posterior": "posterior",
+    "frechet_perfect": "perfect prior",
 }
 
 

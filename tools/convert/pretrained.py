@@ -36,6 +36,7 @@ _MEASURED = (
     "frechet_long_chain",
     "frechet_untilted",
     "frechet_posterior",
+    "frechet_perfect",
     "num_samples",
     "num_reference",
     "features",

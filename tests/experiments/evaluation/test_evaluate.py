@@ -31,6 +31,7 @@ DISTANCES = {
     "frechet",
     "frechet_exact",
     "frechet_long_chain",
+    "frechet_perfect",
     "frechet_posterior",
     "frechet_real",
     "frechet_untilted",

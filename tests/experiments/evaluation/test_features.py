@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jebm
-from experiments.data.loaders import Split
 from experiments.errors import ConfigError
 from experiments.evaluation import classifier, evaluate, features, frechet
 from experiments.evaluation.features import Features
@@ -18,7 +17,7 @@ from jebm.metrics import efficientnet, extrapolated_frechet, feature_statistics
 from tests import efficientnet_weights
 from tests.experiments.evaluation.saved import experiment_of, of_run, run_of, save_run
 from tests.experiments.evaluation.test_evaluate import DISTANCES, numbers
-from tests.experiments.evaluation.test_frechet import Fakes
+from tests.experiments.evaluation.test_frechet import Fakes, splits_of
 from tools.site import table
 
 SETS = {name.removeprefix("frechet") for name in DISTANCES}
@@ -58,7 +57,7 @@ def test_distances_of_images_that_are_known_are_the_closed_form(monkeypatch):
     run = run_of(
         fakes.model,
         {},
-        {"test": Split(heldout, np.zeros(40, int))},
+        splits_of(heldout),
         **{"eval.num_samples": 40, "eval.batch_size": 20},
     )
     found = features.distances(
@@ -85,8 +84,7 @@ def test_numbers_of_samples_that_are_not_finite_are_nan(monkeypatch):
     heldout = np.random.default_rng(0).integers(0, 128, (40, 8, 8, 1)).astype(np.uint8)
     fakes = Fakes(monkeypatch, heldout, num=40)
     fakes.heldout = fakes.heldout * np.float32(np.nan)
-    splits = {"test": Split(heldout, np.zeros(40, int))}
-    run = run_of(fakes.model, {}, splits, **{"eval.num_samples": 40})
+    run = run_of(fakes.model, {}, splits_of(heldout), **{"eval.num_samples": 40})
     found = features.distances(
         jax.random.key(0), run, corner, features.Reference(corner(heldout / 255), "")
     )

@@ -13,6 +13,12 @@ from tests.experiments.evaluation.saved import run_of
 from tests.experiments.evaluation.test_evaluate import DISTANCES
 
 
+def splits_of(heldout):
+    """Training images, of which a perfect prior's samples are, are brighter."""
+    labels = np.zeros(len(heldout), int)
+    return {"test": Split(heldout, labels), "train": Split(heldout + 64, labels)}
+
+
 class Fakes:
     """A model whose samples, latents and energies are made up of held-out images.
 
@@ -57,9 +63,8 @@ class Fakes:
 
     def distances(self, batch_size, features=lambda images: images.reshape(-1, 64)):
         images = np.round(255 * self.heldout).astype(np.uint8)
-        splits = {"test": Split(images, np.zeros(len(images), int))}
         options = {"eval.num_samples": self.num, "eval.batch_size": batch_size}
-        run = run_of(self.model, {}, splits, **options)
+        run = run_of(self.model, {}, splits_of(images), **options)
         return frechet.distances(jax.random.key(0), run, features)
 
 
@@ -78,6 +83,7 @@ def test_distances_of_images_that_are_known_are_the_closed_form(
     # Samples that are the held-out images, in batches the last of which is padded.
     assert numbers["frechet"] < 1e-6
     assert numbers["frechet_posterior"] < 1e-6
+    assert numbers["frechet_perfect"] == pytest.approx(64 * (64 / 255) ** 2, rel=1e-5)
     assert abs(numbers["energy_gap_nats"]) < 1e-6
     # A shift of 0.2 of 64 pixels; half of every pixel, mean and deviation.
     assert numbers["frechet_exact"] == pytest.approx(64 * 0.1**2, rel=1e-5)
@@ -105,7 +111,8 @@ def test_images_of_the_posterior_are_spread_over_the_split(
     fakes = Fakes(monkeypatch, heldout, num)
     fakes.distances(batch_size=5)
     encoded = np.concatenate(fakes.encoded)
-    assert encoded.shape == (num, 8, 8, 1)
+    assert encoded.shape == (2 * num, 8, 8, 1)
+    encoded = encoded[:num]  # then come those of training
     apart = np.abs(fakes.heldout[:, None] - encoded).max((2, 3, 4))
     used = apart.argmin(0)
     assert apart.min(0).max() < 1e-6

@@ -52,7 +52,7 @@ def test_rows_are_measured_once_and_the_pages_show_them(bench_of, tmp_path):
         jax.random.key(0), run, lambda images: {"mean": images.mean()}
     )
     assert numbers.keys() == {
-        "mean", "mean_posterior", "mean_untilted", "energy_gap_nats",
+        "mean", "mean_posterior", "mean_perfect", "mean_untilted", "energy_gap_nats",
     }  # fmt: skip
     with pytest.raises(ConfigError, match="cannot be trained"):
         build_model(run.experiment, run.model.image_shape)
@@ -81,7 +81,8 @@ def test_run_of_a_prior_without_a_density_is_sampled_and_has_no_scores(
     numbers = sample_sets.measure(
         jax.random.key(0), run, lambda images: {"mean": images.mean()}
     )
-    assert numbers.keys() == {"mean", "mean_posterior", "mean_untilted"}
+    names = {"mean", "mean_posterior", "mean_perfect", "mean_untilted"}
+    assert numbers.keys() == names
     with pytest.raises(ConfigError, match=r"prior 'diffusion' of .* has no density"):
         layer_scores.terms_of(jax.random.key(0), run, run.heldout[:3])
 
