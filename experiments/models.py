@@ -1,7 +1,9 @@
 """The model of an experiment: from its options to `jebm.Model`."""
 
+import dataclasses
 import functools
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
 from experiments.options import Experiment, flat, nested, read
 from experiments.runtime.files import local_path, read_json
+from jebm.learning import LearnerState
 from jebm.names import did_you_mean
 
 
@@ -77,6 +80,28 @@ def active_chains(model: jebm.Model) -> dict[str, Any]:
     if not plain and model.chains.prior.num_steps:
         chains["prior"] = model.chains.prior
     return chains
+
+
+def learned_steps(state: LearnerState) -> dict[str, jax.Array]:
+    """Returns the step sizes that training adapts, of "prior" and "posterior"."""
+    sizes = {"prior": state.step_size, "posterior": state.posterior_step_size}
+    return {name: size for name, size in sizes.items() if not isinstance(size, tuple)}
+
+
+def with_learned_steps(model: jebm.Model, sizes: Mapping[str, Any]) -> jebm.Model:
+    """Returns the model to sample with: its chains have the steps of training.
+
+    They have two digits, as each step size is a program of its own.
+    """
+    chains = {
+        name: dataclasses.replace(
+            getattr(model.chains, name), step_size=float(f"{float(size):.2g}")
+        )
+        for name, size in sizes.items()
+    }
+    return dataclasses.replace(
+        model, chains=dataclasses.replace(model.chains, **chains)
+    )
 
 
 def stages(experiment: Experiment) -> list[Experiment]:

@@ -19,7 +19,13 @@ from experiments.data.pixels import draw_binary
 from experiments.errors import ConfigError
 from experiments.options import Experiment
 from experiments.rundir import data_note
-from experiments.rundir.settings import check_settings, folder_name, overrides, variant
+from experiments.rundir.settings import (
+    check_settings,
+    folder_name,
+    overrides,
+    read_settings,
+    variant,
+)
 from experiments.runtime.files import read_json
 from jebm import checkpoints
 
@@ -143,9 +149,19 @@ def open_run(experiment: Experiment, path: pathlib.Path, images: bool = True) ->
 
 
 def read_model(experiment: Experiment, path: pathlib.Path) -> jebm.Model:
-    """Reads the model from model.json in `path`, with the chains of `experiment`."""
+    """Reads the model from model.json in `path`, with the chains of `experiment`.
+
+    A chain of the kind and the step that the run began with has the step that training
+    has come to.
+    """
     spec = read_json(path / "model.json")
-    own = {"chains": experiment.chains, "remat": experiment.remat}
+    begun, chains = read_settings(path)["chains"], dict(experiment.chains)
+    for name, chain in chains.items():
+        same = all(chain[k] == begun[name].get(k) for k in ("name", "step_size"))
+        if same and spec["chains"].get(name):
+            learned = spec["chains"][name]["step_size"]
+            chains[name] = {**chain, "step_size": learned}
+    own = {"chains": chains, "remat": experiment.remat}
     try:
         return jebm.build(spec | own)
     except (ArithmeticError, TypeError, ValueError) as error:

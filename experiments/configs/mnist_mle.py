@@ -24,7 +24,7 @@ def get_config():
     config.chains.posterior.name = "mala"
     # Fewer, and posterior and prior drift apart faster than encoder and chains return.
     config.chains.posterior.num_steps = 15
-    # What training comes to; samples of the posterior take it afterwards.
+    # What training comes to.
     config.chains.posterior.step_size = 0.05
     # The Gaussian prior is far off, and a chain from it takes longer to arrive.
     config.chains.prior.num_steps = 800

@@ -15,7 +15,6 @@ Gaussian prior's score has the weights of eval.anomaly that are in the config of
 first.
 """
 
-import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -37,7 +36,7 @@ from experiments.options import Experiment
 from experiments.runs import Run
 from experiments.runtime.files import local_path, write_json, write_text
 from experiments.streams import Stream
-from experiments.sweeps.vmapped import VmappedRun, of_run, train_vmapped
+from experiments.sweeps.vmapped import VmappedRun, as_run, of_run, train_vmapped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -128,9 +127,7 @@ def run(experiment: Experiment, path: pathlib.Path, seeds: int) -> list[dict]:
     scored = dict(experiment.eval.evaluators["anomaly"])
     scored["num_posterior_samples"] = experiment.eval.num_posterior_samples
     for seed in tqdm(names, desc=f"scoring, {digit} held out", disable=None):
-        own, params = dataclasses.replace(experiment, seed=seed), state.learner.ema
-        step = experiment.learning.num_steps
-        trained = Run(path, own, model, of_run(params, seed), step, splits)
+        trained = as_run(experiment, path, model, state, seed, seed, splits)
         about = {"digit": digit, "seed": seed, "scored": scored}
         results.append(about | history.of_run(seed) | areas(trained))
     write_json(path / "anomaly.json", results)

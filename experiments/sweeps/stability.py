@@ -14,7 +14,6 @@ measures of the averaged parameters at the end: Frechet distances. A killed prog
 on from its last checkpoint.
 """
 
-import dataclasses
 import math
 import pathlib
 import sys
@@ -34,7 +33,7 @@ from experiments.options import Experiment
 from experiments.runs import Run
 from experiments.runtime.files import local_path, write_json
 from experiments.streams import Stream
-from experiments.sweeps.vmapped import TRACED, VmappedRun, of_run, train_vmapped
+from experiments.sweeps.vmapped import TRACED, VmappedRun, as_run, train_vmapped
 
 
 def main(argv: list[str]) -> None:
@@ -73,10 +72,9 @@ def run(
     runs = [VmappedRun(images, seed, setting) for setting, seed in names]
     labels = [*map(list, names)]
     state, history = train_vmapped(experiment, path, model, runs, labels, splits)
-    results, step = [], experiment.learning.num_steps
+    results = []
     for i, (setting, seed) in enumerate(tqdm(names, desc="evaluating", disable=None)):
-        own = dataclasses.replace(experiment, seed=seed)
-        trained = Run(path, own, model, of_run(state.learner.ema, i), step, splits)
+        trained = as_run(experiment, path, model, state, i, seed, splits)
         numbers = numbers_of(evaluator, trained)
         results.append({"setting": setting, "seed": seed} | history.of_run(i) | numbers)
     write_json(path / "stability.json", results)

@@ -7,6 +7,7 @@ checkpoint.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -22,11 +23,13 @@ from experiments.data.batches import prefetched, training_batches
 from experiments.data.loaders import Split
 from experiments.data.sources import Streamed
 from experiments.errors import ConfigError
+from experiments.models import learned_steps, with_learned_steps
 from experiments.options import Experiment
 from experiments.rundir import data_note
 from experiments.rundir.files import lock
 from experiments.rundir.metrics import Metrics, read_metrics
 from experiments.rundir.settings import check_settings, write_settings
+from experiments.runs import Run
 from experiments.runtime import parallel
 from experiments.runtime.files import read_json
 from experiments.training import learner, steps
@@ -183,6 +186,20 @@ def _program(learning, model, runs):
 def of_run(tree: Any, i: int) -> Any:
     """Returns run i of a tree whose every leaf has a leading axis over runs."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
+
+
+def as_run(experiment, path, model, state, i, seed, splits) -> Run:
+    """Returns run i of a trained program, with its seed, as one that can be measured.
+
+    Args:
+      experiment, path, model, splits: of `train_vmapped`, which returned `state`.
+      state: the state of all runs.
+      i: the run.
+      seed: its seed.
+    """
+    learned, params = of_run((learned_steps(state.learner), state.learner.ema), i)
+    own, step = dataclasses.replace(experiment, seed=seed), int(state.learner.step[i])
+    return Run(path, own, with_learned_steps(model, learned), params, step, splits)
 
 
 class History:

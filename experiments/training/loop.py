@@ -14,12 +14,13 @@ import jebm
 from experiments.data.batches import prefetched, training_batches
 from experiments.data.loaders import Split
 from experiments.errors import Diverged
-from experiments.models import active_chains
+from experiments.models import active_chains, learned_steps, with_learned_steps
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.rundir.metrics import Metrics
 from experiments.runs import Run
 from experiments.runtime import parallel, stop
+from experiments.runtime.files import write_json
 from experiments.training import learner, steps
 from experiments.training.hooks import Hooks
 from experiments.training.learner import TrainState
@@ -201,12 +202,15 @@ def _values(job, opened, interval, monitor):
 def _write(job, opened, interval, values, saved):
     """Writes metrics, and where they are due a checkpoint, pictures and the page."""
     opened.metrics.write(interval.step, values)
+    state = interval.state.learner
+    model = with_learned_steps(job.model, parallel.unreplicate(learned_steps(state)))
     if saved is not None:
         checkpoints.write(opened.manager, interval.step, saved)
+        write_json(job.path / "model.json", jebm.to_spec(model))
     if job.due(interval.step, job.experiment.log.sample_every):
-        params = parallel.unreplicate(interval.state.learner.ema)
+        params = parallel.unreplicate(state.ema)
         job.hooks.pictures(
-            Run(job.path, job.experiment, job.model, params, interval.step, job.splits)
+            Run(job.path, job.experiment, model, params, interval.step, job.splits)
         )
         report.write(job.path)
 
