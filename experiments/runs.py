@@ -154,13 +154,14 @@ def read_model(experiment: Experiment, path: pathlib.Path) -> jebm.Model:
     A chain of the kind and the step that the run began with has the step that training
     has come to.
     """
-    spec = read_json(path / "model.json")
-    begun, chains = read_settings(path)["chains"], dict(experiment.chains)
-    for name, chain in chains.items():
-        same = all(chain[k] == begun[name].get(k) for k in ("name", "step_size"))
-        if same and spec["chains"].get(name):
-            learned = spec["chains"][name]["step_size"]
-            chains[name] = {**chain, "step_size": learned}
+    spec, begun = read_json(path / "model.json"), read_settings(path)["chains"]
+
+    def chain(name, asked):
+        if any(asked[k] != begun[name].get(k) for k in ("name", "step_size")):
+            return asked
+        return {**asked, "step_size": spec["chains"][name]["step_size"]}
+
+    chains = {name: chain(name, asked) for name, asked in experiment.chains.items()}
     own = {"chains": chains, "remat": experiment.remat}
     try:
         return jebm.build(spec | own)

@@ -188,7 +188,15 @@ def of_run(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
 
 
-def as_run(experiment, path, model, state, i, seed, splits) -> Run:
+def as_run(
+    experiment: Experiment,
+    path: pathlib.Path,
+    model: jebm.Model,
+    state: Any,
+    i: int,
+    seed: int,
+    splits: Mapping[str, Split],
+) -> Run:
     """Returns run i of a trained program, with its seed, as one that can be measured.
 
     Args:
