@@ -68,6 +68,7 @@ def write(manager, step: int, items: dict[str, PyTree]) -> None:
       items: "ema" and "train_state", and it may be "walkers": pytrees of arrays.
 
     Raises:
+      ValueError: if there is a later step.
       OSError: if the disk does not take it, being full for instance; what is there of
         it is deleted.
     """
@@ -83,7 +84,7 @@ def write(manager, step: int, items: dict[str, PyTree]) -> None:
     # Threads print traces of what is raised here, some of them after it.
     log.setLevel(logging.CRITICAL)
     try:
-        manager.save(step, args=args)
+        saved = manager.save(step, args=args)
     except Exception as error:
         # The array store tells the system's error in its text alone.
         code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -96,6 +97,8 @@ def write(manager, step: int, items: dict[str, PyTree]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         raise OSError(number, os.strerror(number), str(path)) from error
     log.setLevel(level)
+    if not saved:  # by orbax's choice
+        raise ValueError(f"step must be above those of {manager.directory}, got {step}")
 
 
 def set_aside_after(workdir: str | pathlib.Path, step: int) -> None:
@@ -238,11 +241,12 @@ def save(
       model: the model. A backbone, energy or likelihood of yours is found again by its
         module and name, so define it in a module that can be imported.
       params: its parameters; the file has float32.
-      step: the number of the checkpoint.
+      step: the number of the checkpoint, above those that are there.
 
     Raises:
       FileExistsError: if the directory holds this step, or another model.
-      ValueError: if the parameters do not fit the model, or a part of it has no name.
+      ValueError: if the parameters do not fit the model, a part of it has no name, or
+        the directory holds a later step.
 
     Example:
       >>> import tempfile, jebm
@@ -254,6 +258,7 @@ def save(
     """
     checks.instance("model", model, Model)
     checks.params(model, params)
+    checks.integer("step", step)
     spec, path = to_spec(model), pathlib.Path(workdir) / "model.json"
     if path.is_file() and build(json.loads(path.read_text())) != build(spec):
         raise FileExistsError(f"{workdir} holds another model: choose another workdir")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jebm import model as model_lib
-from jebm.kernels import Chain
+from jebm.kernels import ENCODED, Chain
 from jebm.names import unknown_name_message
 
 
@@ -87,6 +87,15 @@ def chain(value, default, name: str = "kernel"):
             f"jebm.Tempered, got {value!r}"
         )
     return value
+
+
+def sees_image(chain: Chain) -> None:
+    """Demands of a chain of the posterior that it depends on the image."""
+    if not chain.num_steps and chain.start not in ENCODED:
+        raise ValueError(
+            f"start={chain.start!r} needs steps of the posterior chain to see the "
+            "image: pass num_steps or a kernel with steps"
+        )
 
 
 def instance(name: str, value, cls: type) -> None:

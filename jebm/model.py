@@ -131,6 +131,13 @@ def _check_hashable(chains):
                 f"step_size of a model's own {name} chain must be a Python number, got "
                 f"{chain.step_size!r}; pass arrays as `kernel=` of a call"
             )
+        try:
+            hash(chain)
+        except TypeError:
+            raise ValueError(
+                f"a model's own {name} chain must hold Python numbers and tuples of "
+                f"them, got {chain!r}; pass arrays as `kernel=` of a call"
+            ) from None
 
 
 def with_compute_dtype(model: Model, compute_dtype: str | None) -> Model:

@@ -68,9 +68,16 @@ class PriorTerms(NamedTuple):
 
 
 def posterior_terms(
-    model: Model, params: Params, x: jax.Array, latents: Latents
+    model: Model,
+    params: Params,
+    x: jax.Array,
+    latents: Latents,
+    energy_grad_scale: jax.typing.ArrayLike = 1.0,
 ) -> PosteriorTerms:
     """Computes terms of posterior samples z+ of `x` [B, H, W, C]; z+ gets no gradient.
+
+    `energy_grad_scale` scales the gradient of E(z+) that reaches the backbone, where
+    the energy reads its state; pass it to `prior_terms` too.
 
     Example:
       >>> import jebm
@@ -90,7 +97,7 @@ def posterior_terms(
     return PosteriorTerms(
         model.likelihood.log_prob(output, x),
         log_p,
-        energy(model, params, latents, state),
+        energy(model, params, latents, scale_gradient(state, energy_grad_scale)),
         jnp.zeros_like(log_p),
     )
 

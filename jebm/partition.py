@@ -601,12 +601,6 @@ def tempered(
     return value
 
 
-def _moving(model, above):
-    return model.backbone.latent_shapes[
-        : len(model.backbone.latent_shapes) - len(above)
-    ]
-
-
 def _move(key, t, eps, g, b, step_size):
     """Takes a MALA step at b, the t-th of a particle, and returns its acceptance."""
     fn = tempered(g, b)

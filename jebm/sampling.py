@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from jebm import checks, types
 from jebm.chains import decode, example_keys, override, run_chains
-from jebm.kernels import ANCESTRAL, ENCODED, STARTS, Chain, Chains
+from jebm.kernels import ANCESTRAL, STARTS, Chain, Chains
 from jebm.model import Model, Params, check_chains, float_dtype
 from jebm.priors.base import Law
 from jebm.priors.energy import law_of
@@ -225,11 +225,7 @@ def _posterior(key, model, params, x, kernel, num_steps, step_size, start):
     if start is not None:
         checks.one_of("start", start, STARTS)
         chain = dataclasses.replace(chain, start=start)
-        if not chain.num_steps and start not in ENCODED:
-            raise ValueError(
-                f"start={start!r} needs steps of the posterior chain to see the image: "
-                "pass num_steps or a kernel with steps"
-            )
+    checks.sees_image(chain)
     check_chains(model.backbone, Chains(posterior=chain))
     keys = example_keys(key, jnp.arange(x.shape[0]))
     return keys, model, params, x, *_told_apart(chain, (params, x))

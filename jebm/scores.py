@@ -97,7 +97,8 @@ def score_terms(
     """
     keys = _check(key, model, params, x, k, num_samples)
     prior = checks.chain(kernel, prior_chain(model))
-    posterior = checks.chain(posterior, model.chains.posterior)
+    posterior = checks.chain(posterior, model.chains.posterior, "posterior")
+    checks.sees_image(posterior)
     check_chains(model.backbone, Chains(prior, posterior))
     return _score_terms(keys, model, params, x, prior, posterior, k, num_samples)
 

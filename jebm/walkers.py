@@ -79,6 +79,7 @@ def start(
     checks.key(key)
     checks.params(model, params)
     checks.positive_int("num_walkers", num_walkers)
+    checks.number("step_size", step_size)
     if model.energy is None:
         raise ValueError("walkers need a model with an energy: without, log Z is 0")
     keys = example_keys(key, jnp.arange(num_walkers))

@@ -39,6 +39,11 @@ class WarmUp:
                     f"{getattr(self, name)} with kl_steps=0"
                 )
 
+        if self.spectral_penalty_start and not self.spectral_penalty:
+            raise ValueError(
+                "spectral_penalty_start needs a spectral_penalty to change to, got 0"
+            )
+
     def progress(self, step: Any) -> Any:
         """Returns how far the warm-up is at `step`, from 1e-4 to 1."""
         return jnp.clip(step / self.kl_steps, 1e-4, 1.0) if self.kl_steps else 1.0

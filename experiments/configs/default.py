@@ -117,7 +117,7 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.adam_b2 = 0.999
     config.learning.adam_eps = 1e-8
     config.learning.weight_decay = 0.0  # of the backbone; added to the gradient
-    config.learning.clip_norm = 100.0  # of the gradient, per optimiser
+    config.learning.clip_norm = 100.0  # of the gradient, per optimiser. 0: not clipped
     config.learning.ema_decay = 0.999  # averages the parameters that sampling uses
     # Operands of the backbone's products in training: "bfloat16" is faster. Samples and
     # scores of the trained model are float32 either way.

@@ -50,11 +50,15 @@ def create_optimizer(learning: Learning) -> optax.GradientTransformation:
         0.0, 1.0, learning.warmup_steps, learning.num_steps, learning.final_lr_fraction
     )
 
+    clip = optax.identity()
+    if learning.clip_norm:
+        clip = optax.clip_by_global_norm(learning.clip_norm)
+
     def chain(name, learning_rate, weight_decay):
         decay = optax.add_decayed_weights(weight_decay)
         scale = OPTIMIZERS[name](learning.adam_b1, learning.adam_b2, learning.adam_eps)
         return optax.chain(
-            optax.clip_by_global_norm(learning.clip_norm),
+            clip,
             decay if weight_decay else optax.identity(),
             scale,
             optax.scale_by_learning_rate(lambda step: learning_rate * schedule(step)),

@@ -109,6 +109,8 @@ def variational(
     checks.number("energy_grad_scale", energy_grad_scale, most=1)
     checks.instance("warm_up", warm_up, WarmUp)
     rule = _rule(model, chain, optimizer, options, encoder=True, warm_up=warm_up)
+    if not rule.posterior.num_steps:
+        _without_chain(options, "variational without steps of the posterior chain")
     arguments = rule.model, options, warm_up, energy_grad_scale
     return _learner(rule, losses.variational_loss, *arguments)
 
@@ -142,9 +144,18 @@ def second_stage(
     encoder = has_encoder(model.backbone)
     rule = _rule(model, chain, optimizer, options, encoder=encoder, frozen=True)
     rule = rule._replace(nce_steps=nce_steps)
+    _without_chain(options, "second_stage")
     if model.energy is None:
         raise ValueError("second_stage learns energies alone, and the model has none")
     return _learner(rule, losses.second_stage_loss, rule.model, options, nce_steps)
+
+
+def _without_chain(options, name):
+    """Refuses options of a posterior chain that the learner does not run."""
+    for field in ("posterior_tilt", "tilt_warmup_steps", "likelihood_warmup_steps"):
+        value = getattr(options, field)
+        if isinstance(value, jax.Array) or value != getattr(Options, field):
+            raise ValueError(f"{name} does not take {field}, got {value!r}")
 
 
 def _rule(model, chain, optimizer, options, encoder=False, **others):

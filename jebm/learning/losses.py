@@ -40,10 +40,14 @@ def maximum_likelihood_loss(
     model: Model, options: Options, params: Params, batch: Batch
 ) -> tuple[jax.Array, Found]:
     """Computes the loss of posterior samples z+, which an encoder learns to draw."""
-    plus = objectives.posterior_terms(model, params, batch.x, batch.positive)
-    loss, info = _with_prior(
-        model, options, params, batch, plus, options.tilt(batch.step, batch.x.dtype)
-    )
+    if "batch_stats" in params.backbone:
+        raise ValueError(
+            "maximum_likelihood would never move the statistics of batch "
+            "normalisation: use variational, or a backbone without it"
+        )
+    tilt = options.tilt(batch.step, batch.x.dtype)
+    plus = objectives.posterior_terms(model, params, batch.x, batch.positive, tilt)
+    loss, info = _with_prior(model, options, params, batch, plus, tilt)
     loss += plus.loss().mean()
     if has_encoder(model.backbone):
         log_q = objectives.encoder_log_prob(model, params, batch.x, batch.positive)
@@ -89,7 +93,7 @@ def variational_loss(
         info["spectral_norms"], vectors["backbone"] = norms, after
     statistics = {k: v for k, v in plus.mutated.items() if k == "batch_stats"}
     if refined:
-        plus = objectives.posterior_terms(model, params, batch.x, batch.positive)
+        plus = objectives.posterior_terms(model, params, batch.x, batch.positive, scale)
         loss += plus.loss().mean()
     of_prior, more = _with_prior(model, options, params, batch, plus, scale)
     return _found(loss + of_prior, info | more, statistics, vectors)

@@ -82,6 +82,10 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
     params = init(jax.random.fold_in(key, Role.INIT), rule.model)
     if backbone is not None:
         params = checks.backbone(rule.model, params, backbone)
+        # What is learned on a frozen backbone has its precision.
+        dtype = float_dtype(params)
+        energy = jax.tree.map(lambda leaf: leaf.astype(dtype), params.energy)
+        params = params._replace(energy=energy)
     elif rule.frozen:
         raise ValueError("init needs a trained backbone: init(key, params.backbone)")
     key_spectral = jax.random.fold_in(key, Role.SPECTRAL)
@@ -104,7 +108,7 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         posterior_step_size=posterior_step_size,
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=params,
+        ema=jax.tree.map(jnp.copy, params),  # of its own, so that a state is donated
         opt_state=rule.optimizer.init(trainable(params, rule.frozen)),
         persistent=persistent,
         spectral=_spectral_vectors(rule, key_spectral, params),

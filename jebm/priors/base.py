@@ -97,7 +97,7 @@ class Frozen:
 
         Raises:
           ValueError: if the generator has no encoder; draw z by a chain then
-            (`jebm.posterior_sample`) and take `Frozen.inverse`.
+            (`jebm.posterior_sample`), whose noise `jebm.chains.to_eps` finds.
         """
         if not has_encoder(self.model.backbone):
             raise ValueError("draws needs a backbone with an encoder")
@@ -217,7 +217,9 @@ class Prior:
         """Estimates log Z, what `log_tilt` is to lose to be normalised; 0 if it is."""
         del key, frozen, state
         if self.density != NORMALISED:
-            raise NotImplementedError
+            raise NotImplementedError(
+                f"log Z of {type(self).__name__} is not estimated"
+            )
         return Estimate(*map(jnp.asarray, (0.0, 0.0, jnp.inf)))
 
     def trained(self, state: Any) -> Any:
@@ -268,7 +270,7 @@ class Gradient(Prior):
         return State(
             jnp.zeros((), jnp.int32),
             params,
-            params,
+            jax.tree.map(jnp.copy, params),  # of its own, so that a state is donated
             self.optimizer().init(params),
             memory,
         )

@@ -8,6 +8,7 @@ second reads the independent noise of all layers, under a bound of spectral norm
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from jebm.distributions import Normal
 from jebm.energies import Joint as JointEnergy
 from jebm.energies import Layerwise
 from jebm.kernels import MALA, Chains, Langevin
-from jebm.learning import Options, second_stage
+from jebm.learning import Learner, Options, second_stage
 from jebm.model import Model, Params
 from jebm.partition import log_tilt
 from jebm.priors.base import UNNORMALISED, Prior, falling_adam
@@ -104,7 +105,7 @@ class Joint(Prior):
 
     def num_parameters(self, state):
         """Counts the parameters of the energy."""
-        return sum(leaf.size for leaf in jax.tree.leaves(state.params.energy))
+        return sum(leaf.size for leaf in jax.tree.leaves(state.ema.energy))
 
     def model(self, frozen, state) -> tuple[Model, Params]:
         """Returns the model of this energy, with the step that learning has found."""
@@ -114,19 +115,7 @@ class Joint(Prior):
         return dataclasses.replace(model, chains=chains), state.ema
 
     def _learner(self, frozen):
-        optimizer = falling_adam(self.learning_rate, self.num_steps)
-        options = Options(
-            persistent_chains=self.persistent_chains,
-            persistent_steps=self.persistent_steps,
-            reinit_probability=self.reinit_probability,
-            target_acceptance=0.7,
-            gradient_penalty=self.gradient_penalty,
-            energy_penalty=self.energy_penalty,
-            energy_spectral_bound=self.energy_spectral_bound,
-            ema_decay=self.ema_decay,
-        )
-        model = self._model(frozen)
-        return second_stage(model, None, optimizer, options, nce_steps=self.nce_steps)
+        return _learner_of(self, self._model(frozen))
 
     def _model(self, frozen):
         chain = MALA(self.chain_steps, self.step_size)
@@ -138,6 +127,23 @@ class Joint(Prior):
 
     def _seen(self, frozen, eps):
         return frozen.transport(eps)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _learner_of(prior: Joint, model: Model) -> Learner:
+    """Returns the one learner of a prior: each has a compiled step of its own."""
+    optimizer = falling_adam(prior.learning_rate, prior.num_steps)
+    options = Options(
+        persistent_chains=prior.persistent_chains,
+        persistent_steps=prior.persistent_steps,
+        reinit_probability=prior.reinit_probability,
+        target_acceptance=0.7,
+        gradient_penalty=prior.gradient_penalty,
+        energy_penalty=prior.energy_penalty,
+        energy_spectral_bound=prior.energy_spectral_bound,
+        ema_decay=prior.ema_decay,
+    )
+    return second_stage(model, None, optimizer, options, nce_steps=prior.nce_steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,3 +209,14 @@ def test_model_in_bfloat16_is_loaded_as_it_was_saved(tmp_path):
     loaded, params = jebm.load(tmp_path)
     assert loaded == model and loaded.backbone.compute_dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [(3, "above those"), (-1, "step must be")]
+)
+def test_a_step_that_cannot_be_saved_is_refused(tmp_path, step, message):
+    params = random_params(MODEL)
+    jebm.save(tmp_path, MODEL, params, 5)
+    with pytest.raises(ValueError, match=message):
+        jebm.save(tmp_path, MODEL, params, step)
+    assert checkpoints.steps(tmp_path) == [5]

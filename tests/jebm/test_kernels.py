@@ -82,6 +82,20 @@ def test_models_hold_numbers_and_calls_take_arrays(model):
         jebm.Model((2, 2, 1), model.backbone, model.energy, chains=chains)
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        jebm.Underdamped(3, 0.1, friction=jnp.float32(1.5)),
+        jebm.Tempered(inverse_temperatures=jnp.array([0.0, 1.0])),
+    ],
+)
+def test_models_hold_no_arrays_of_other_fields_either(model, chain):
+    with pytest.raises(ValueError, match="own prior chain must hold Python numbers"):
+        jebm.Model(
+            (2, 2, 1), model.backbone, model.energy, chains=jebm.Chains(prior=chain)
+        )
+
+
 def test_posterior_is_the_encoders_draw_where_there_is_an_encoder():
     backbone = jebm.backbones.Vector(encoder_widths=(4,))
     with_it = jebm.Model((2, 2, 1), backbone, None)

@@ -769,3 +769,76 @@ def test_a_learner_in_bfloat16_is_traced_once(monkeypatch):
     monkeypatch.setattr(chains, "example_keys", counted)
     run(learner, start(model, learner), images())
     assert len(traces) == 3  # one key for each role
+
+
+def test_generator_feels_no_energy_of_its_state_either():
+    backbone = jebm.backbones.Ladder(
+        latent_shapes=((2,), (2,)), width=4, encoder_widths=(4, 4)
+    )
+    model = jebm.Model(SHAPE, backbone, jebm.energies.State(channels=2, widths=(3,)))
+    params, x = random_params(model), images()
+    z = jebm.posterior_sample(KEY, model, params, x)
+
+    def gradient(tilt, energy):
+        batch = Batch(x, None, z, z, z, jnp.int32(0), {})
+        options = learning.Options(posterior_tilt=tilt, gradient_penalty=0.0)
+        of = model if energy else dataclasses.replace(model, energy=None)
+
+        def loss(backbone):
+            changed = params._replace(backbone=backbone)
+            return losses.maximum_likelihood_loss(of, options, changed, batch)[0]
+
+        return jax.grad(loss)(params.backbone)["params"]["top"]
+
+    apart = jax.tree.map(
+        lambda *g: float(np.abs(g[0] - g[1]).max()), gradient(0.0, True),
+        gradient(0.0, False),
+    )  # fmt: skip
+    # The prior samples' log p_beta is in both losses.
+    assert max(jax.tree.leaves(apart)) < 1e-6
+    whole = gradient(1.0, True)
+    assert not np.allclose(
+        jax.tree.leaves(whole)[0], jax.tree.leaves(gradient(0.0, True))[0]
+    )
+
+
+def test_first_state_can_be_donated(made):
+    _, learner, state, x = made
+    update = jax.jit(learner.update, donate_argnums=1)
+    copied = jax.tree.map(jnp.copy, state)
+    leaves = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.params)]
+    assert not set(leaves) & {
+        leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.ema)
+    }
+    assert update(KEY, copied, x)[0].step == state.step + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"posterior_tilt": 0.5}, {"tilt_warmup_steps": 3}, {"likelihood_warmup_steps": 3}],
+)
+@pytest.mark.parametrize("make", [variational, second_stage])
+def test_options_of_a_posterior_chain_are_refused_without_one(make, options):
+    with pytest.raises(ValueError, match=rf"does not take {next(iter(options))}, got"):
+        make(**options)
+
+
+def test_statistics_of_batches_that_would_never_move_are_refused():
+    model = model_of(encoder=False)
+    params = random_params(model)
+    params = params._replace(backbone={**params.backbone, "batch_stats": {}})
+    with pytest.raises(ValueError, match="never move the statistics"):
+        losses.maximum_likelihood_loss(model, OPTIONS, params, None)
+
+
+def test_energies_on_a_frozen_backbone_have_its_precision(x64):
+    model, learner = second_stage()
+    state = start(model, learner, dtype=np.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params.energy)} == {
+        jnp.dtype("float32")
+    }
+
+
+def test_penalty_that_begins_needs_one_to_change_to():
+    with pytest.raises(ValueError, match="needs a spectral_penalty"):
+        learning.WarmUp(kl_steps=10, spectral_penalty_start=0.1)

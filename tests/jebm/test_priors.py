@@ -436,3 +436,9 @@ def test_product_refuses_what_it_cannot_add():
     blind = priors.Law(priors.Diffusion(), frozen, ())
     with pytest.raises(ValueError, match="Diffusion has no density"):
         priors.product([law, blind])
+
+
+def test_a_loop_of_updates_compiles_one_step():
+    frozen, prior = toy((2, 1)), priors.Joint()
+    assert prior._learner(frozen) is priors.Joint()._learner(frozen)
+    assert prior._learner(frozen) is not priors.Joint(nce_steps=7)._learner(frozen)

@@ -393,3 +393,14 @@ def test_noise_is_standard_normal_and_each_of_its_key():
         np.testing.assert_array_equal(a, z[5:7])
     below = draw_noise(keys[:3], model, params, layers=1)
     assert [z.shape for z in below] == [noise[0][:3].shape]
+
+
+def test_a_posterior_that_does_not_see_the_image_is_refused(model, params):
+    x, key, none = jnp.zeros((2, *model.image_shape)), jax.random.key(0), Langevin(0)
+    for draw in (
+        lambda: jebm.posterior_sample(key, model, params, x, num_steps=0),
+        lambda: jebm.reconstruct(key, model, params, x, kernel=none),
+        lambda: jebm.scores.score(key, model, params, x, posterior=none),
+    ):
+        with pytest.raises(ValueError, match="needs steps of the posterior chain"):
+            draw()

@@ -185,11 +185,6 @@ class Recorder:
         module.Normal = Normal
 
 
-def channels_first(array):
-    """Maps [B, H, W, C] to [B, C, H, W]."""
-    return np.moveaxis(np.asarray(array), -1, 1)
-
-
 def random_state(model: jebm.Model, seed: int, dtype: str) -> dict[str, np.ndarray]:
     """Draws the state dict that `official` draws from that seed, without its code."""
     template = jax.eval_shape(jebm.init, jax.random.key(0), model).backbone
