@@ -1,4 +1,4 @@
-"""A VAE of Fashion-MNIST whose lower layers are maps: the generator of `fashion_ood`.
+"""A VAE of Fashion-MNIST whose lower layers are maps: of `fashion_maps_ood`.
 
 python -m experiments.main --config=experiments/configs/fashion_maps.py
 

@@ -19,7 +19,7 @@ CONFIG_NAMES = (
     "celeba64.py, celeba_hq256.py, celeba_hq256_paper.py, cifar10.py, "
     "cifar10_nvae.py, cifar10_svhn_ood.py, default.py, digits.py, faces.py, "
     "faces_ladder.py, fashion.py, fashion_ladder.py, fashion_maps.py, "
-    "fashion_ood.py, lsun.py, "
+    "fashion_maps_ood.py, fashion_ood.py, lsun.py, "
     "mnist.py, mnist01.py, mnist_anomaly.py, mnist_anomaly_vae.py, "
     "mnist_anomaly_vae1.py, mnist_ladder.py, mnist_ladder_ebm.py, "
     "mnist_mle.py, mnist_ood.py, mnist_uncorrected.py, nvae_celeba64.py, "
