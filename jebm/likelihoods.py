@@ -6,6 +6,7 @@ know which one it feeds.
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -128,8 +129,8 @@ class LogisticMixture:
         c_j = 2 x_j - 1 ~ sum_m pi_m logistic(mu_jm + sum_{i<j} a_jim c_i, s_jm)
 
     over the bins of 2^bits colours; the outermost bins reach to infinity. A probability
-    of the discrete x, which is quantised first. (PixelCNN++, arXiv 1701.05517; NVAE,
-    arXiv 2007.03898)
+    of the discrete x: with 8 bits x has to be one of the colours v / 255, with fewer it
+    is quantised first. (PixelCNN++, arXiv 1701.05517; NVAE, arXiv 2007.03898)
 
     Decoder output holds, in this order, the M logits of pi; of each channel j the means
     [M], and log s [M], which is at least -7; of each pair i < j, (0, 1), (0, 2),
@@ -212,7 +213,7 @@ class LogisticMixture:
         parts = jnp.split(output, output.shape[-1] // self.num_mixtures, axis=-1)
         logits, *parts = parts
         channels = next(
-            c for c in (1, 2, 3, 4) if self.num_outputs(c) == output.shape[-1]
+            c for c in itertools.count(1) if self.num_outputs(c) >= output.shape[-1]
         )
         means, log_scales = parts[:channels], parts[channels : 2 * channels]
         log_scales = [jnp.maximum(s, -7.0) for s in log_scales]

@@ -2,11 +2,6 @@
 
 A learner is two pure functions on explicit pytrees, which run under jit, vmap (many
 seeds at once) and pmap: see `Learner`. (arXiv 2306.06323)
-
-All take the model; the `chain` of the prior, None for the model's; and an `optimizer`
-of a `Params` of the "params" of backbone and energy, so that `optax.multi_transform`
-with the labels `Params("backbone", "energy")` gives each its own. All raise a
-ValueError for arguments that cannot work together.
 """
 
 import functools
@@ -46,6 +41,20 @@ def maximum_likelihood(
     draw what the chains end at: the loss gains -log q(z+|x), and no bound.
     `Options.posterior_tilt` is the share of E that the posterior, and so the generator,
     feels.
+
+    Args:
+      model: the model.
+      chain: of the prior; None for the model's.
+      optimizer: of a `Params` of the "params" of backbone and energy, so that
+        `optax.multi_transform` with the labels `Params("backbone", "energy")` gives
+        each its own.
+      options: with `posterior` for another posterior chain than the model's.
+
+    Returns:
+      A `Learner`: the functions `init` and `update`.
+
+    Raises:
+      ValueError: for arguments that cannot work together.
 
     Example:
       >>> import jebm, optax
@@ -96,6 +105,18 @@ def variational(
     these learn as a VAE while the energies tilt its prior; with more, q can climb f
     faster than the prior's chain follows.
 
+    Args:
+      model: the model; its backbone has an encoder.
+      chain, optimizer, options: of `maximum_likelihood`.
+      warm_up: of the divergence, and of spectral penalties.
+      energy_grad_scale: in [0, 1]; may be traced.
+
+    Returns:
+      A `Learner`: the functions `init` and `update`.
+
+    Raises:
+      ValueError: for arguments that cannot work together.
+
     Example:
       >>> import jax.numpy as jnp, jebm, optax
       >>> backbone = jebm.backbones.Vector(encoder_widths=(16,))
@@ -133,6 +154,18 @@ def second_stage(
 
     In the first `nce_steps` updates the energies tell z+ from draws of the Gaussian
     prior, without chains: `objectives.noise_contrastive_loss`. (arXiv 2010.02917)
+
+    Args:
+      model: the model, with an energy.
+      chain, optimizer, options: of `maximum_likelihood`; the optimiser has the energy's
+        "params" alone to learn.
+      nce_steps: updates without chains, at first.
+
+    Returns:
+      A `Learner`: the functions `init` and `update`.
+
+    Raises:
+      ValueError: for arguments that cannot work together.
 
     Example:
       >>> import jebm, optax

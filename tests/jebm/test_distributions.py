@@ -77,7 +77,7 @@ def test_gaussian_refuses_a_scale_that_is_not_positive():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (1, 3), (2, 3), (3, 2)])
+@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (1, 3), (2, 3), (3, 2), (5, 1)])
 def test_logistic_mixture_is_a_law_of_all_colours(channels, bits, x64):
     likelihood = LogisticMixture(num_mixtures=3, bits=bits)
     levels = np.arange(2**bits) / (2**bits - 1)
