@@ -55,12 +55,6 @@ def one_of(name: str, value, known) -> None:
         raise ValueError(unknown_name_message(name, value, known))
 
 
-def temperature(value) -> None:
-    """Demands a finite number of at least 0; a jax.Array is taken on trust."""
-    if _number("temperature", value) < 0:
-        raise ValueError(f"temperature must be at least 0, got {value}")
-
-
 def _number(name, value):
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got {_describe(value)}")

@@ -87,7 +87,7 @@ def sample(
     if law is not None and not above and all(setting is None for setting in chosen):
         return _law_samples(key, law, num_samples)
     temperature = 1.0 if temperature is None else temperature
-    checks.temperature(temperature)
+    checks.number("temperature", temperature)
     checks.above(model, above, num_samples)
     chain = checks.chain(kernel, model.chains.prior)
     chain = override(chain, num_steps, step_size)

@@ -259,9 +259,7 @@ def _chain(name: str, default: Chain, options) -> Chain:
         raise ValueError(f"{what} must be a mapping, got {options!r}")
     options = {k: _freeze(v) for k, v in options.items()}
     kernel = options.pop("name", "langevin")
-    if kernel not in KERNELS:
-        raise ValueError(unknown_name_message(f"kernel of the {what}", kernel, KERNELS))
-    cls = KERNELS[kernel]
+    cls = _class(_Kind(f"kernel of the {what}", KERNELS, Chain), kernel)
     _check_known(f"field of the {what}", options, _fields(cls))
     # Specs of older runs hold names that chains themselves refuse.
     if (space := str(options.get("space"))) in RENAMED_SPACES:

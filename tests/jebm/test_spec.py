@@ -27,6 +27,11 @@ class OwnEnergy(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnChain(jebm.MALA):
+    """A chain of the user's."""
+
+
+@dataclasses.dataclass(frozen=True)
 class OwnLikelihood(jebm.likelihoods.Gaussian):
     """A likelihood of the user's."""
 
@@ -209,3 +214,11 @@ def test_what_no_import_finds_again_has_no_spec(model, words):
 def test_wrong_names_are_refused_with_what_is_known(part, value, words):
     with pytest.raises(ValueError, match=words):
         jebm.build({"image_shape": (8, 8, 1), part: value})
+
+
+def test_chain_of_the_users_comes_back():
+    chains = jebm.Chains(prior=OwnChain(3, 0.2))
+    model = jebm.Model((8, 8, 1), chains=chains)
+    spec = json.loads(json.dumps(jebm.to_spec(model)))
+    assert spec["chains"]["prior"]["name"].endswith("test_spec:OwnChain")
+    assert jebm.build(spec) == model

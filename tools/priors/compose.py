@@ -11,7 +11,6 @@ classifier, and how often they have the ink.
 """
 
 import pathlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +54,7 @@ def main() -> None:
         parser.error(f"--ink must be below 1, got {arguments.ink:g}")
     try:
         run = open_backbone(arguments.backbone)
-        predict = labels_of(run.experiment.data.name)
+        predict = classifier.labels(run.experiment.data.name)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
     of_label = _of_label(run, arguments.label)  # before any work
@@ -103,12 +102,6 @@ def _of_label(run, label):
     if not keep.any():
         raise SystemExit(f"error: --label must be a class of the run, got {label}")
     return keep
-
-
-def labels_of(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from images in [0, 1] to the labels that a classifier sees."""
-    network, params, _ = classifier.read(name)
-    return lambda images: classifier.outputs(network, params, images).argmax(axis=1)
 
 
 def _write(workdir: pathlib.Path, arguments, found, grids) -> None:
