@@ -218,7 +218,7 @@ def test_wrong_names_are_refused_with_what_is_known(part, value, words):
 
 def test_chain_of_the_users_comes_back():
     chains = jebm.Chains(prior=OwnChain(3, 0.2))
-    model = jebm.Model((8, 8, 1), chains=chains)
+    model = jebm.Model((8, 8, 1), Vector(), None, chains=chains)
     spec = json.loads(json.dumps(jebm.to_spec(model)))
     assert spec["chains"]["prior"]["name"].endswith("test_spec:OwnChain")
     assert jebm.build(spec) == model
