@@ -12,6 +12,7 @@ and log p(x) needs no Jacobian of T.
 """
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -190,7 +191,7 @@ class Prior:
 
         Draws are best made anew for every update: a prior with many parameters learns
         the noise of one draw of each image by heart. The same key serves all updates:
-        the state's step is folded in.
+        the state's step is folded in. In a loop of your own call `jax.jit(update)`.
         """
         raise NotImplementedError
 
@@ -340,7 +341,7 @@ class Law:
 
     def sample(self, key: types.Key, num: int, effort: int = 1) -> Latents:
         """Draws eps, each [num, *shape_i]."""
-        return self.prior.sample(key, self.frozen, self.state, num, effort)
+        return _sample(key, self, num, effort)
 
     def log_tilt(self, eps: Latents) -> jax.Array:
         """Computes g(eps) = log p(eps) - log N(eps; 0, I), [N] in nats, up to log Z."""
@@ -357,3 +358,8 @@ class Law:
     def trained(self) -> "Law":
         """Returns the same law, less what only learning reads: it is to be kept."""
         return dataclasses.replace(self, state=self.prior.trained(self.state))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _sample(key, law, num, effort):
+    return law.prior.sample(key, law.frozen, law.state, num, effort)
