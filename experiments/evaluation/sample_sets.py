@@ -83,9 +83,8 @@ def measure(
         measured = numbers_of(samples.x)
         numbers.update({named(k, name): value for k, value in measured.items()})
 
-    positive = _posterior_samples(
-        key_posterior, run, run.heldout if images is None else images
-    )
+    decoded = run.heldout if images is None else images
+    positive = _posterior_samples(key_posterior, run, decoded)
     negative = _prior_samples(key_prior, run)
     add("", negative)
     add("posterior", positive)

@@ -146,7 +146,8 @@ def test_run_of_an_older_version_is_told_by_what_it_can_still_do(
     (model, params), (_, same) = jebm.load(copied_run), jebm.load(trained_run)
     assert checkpoints.digests(params) == checkpoints.digests(same)
     there = jebm.load(trained_run)[0]
-    untested = dataclasses.replace(there.chains, prior=jebm.Langevin(4, 0.4))
+    learned = there.chains.prior.step_size
+    untested = dataclasses.replace(there.chains, prior=jebm.Langevin(4, learned))
     assert model == dataclasses.replace(there, chains=untested)
 
 
