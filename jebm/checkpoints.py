@@ -280,7 +280,8 @@ def _single(leaf):
 def load(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Model, Params]:
     """Loads what `save` or a finished or running experiment has written.
 
-    Of an experiment these are the averaged parameters.
+    Of an experiment these are the averaged parameters, and chains whose steps adapt
+    have those of the newest checkpoint.
 
     Args:
       workdir: directory of a run.
