@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 import jebm
 from experiments.configs import CONFIGS
@@ -91,13 +92,15 @@ def learned_steps(state: LearnerState) -> dict[str, jax.Array]:
 def with_learned_steps(model: jebm.Model, sizes: Mapping[str, Any]) -> jebm.Model:
     """Returns the model to sample with: its chains have the steps of training.
 
-    They have two digits, as each step size is a program of its own.
+    They have two digits, as each step size is a program of its own. A chain that has
+    diverged keeps the model's.
     """
     chains = {
         name: dataclasses.replace(
             getattr(model.chains, name), step_size=float(f"{float(size):.2g}")
         )
         for name, size in sizes.items()
+        if np.isfinite(size)
     }
     return dataclasses.replace(
         model, chains=dataclasses.replace(model.chains, **chains)

@@ -130,7 +130,7 @@ def test_distances_of_a_run_are_those_of_the_ordinary_training(results, ordinary
     evaluate.evaluate(options.read(tiny()), ordinary_run)
     found = json.loads((ordinary_run / "eval.json").read_text())
     names = [name for name in found if name.startswith("frechet")]
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         assert results[0][name] == pytest.approx(found[name], rel=1e-3)
     assert results[0]["frechet"] != results[1]["frechet"]

@@ -63,6 +63,11 @@ def test_a_chain_that_does_not_adapt_keeps_its_step(test_config):
     assert with_learned_steps(model, sizes) == model
 
 
+def test_a_chain_that_has_diverged_keeps_the_models_step(test_config):
+    model = build_model(test_config)
+    assert with_learned_steps(model, {"prior": np.float32(np.nan)}) == model
+
+
 def test_stiffness_of_training_is_that_of_the_learned_step(test_config, state):
     model, devices = build_model(test_config), parallel.devices()[:1]
     diagnose = parallel.pmap(learner.make_diagnose(model), devices, donate=False)
