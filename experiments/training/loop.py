@@ -202,12 +202,15 @@ def _values(job, opened, interval, monitor):
 def _write(job, opened, interval, values, saved):
     """Writes metrics, and where they are due a checkpoint, pictures and the page."""
     opened.metrics.write(interval.step, values)
+    draw = job.due(interval.step, job.experiment.log.sample_every)
+    if saved is None and not draw:
+        return
     state = interval.state.learner
     model = with_learned_steps(job.model, parallel.unreplicate(learned_steps(state)))
     if saved is not None:
         checkpoints.write(opened.manager, interval.step, saved)
         write_json(job.path / "model.json", jebm.to_spec(model))
-    if job.due(interval.step, job.experiment.log.sample_every):
+    if draw:
         params = parallel.unreplicate(state.ema)
         job.hooks.pictures(
             Run(job.path, job.experiment, model, params, interval.step, job.splits)

@@ -130,7 +130,10 @@ def test_samples_are_grids_of_16_images(trained_run, name):
 
 @pytest.mark.parametrize("step", [None, 4])
 def test_load_gives_the_averaged_parameters_bit_for_bit(trained_run, test_config, step):
-    _, params = jebm.load(trained_run, step=step)
+    model, params = jebm.load(trained_run, step=step)
+    # With the step that training has come to.
+    test_config.chains.prior.step_size = model.chains.prior.step_size
+    assert model == build_model(test_config)
     stored = state_digests(test_config, trained_run, step or 8)
     loaded = checkpoints.digests({"ema": params})
     assert loaded

@@ -2,8 +2,10 @@
 
 import sys
 
+import numpy as np
 import pytest
 
+from experiments.evaluation import classifier
 from experiments.runtime.files import read_json
 from tools.priors import compose
 
@@ -26,3 +28,12 @@ def test_command_learns_three_energies_and_samples_their_sum(
     lines = (tmp_path / "compose.md").read_text().splitlines()
     assert len(lines) == 4 + len(found)
     assert (tmp_path / "compose.png").stat().st_size > 1000
+
+
+def test_labels_are_those_of_the_classifier():
+    predict = classifier.labels("digits")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images[:200, ..., None] / 16).astype(np.float32)
+    assert (predict(images) == digits.target[:200]).mean() > 0.95
