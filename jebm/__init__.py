@@ -7,8 +7,10 @@ CVPR 2023, arXiv 2306.06323.
 """
 
 from jebm import (
+    annealing,
     backbones,
     energies,
+    importance,
     langevin,
     learning,
     likelihoods,
@@ -45,11 +47,13 @@ __all__ = [
     "Samples",
     "Tempered",
     "Underdamped",
+    "annealing",
     "backbones",
     "build",
     "check_backbone",
     "energies",
     "energy",
+    "importance",
     "init",
     "joint_logdensity",
     "langevin",

@@ -162,7 +162,7 @@ def run(
       that is not finite at any step shows.
 
     Raises:
-      ValueError: if `num_steps` is not a non-negative integer.
+      ValueError: if `num_steps` is not a non-negative integer, or `kernel` is none.
 
     Example:
       >>> logdensity_fn = lambda z: -0.5 * jnp.sum(z**2)
@@ -248,7 +248,11 @@ def _chain(key, position, logdensity_fn, step_size, temperature, kernel):
     which the key of a step is made: keys split ahead would be memory that grows with
     the number of steps.
     """
-
+    if not hasattr(kernel, "move"):
+        raise ValueError(
+            f"kernel must be a langevin.Kernel, such as mala.MALA, got {kernel!r}; a "
+            "chain such as jebm.MALA() has one, jebm.MALA().kernel"
+        )
     key = fused(key)
 
     def draw(t):

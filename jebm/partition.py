@@ -6,62 +6,34 @@
     g = -E(z) + log[p(x|z) p_beta(z) / q(z|x)]    the same Z_x, and eps the noise that
                                         an encoder transports to z: from q at b = 0
 
-A particle starts at N(0, I) and takes one MALA step at each b_t. Its weight
-w = prod_t exp[(b_t - b_{t-1}) g(eps_{t-1})] has the normaliser as its mean, so that the
-log of a mean of weights lies below log Z in expectation. Backwards, from exact samples
-of pi_1, the mean of 1/w is 1/Z and the estimate lies above.
-(arXiv physics/9803008; both ways: arXiv 1511.02543)
+Both are estimated by annealed importance sampling (`jebm.annealing`): forwards, from
+N(0, I), they lie below in expectation, backwards from exact samples above.
 
 log p(x) is a difference of two estimates and bounds nothing: read it with its error.
 
-The error is that of the weights at hand. It says nothing of a mode of pi_1 that no
-particle has found: hold log Z against an estimate backwards from samples of the model
-(`check_log_z`), and weights of an encoder against the shape of their tail (`pareto_k`).
+The errors are those of the weights at hand (`jebm.importance`). They say nothing of a
+mode of pi_1 that no particle has found: `check_log_z` looks for one, given samples of
+the model, and `pareto_k` looks at the tail of an encoder's weights.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jebm import checks, mala, types
+from jebm import annealing, checks, types
+from jebm.annealing import Schedule
 from jebm.chains import encode, example_keys, start_positions, to_eps
 from jebm.densities import one_chain
 from jebm.hierarchy import Latents, has_encoder, inverse_transport
+from jebm.importance import Estimate, estimate
 from jebm.kernels import ANCESTRAL
 from jebm.model import Model, Params, float_dtype
 from jebm.tempering import log_reference
 
-FEWEST_WEIGHTS = 25  # that `pareto_k` takes: a tail of five
-
-
-class Schedule(NamedTuple):
-    """The path from N(0, I) to the target."""
-
-    inverse_temperatures: jax.Array  # b, [T + 1], from 0 to 1
-    step_sizes: jax.Array  # of the MALA step at each b but the first, [T]
-
-
-class Estimate(NamedTuple):
-    """A log-normaliser, in nats, and how far to trust it.
-
-    The standard error covers the spread of the weights at hand, no more. It does not
-    cover
-
-      - modes that no particle has found: all weights may agree and miss most of Z;
-      - the bias of the log of a mean, which lies below by about half the error squared;
-      - heavy tails: where effective samples are few, the largest weight is yet to come,
-        and value and error are both too small.
-
-    `check_log_z` looks for the first, `pareto_k` for the last.
-    """
-
-    value: jax.Array
-    standard_error: jax.Array  # of `value`, from the spread of the weights
-    effective_samples: jax.Array  # (sum w)^2 / sum w^2, at most the number of particles
+_TEMPERATURES = 500  # of a schedule, where nothing else is said
 
 
 class LogZCheck(NamedTuple):
@@ -80,7 +52,7 @@ def log_z(
     params: Params,
     *,
     num_particles: int = 500,
-    num_temperatures: int = 500,
+    num_temperatures: int | None = None,
     schedule: Schedule | None = None,
 ) -> Estimate:
     """Estimates log Z of the tilted prior; 0 for a Gaussian prior.
@@ -95,15 +67,16 @@ def log_z(
       model: the model.
       params: its parameters.
       num_particles: weights that the estimate averages.
-      num_temperatures: MALA steps of each particle.
-      schedule: of `tune`; None to tune one here, on particles of their own.
+      num_temperatures: MALA steps of each particle; None for 500.
+      schedule: of `tune`, instead; None to tune one here, on particles of their own.
 
     Returns:
       An `Estimate` of fields [], nats. With `num_temperatures` it becomes exact, with
       `num_particles` its error becomes known.
 
     Raises:
-      ValueError: for an argument out of range, or params that do not fit the model.
+      ValueError: for an argument out of range, `num_temperatures` beside a schedule, or
+        params that do not fit the model.
 
     Example:
       >>> import jebm
@@ -114,8 +87,8 @@ def log_z(
       >>> result.value.item(), result.effective_samples.item()
       (0.0, 8.0)
     """
-    return _estimate(key, model, params, None, (), num_particles, num_temperatures,
-                     schedule)  # fmt: skip
+    num = _temperatures(num_temperatures, schedule)
+    return _estimate(key, model, params, None, (), num_particles, num, schedule)
 
 
 def log_z_given(
@@ -125,7 +98,7 @@ def log_z_given(
     above: types.Latents,
     *,
     num_particles: int = 100,
-    num_temperatures: int = 500,
+    num_temperatures: int | None = None,
     schedule: Schedule | None = None,
 ) -> Estimate:
     """Estimates log Z_k(z_{>k}), of the k lower layers given those above.
@@ -149,11 +122,10 @@ def log_z_given(
       >>> result.value.shape
       (3,)
     """
-    if not above:
-        raise ValueError("above must hold the latents of at least the top layer")
-    checks.above(model, above, above[0].shape[0])
-    return _estimate(key, model, params, None, tuple(above), num_particles,
-                     num_temperatures, schedule)  # fmt: skip
+    _check(key, model, params)
+    _check_above(model, above)
+    num, above = _temperatures(num_temperatures, schedule), tuple(above)
+    return _estimate(key, model, params, None, above, num_particles, num, schedule)
 
 
 def log_likelihood(
@@ -165,18 +137,19 @@ def log_likelihood(
     log_z: jax.typing.ArrayLike,
     start: str = "prior",
     num_particles: int = 16,
-    num_temperatures: int = 1000,
+    num_temperatures: int | None = None,
     schedule: Schedule | None = None,
 ) -> Estimate:
     """Estimates log p(x) = log Z_x - log Z of each image, a density on [0, 1].
 
     Args:
-      key, model, params, num_particles, num_temperatures, schedule: as of `log_z`.
+      key, model, params, num_particles, schedule: as of `log_z`.
       x: images [N, H, W, C], floating-point in [0, 1]; all particles of all of them
         are in memory at once.
       log_z: log Z, the value that `log_z` found, whose error is not in the result's.
       start: "prior", or "encoder" for a path from q(z|x), which is shorter: with one
         temperature it is importance sampling by q, with more it corrects what q lacks.
+      num_temperatures: as of `log_z`; None for 1,000.
 
     Returns:
       An `Estimate` of fields [N], nats.
@@ -194,8 +167,8 @@ def log_likelihood(
     checks.params(model, params)
     checks.images(model, x)
     _check_start(model, start, x)
-    result = _estimate(key, model, params, x, (), num_particles, num_temperatures,
-                       schedule, start)  # fmt: skip
+    num = _temperatures(num_temperatures, schedule, 1000)
+    result = _estimate(key, model, params, x, (), num_particles, num, schedule, start)
     return result._replace(value=result.value - log_z)
 
 
@@ -245,7 +218,7 @@ def check_log_z(
     latents: types.Latents,
     *,
     num_particles: int = 500,
-    num_temperatures: int = 500,
+    num_temperatures: int | None = None,
     schedule: Schedule | None = None,
 ) -> LogZCheck:
     """Compares `log_z` with `reverse_log_z` from samples of the model.
@@ -297,11 +270,12 @@ def check_log_z(
       >>> abs(result.gap.item()), result.unseen_share.item(), result.agrees.item()
       (0.0, 0.0, True)
     """
-    _check(key, model, params, num_temperatures=num_temperatures)
+    _check(key, model, params)
     checks.latents(model, latents)
+    num = _temperatures(num_temperatures, schedule)
     if schedule is None:  # the one that `log_z` would tune
         key_tune, _ = jax.random.split(key)
-        schedule = tune(key_tune, model, params, num_temperatures=num_temperatures)
+        schedule = tune(key_tune, model, params, num_temperatures=num)
     forward = log_z(key, model, params, num_particles=num_particles, schedule=schedule)
     # Another key than the two that `log_z` splits this one into.
     key_reverse = jax.random.fold_in(key, 2)
@@ -321,7 +295,7 @@ def tune(
     x: types.Images | None = None,
     above: types.Latents = (),
     start: str = "prior",
-    num_temperatures: int = 500,
+    num_temperatures: int = _TEMPERATURES,
 ) -> Schedule:
     """Chooses temperatures and step sizes by a first run of 64 particles.
 
@@ -341,6 +315,10 @@ def tune(
       The Schedule.
     """
     _check(key, model, params, num_temperatures=num_temperatures)
+    if x is not None:
+        checks.images(model, x)
+    if above:
+        _check_above(model, above)
     _check_start(model, start, x)
     subset = jax.tree.map(lambda a: a[:_TUNED_ON], (x, above))
     return _tune(key, model, params, *subset, num_temperatures, start)
@@ -404,76 +382,8 @@ def particles(
     return position, log_w
 
 
-def estimate(log_weights: jax.Array) -> Estimate:
-    """Takes the log of the mean weight, over the last axis.
-
-    The standard error is the weights' own over their mean (the delta method). It covers
-    neither modes that no sample has found, nor the bias of the log of a mean, and is
-    too small where the effective samples are few: see `Estimate`. Where `pareto_k` of
-    the same weights is above .7, do not trust it.
-
-    Args:
-      log_weights: log w, [..., N].
-
-    Returns:
-      An `Estimate` of fields [...], nats. One weight has an infinite error.
-
-    Example:
-      >>> result = estimate(jnp.log(jnp.array([1.0, 3.0])))
-      >>> [round(float(value), 4) for value in result]
-      [0.6931, 0.5, 1.6]
-    """
-    num = log_weights.shape[-1]
-    value = jax.nn.logsumexp(log_weights, axis=-1) - jnp.log(num)
-    relative = jnp.exp(log_weights - value[..., None])  # of mean 1
-    error = jnp.std(relative, axis=-1, ddof=1) / num**0.5 if num > 1 else jnp.inf
-    return Estimate(value, error + 0 * value, num / jnp.mean(relative**2, axis=-1))
-
-
-def pareto_k(log_weights: jax.Array) -> jax.Array:
-    """Estimates the Pareto shape k of the weights' upper tail, over the last axis.
-
-    Weights with a tail of shape k have moments below 1 / k alone: from k = 1/2 on no
-    variance, from 1 on no mean. Above .7, and of N < 2,200 weights above
-    1 - 1 / log10(N), neither their mean nor its standard error can be trusted. Of 1,000
-    Pareto weights, an interval of two errors holds the log of the mean in 92% at
-    k = .5, in 74% at .7 and in 32% at .9, at some 450, 140 and 40 effective samples. A
-    low k does not tell of modes that no sample has found.
-
-    The estimator fits a generalised Pareto law to the min(N / 5, 3 sqrt(N)) largest
-    weights, less the next one: it averages theta = -k / sigma over a grid, weighed by
-    the profile likelihood (Zhang and Stephens 2009, Technometrics 51, 316), and draws k
-    to 1/2 as by ten more weights (arXiv 1507.02646).
-
-    Args:
-      log_weights: log w, [..., N], up to a constant.
-
-    Returns:
-      k, [...]. -inf where the largest weights are all equal, nan where the largest is
-      not finite.
-
-    Raises:
-      ValueError: for fewer than 25 weights, whose tail is less than five.
-
-    Example:
-      >>> u = jnp.linspace(0.0005, 0.9995, 1000)
-      >>> log_w = -0.7 * jnp.log(u)  # of a Pareto law of k = .7
-      >>> round(pareto_k(log_w).item(), 1)
-      0.7
-    """
-    num = log_weights.shape[-1] if log_weights.ndim else 0
-    if num < FEWEST_WEIGHTS:
-        raise ValueError(
-            f"log_weights must hold at least {FEWEST_WEIGHTS} weights on its last "
-            f"axis, got shape {log_weights.shape}"
-        )
-    return _pareto_k(log_weights)
-
-
 _TUNED_ON = 8  # images, or latents above
 _PILOTS = 64  # particles of `tune`, over all of these
-ADAPTED_TO = 0.574  # arXiv math/0108030
-_GAIN = 0.2  # log step sizes per unit of acceptance, at each temperature
 _ERRORS, _LEAST, _MOST = 4, 0.1, 1.0  # of `check_log_z`: errors, nats, nats
 
 
@@ -491,17 +401,30 @@ def _check_start(model, start, x):
         raise ValueError(f"start='encoder' needs q(z | x), and {wrong}")
 
 
+def _check_above(model, above):
+    if not above:
+        raise ValueError("above must hold the latents of at least the top layer")
+    checks.above(model, above, above[0].shape[0])
+
+
+def _temperatures(num, schedule, default=_TEMPERATURES):
+    """Returns the temperatures of a schedule that is still to be tuned."""
+    if num is None:
+        return default
+    checks.positive_int("num_temperatures", num)
+    if schedule is not None:
+        raise ValueError(
+            "num_temperatures is of a schedule to be tuned, and one is given: leave "
+            "out num_temperatures or schedule"
+        )
+    return num
+
+
 def _estimate(
     key, model, params, x, above, num_particles, num_temperatures, schedule,
     start="prior",
 ):  # fmt: skip
-    _check(
-        key,
-        model,
-        params,
-        num_particles=num_particles,
-        num_temperatures=num_temperatures,
-    )
+    _check(key, model, params, num_particles=num_particles)
     key_tune, key_run = jax.random.split(key)
     if schedule is None:
         schedule = tune(
@@ -545,38 +468,6 @@ def _tolerance(forward, reverse):
     return jnp.clip(_ERRORS * error, _LEAST, _MOST)
 
 
-@jax.jit
-@functools.partial(jnp.vectorize, signature="(n)->()")
-def _pareto_k(log_weights):
-    num = log_weights.shape[0]
-    num_tail = int(min(num / 5, 3 * num**0.5))
-    largest = jnp.flip(jax.lax.top_k(log_weights, num_tail + 1)[0])
-    weights = jnp.exp(largest - largest[-1])
-    k = _pareto_shape(weights[1:] - weights[0])
-    return jnp.where(jnp.isfinite(log_weights.max()), k, jnp.nan)
-
-
-def _pareto_shape(x):
-    """Fits k of a generalised Pareto law to rising x >= 0, [M]; Zhang and Stephens."""
-    num, small = len(x), float(jnp.finfo(x.dtype).tiny) ** 0.5
-    num_grid, top = 30 + math.isqrt(num), x[-1]
-    x = x / jnp.where(top > 0, top, 1)  # the shape does not depend on the scale
-    # A floor, for lower quartiles too small to divide by.
-    quartile = jnp.maximum(x[int(num / 4 + 0.5) - 1], small)
-    grid = jnp.arange(1, num_grid + 1, dtype=x.dtype) - 0.5
-    theta = 1 + (1 - jnp.sqrt(num_grid / grid)) / (3 * quartile)
-    theta = jnp.where(theta == 0, small, theta)  # an exponential law, as a limit
-    minus_k = -jnp.log1p(-theta[:, None] * x[None]).mean(axis=1)
-    log_likelihood = num * (jnp.log(theta / minus_k) + minus_k - 1)
-    mean = (jax.nn.softmax(log_likelihood) * theta).sum()
-    k = jnp.log1p(-mean * x).mean()
-    k = (num * k + _PRIOR_WEIGHTS * 0.5) / (num + _PRIOR_WEIGHTS)
-    return jnp.where(top > 0, k, -jnp.inf)
-
-
-_PRIOR_WEIGHTS = 10  # that k = 1/2 counts for
-
-
 def _target(model, params, x, above, start):
     """Returns g of one position, [], for `x` and `above` of one example."""
     x = None if x is None else x.astype(float_dtype(params))
@@ -590,65 +481,27 @@ def log_tilt(model: Model, params: Params) -> Callable[[Latents], jax.Array]:
     return _target(model, params, None, (), "prior")
 
 
-def tempered(
-    g: Callable[[Latents], jax.Array], b: jax.typing.ArrayLike
-) -> Callable[[Latents], jax.Array]:
-    """Returns log pi_b of one position, up to its normaliser."""
+def _given(model, params, start):
+    """Returns g of one particle: (its eps, x, above) -> [], nats."""
 
-    def value(eps):
-        return log_reference(eps) + b * g(eps)
+    def g(eps, x, above):
+        return _target(model, params, x, above, start)(eps)
 
-    return value
-
-
-def _move(key, t, eps, g, b, step_size):
-    """Takes a MALA step at b, the t-th of a particle, and returns its acceptance."""
-    fn = tempered(g, b)
-    state, info = mala.MALA.step(
-        jax.random.fold_in(key, t + 1), mala.init(eps, fn), fn, step_size
-    )
-    return state.position, info.acceptance_rate
+    return g
 
 
 @functools.partial(jax.jit, static_argnums=(1, 6))
 def _particles(keys, model, params, x, above, schedule, start):
-    b, step_sizes = schedule
-
-    def one(key, eps, x, above):
-        g = _target(model, params, x, above, start)
-
-        def body(carry, inputs):
-            eps, log_w = carry
-            t, before, after, step_size = inputs
-            log_w += (after - before) * g(eps)
-            return (_move(key, t, eps, g, after, step_size)[0], log_w), None
-
-        zero = jnp.zeros((), float_dtype(params))
-        steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
-        return jax.lax.scan(body, (eps, zero), steps)[0]
-
     eps = start_positions(keys, model, params, ANCESTRAL, above=above)
-    return jax.vmap(one)(keys, eps, x, above)
+    g = _given(model, params, start)
+    return annealing.run(keys, eps, g, schedule, x, above)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _reverse_log_weights(keys, model, params, latents, schedule):
     """Computes log 1/w of one particle per key, from the latents at its end."""
-    b, step_sizes = schedule
-    g = _target(model, params, None, (), "prior")
-
-    def one(key, eps):
-        def body(carry, inputs):
-            eps, log_w = carry
-            t, before, after, step_size = inputs
-            eps = _move(key, t, eps, g, after, step_size)[0]
-            return (eps, log_w - (after - before) * g(eps)), None
-
-        zero = jnp.zeros((), float_dtype(params))
-        steps = (jnp.arange(len(step_sizes)), b[:-1], b[1:], step_sizes)
-        return jax.lax.scan(body, (eps, zero), steps, reverse=True)[0][1]
-
-    return jax.vmap(one)(keys, to_eps(model, params, latents))
+    eps = to_eps(model, params, latents)
+    return annealing.run_backwards(keys, eps, log_tilt(model, params), schedule)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 5, 6))
@@ -658,52 +511,6 @@ def _tune(key, model, params, x, above, num_temperatures, start):
     pilots = -(-_PILOTS // groups)
     keys = example_keys(key, jnp.arange(groups * pilots))
     given = jax.tree.map(lambda a: jnp.repeat(a, pilots, axis=0), given)
-    dtype = float_dtype(params)
-    # Dense where g is not yet known to be large.
-    b = jnp.linspace(0, 1, num_temperatures + 1, dtype=dtype) ** 3
-
-    def values(eps):
-        def one(eps, x, above):
-            return _target(model, params, x, above, start)(eps)
-
-        return jax.vmap(one)(eps, *given)
-
-    def moves(t, eps, b, step_size):
-        def one(key, eps, x, above):
-            g = _target(model, params, x, above, start)
-            return _move(key, t, eps, g, b, step_size)
-
-        return jax.vmap(one)(keys, eps, *given)
-
-    def body(carry, inputs):
-        eps, log_step = carry
-        t, b = inputs
-        eps, acceptance = moves(t, eps, b, jnp.exp(log_step))
-        log_step += _GAIN * (acceptance.mean() - ADAPTED_TO)
-        log_step = jnp.minimum(log_step, 0.0)
-        # Of one image: that of another may have another mean.
-        spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
-        return (eps, log_step), (log_step, spread)
-
     eps = start_positions(keys, model, params, ANCESTRAL, above=given[1])
-    spread = values(eps).reshape(groups, pilots).std(axis=1).mean()
-    inputs = (jnp.arange(num_temperatures), b[1:])
-    _, (log_steps, spreads) = jax.lax.scan(body, (eps, jnp.zeros((), dtype)), inputs)
-    return even_schedule(b, log_steps, jnp.concatenate([spread[None], spreads]))
-
-
-def even_schedule(b: jax.Array, log_steps: jax.Array, spreads: jax.Array) -> Schedule:
-    """Chooses as many b that lie even in thermodynamic length, and their steps.
-
-    Args:
-      b: inverse temperatures that were tried, from 0 to 1, [T + 1].
-      log_steps: log s that suited each but the first, [T].
-      spreads: standard deviation of g at each, [T + 1].
-    """
-    # A floor, so that b moves where g does not vary at all.
-    spreads = jnp.maximum(spreads, 1e-3 * jnp.maximum(spreads.max(), 1e-6))
-    length = jnp.cumsum(0.5 * (spreads[1:] + spreads[:-1]) * jnp.diff(b))
-    length = jnp.concatenate([jnp.zeros((1,), b.dtype), length / length[-1]])
-    even = jnp.linspace(0, 1, len(b), dtype=b.dtype)
-    chosen = jnp.interp(even, length, b).at[0].set(0).at[-1].set(1)
-    return Schedule(chosen, jnp.exp(jnp.interp(chosen[1:], b[1:], log_steps)))
+    g = _given(model, params, start)
+    return annealing.tune(keys, eps, g, num_temperatures, *given, groups=groups)

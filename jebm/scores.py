@@ -211,11 +211,11 @@ def importance_log_weights(
 ) -> Float[jax.Array, "n samples"]:
     """Weighs samples of the encoder: log[ p(x|z) p_beta(z) exp(-E(z)) / q(z|x) ].
 
-    `partition.estimate` of it, minus log Z, is log p(x) with an error and effective
+    `importance.estimate` of it, minus log Z, is log p(x) with an error and effective
     samples; `elbo` with `importance=True` is the value alone. The error does not cover
     what q never draws: where the posterior has heavier tails than q, or a mode beside
     it, value and error are both too small, whatever the effective samples.
-    `partition.pareto_k` of the weights tells heavy tails: above .7, do not trust the
+    `importance.pareto_k` of the weights tells heavy tails: above .7, do not trust the
     error of that image. An image whose mode q misses it does not tell.
 
     Args:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from jebm.backbones import NVAE, Ladder, Vector
 from jebm.energies import Conv, Function, Joint, JointConv, Layerwise, State
@@ -306,6 +307,8 @@ def _thaw(what, value):
             return {kind.name: _describe(kind, value)}
     if callable(value):
         return _importable(what, value)
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{what}: {value!r} is no plain value")

@@ -27,10 +27,12 @@ import jax
 import jax.numpy as jnp
 
 from jebm import checks, langevin, mala, types
+from jebm.annealing import ADAPTED_TO, tempered
 from jebm.chains import draw_noise, example_keys
 from jebm.hierarchy import Latents
+from jebm.importance import Estimate, estimate
 from jebm.model import Model, Params
-from jebm.partition import ADAPTED_TO, Estimate, estimate, log_tilt, tempered
+from jebm.partition import log_tilt
 
 _NUM_STEPS, _ANNEALING, _RESTART_PROBABILITY = 20, 20, 0.02
 _GAIN = 0.2  # log of the step size per unit of acceptance, each time
@@ -211,7 +213,7 @@ def log_z(walkers: Walkers) -> Estimate:
 
 @jax.jit
 def of_arrived(log_w: jax.Array) -> Estimate:
-    """Returns `partition.estimate` of the log w that are not -inf, [N]."""
+    """Returns `importance.estimate` of the log w that are not -inf, [N]."""
     arrived = jnp.isfinite(log_w).astype(log_w.dtype)
     value, _, effective = estimate(log_w)
     num, missing = arrived.sum(), jnp.log(arrived.mean())

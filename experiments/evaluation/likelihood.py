@@ -32,7 +32,7 @@ from experiments.runs import Run
 from experiments.runtime.batching import map_batches
 from experiments.section import Pair, Positive
 
-_HEAVY = 0.7  # k of `partition.pareto_k`
+_HEAVY = 0.7  # k of `importance.pareto_k`
 _MANY_HEAVY_TAILS = 0.05  # share of images
 _TITLES = {
     "log_likelihood_nats": "log-likelihood, nats",

@@ -22,7 +22,7 @@ Their errors are those of the weights at hand. Two checks tell where these are n
 trusted: log Z also backwards from samples of the run's own prior chain
 (`partition.check_log_z`), which disagrees where annealing has missed a mode that the
 chain finds, or the chain stays where the prior has next to no mass; and, of importance
-samples, the share of images whose weights have too heavy a tail (`partition.pareto_k`).
+samples, the share of images whose weights are too heavy-tailed (`importance.pareto_k`).
 """
 
 import functools
@@ -34,7 +34,7 @@ import numpy as np
 
 import jebm
 from experiments.data.pixels import to_unit
-from jebm import partition, scores
+from jebm import importance, partition, scores
 from jebm.chains import example_keys, prior_chain, run_chains
 
 _NUM_DRAWS = 500  # that log Z is annealed back from
@@ -115,7 +115,7 @@ def estimator_of(
 ) -> Callable:
     """Makes a function of a key and indices that estimates log p(x[indices]) + log Z.
 
-    It returns a `partition.Estimate` of arrays [B], and the Pareto k of the weights
+    It returns an `importance.Estimate` of arrays [B], and the Pareto k of the weights
     [B], None where there are none, or not enough of them.
     """
     if name == "importance":
@@ -127,9 +127,9 @@ def estimator_of(
 def _importance(model, params, x, num):
     def draw(key, indices):
         weights = scores.importance_log_weights(key, model, params, x[indices], num)
-        tailed = num >= partition.FEWEST_WEIGHTS
-        k = partition.pareto_k(weights) if tailed else None
-        return partition.estimate(weights), k
+        tailed = num >= importance.FEWEST_WEIGHTS
+        k = importance.pareto_k(weights) if tailed else None
+        return importance.estimate(weights), k
 
     return draw
 

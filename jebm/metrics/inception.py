@@ -19,6 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from jebm.files import cache_directory, written_whole
+from jebm.metrics import checks
 
 SIZE = 299  # pixels of the network's images, high and wide
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -254,6 +255,7 @@ def prepare(images: jax.Array, resize: str) -> jax.Array:
         raise ValueError(f"unknown resize {resize!r}; known: {sorted(RESIZES)}")
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images must be [B, H, W, 1 or 3], got {images.shape}")
+    checks.floating("images", images)
     shape = (images.shape[0], SIZE, SIZE, images.shape[-1])
     method, antialias = RESIZES[resize]
     x = jax.image.resize(images, shape, method, antialias=antialias)

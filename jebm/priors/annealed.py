@@ -1,9 +1,7 @@
-"""The log-normaliser of any tilt of N(0, I), by annealed importance sampling.
+"""The log-normaliser of any tilt of N(0, I), a function g of flat eps.
 
-    pi_b(eps) = N(eps; 0, I) exp(b g(eps)),      b from 0 to 1
-
-What `jebm.partition` does for the energy of a model, for a function g of flat eps.
-(arXiv physics/9803008)
+What `jebm.partition` does for the energy of a model, for priors that have none: by
+annealed importance sampling, `jebm.annealing`.
 """
 
 import functools
@@ -13,15 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jebm import mala
+from jebm import annealing
 from jebm.chains import example_keys
-from jebm.partition import (
-    ADAPTED_TO,
-    Estimate,
-    estimate,
-    even_schedule,
-    tempered,
-)
+from jebm.importance import Estimate, estimate
 
 Tilt = Callable[[Any, jax.Array], jax.Array]
 
@@ -59,64 +51,22 @@ def log_z(
       >>> found.value.item(), found.effective_samples.item()  # N(0, I) itself
       (0.0, 50.0)
     """
-    tilt = functools.partial(g, params)
+
+    def tilt(eps):
+        return g(params, eps[0])
+
+    def start(keys):
+        return (jax.vmap(lambda key: _first(key, size, dtype))(keys),)
+
     key_tune, key_run = jax.random.split(key)
-    b, step_sizes = _tuned(key_tune, tilt, size, dtype, num_temperatures)
-
-    def one(key):
-        def body(carry, inputs):
-            eps, log_w = carry
-            t, before, after, step_size = inputs
-            log_w += (after - before) * tilt(eps)
-            return (_move(key, t, eps, tilt, after, step_size)[0], log_w), None
-
-        start = _first(key, size, dtype), jnp.zeros((), dtype)
-        steps = (jnp.arange(num_temperatures), b[:-1], b[1:], step_sizes)
-        return jax.lax.scan(body, start, steps)[0][1]
-
+    keys = example_keys(key_tune, jnp.arange(_PILOTS))
+    schedule = annealing.tune(keys, start(keys), tilt, num_temperatures)
     keys = example_keys(key_run, jnp.arange(num_particles))
-    return estimate(jax.vmap(one)(keys))
+    return estimate(annealing.run(keys, start(keys), tilt, schedule)[1])
 
 
 _PILOTS = 64  # particles that the steps are chosen on
-_GAIN = 0.2  # log step sizes per unit of acceptance, at each temperature
 
 
 def _first(key, size, dtype):
     return jax.random.normal(jax.random.fold_in(key, 0), (size,), dtype)
-
-
-def _move(key, t, eps, tilt, b, step_size):
-    """Takes a MALA step at b, the t-th of a particle, and returns its acceptance."""
-    target = tempered(lambda eps: tilt(eps[0]), b)
-    state, info = mala.MALA.step(
-        jax.random.fold_in(key, t + 1), mala.init((eps,), target), target, step_size
-    )
-    return state.position[0], info.acceptance_rate
-
-
-def _tuned(key, tilt, size, dtype, num):
-    """Tunes b [num + 1], dense where g varies much, and step sizes but for the first.
-
-    Equal distances are those of the integral over b of g's standard deviation, the
-    thermodynamic length. (arXiv 0706.0559)
-    """
-    keys = example_keys(key, jnp.arange(_PILOTS))
-    # Dense where g is not yet known to be large.
-    b = jnp.linspace(0, 1, num + 1, dtype=dtype) ** 3
-
-    def body(carry, inputs):
-        eps, log_step = carry
-        t, b = inputs
-        eps, acceptance = jax.vmap(
-            lambda key, eps: _move(key, t, eps, tilt, b, jnp.exp(log_step))
-        )(keys, eps)
-        log_step += _GAIN * (acceptance.mean() - ADAPTED_TO)
-        log_step = jnp.minimum(log_step, 0.0)
-        return (eps, log_step), (log_step, jax.vmap(tilt)(eps).std())
-
-    eps = jax.vmap(lambda key: _first(key, size, dtype))(keys)
-    start = eps, jnp.zeros((), dtype)
-    _, (log_steps, spreads) = jax.lax.scan(body, start, (jnp.arange(num), b[1:]))
-    spreads = jnp.concatenate([jax.vmap(tilt)(eps).std()[None], spreads])
-    return even_schedule(b, log_steps, spreads)

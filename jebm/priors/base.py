@@ -29,9 +29,9 @@ from jebm.chains import (
     reach,
 )
 from jebm.hierarchy import Latents, has_encoder, inverse_transport, log_standard_normal
+from jebm.importance import Estimate
 from jebm.kernels import ANCESTRAL, Chains
 from jebm.model import Model, Params, float_dtype
-from jebm.partition import Estimate
 
 if TYPE_CHECKING:  # slow to import, and not needed to sample
     import optax
@@ -94,12 +94,14 @@ class Frozen:
         return decode(self.model, self.params, *self.transport(eps))
 
     def draws(self, key: types.Key, x: jax.Array) -> Draws:
-        """Draws z ~ q(z | x) of each image [N, H, W, C], and returns its noise.
+        """Draws z ~ q(z | x) of images [N, H, W, C] in [0, 1], and returns their noise.
 
         Raises:
-          ValueError: if the generator has no encoder; draw z by a chain then
-            (`jebm.posterior_sample`), whose noise `jebm.chains.to_eps` finds.
+          ValueError: for other images, or if the generator has no encoder; draw z by a
+            chain then (`jebm.posterior_sample`), whose noise `jebm.chains.to_eps`
+            finds.
         """
+        checks.images(self.model, x)
         if not has_encoder(self.model.backbone):
             raise ValueError("draws needs a backbone with an encoder")
         keys = example_keys(key, jnp.arange(len(x)))

@@ -72,6 +72,10 @@ def as_model(law: Law, chain: Chain | None = None) -> tuple[Model, Params]:
       chain: of the model's prior; None for 200 steps of `jebm.MALA`, of a `Joint` for
         its own.
 
+    Raises:
+      ValueError: for a `Joint` without a chain in a compiled function, where the step
+        size that it has learned is not known.
+
     Example:
       >>> import jebm
       >>> frozen = jebm.priors.freeze(*jebm.load_pretrained("digits"))
@@ -87,10 +91,7 @@ def as_model(law: Law, chain: Chain | None = None) -> tuple[Model, Params]:
     """
     prior, frozen, posterior = law.prior, law.frozen, law.frozen.model.chains.posterior
     if isinstance(prior, Joint) and not isinstance(prior, Concatenated):
-        model, params = prior.model(frozen, law.state)
-        if chain is None:
-            return model, params
-        return dataclasses.replace(model, chains=Chains(chain, posterior)), params
+        return prior.model(frozen, law.state, chain)
     chains = Chains(chain or MALA(200, 0.3), posterior)
     energy = Tilt(prior, frozen.model)
     model = dataclasses.replace(frozen.model, energy=energy, chains=chains)

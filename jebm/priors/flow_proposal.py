@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jebm import partition
+from jebm import importance
 from jebm.chains import example_keys
 from jebm.priors.base import UNNORMALISED, Prior
 from jebm.priors.flow import Flow
@@ -118,7 +118,7 @@ class TiltedFlow(Prior):
     def log_z(self, key, frozen, state):
         """Estimates log Z by the mean weight of the flow's draws."""
         eps = self.flow.sample(key, frozen, state.flow, self.num_weights)
-        return partition.estimate(self._log_weights(frozen, state, eps))
+        return importance.estimate(self._log_weights(frozen, state, eps))
 
     def trained(self, state):
         """Leaves out what only learning reads of both."""

@@ -20,7 +20,7 @@ from jebm.chains import example_keys, run_chains
 from jebm.distributions import Normal
 from jebm.energies import Joint as JointEnergy
 from jebm.energies import Layerwise
-from jebm.kernels import MALA, Chains, Langevin
+from jebm.kernels import MALA, Chain, Chains, Langevin
 from jebm.learning import Learner, Options, second_stage
 from jebm.model import Model, Params
 from jebm.partition import log_tilt
@@ -107,11 +107,25 @@ class Joint(Prior):
         """Counts the parameters of the energy."""
         return sum(leaf.size for leaf in jax.tree.leaves(state.ema.energy))
 
-    def model(self, frozen, state) -> tuple[Model, Params]:
-        """Returns the model of this energy, with the step that learning has found."""
-        own = MALA(self.chain_steps, float(state.step_size))
+    def model(self, frozen, state, chain: Chain | None = None) -> tuple[Model, Params]:
+        """Returns the model of this energy.
+
+        Args:
+          frozen, state: of `init`.
+          chain: of its prior; None for one of the step that learning has found.
+
+        Raises:
+          ValueError: for no chain in a compiled function, where no step is known.
+        """
+        if chain is None:
+            if isinstance(state.step_size, jax.core.Tracer):
+                raise ValueError(
+                    "chain must be given in a compiled function, where the step size "
+                    "that was learned is not known; or make the model outside of it"
+                )
+            chain = MALA(self.chain_steps, float(state.step_size))
         model = self._model(frozen)
-        chains = dataclasses.replace(model.chains, prior=own)
+        chains = dataclasses.replace(model.chains, prior=chain)
         return dataclasses.replace(model, chains=chains), state.ema
 
     def _learner(self, frozen):
@@ -158,7 +172,7 @@ class Concatenated(Joint):
     energy: nn.Module = dataclasses.field(default_factory=JointEnergy)
     energy_spectral_bound: float = 3.0
 
-    def model(self, frozen, state):
+    def model(self, frozen, state, chain=None):
         """Refuses: its energy is not one of the latents."""
         raise ValueError("a Concatenated prior is no energy of the latents z")
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jebm.chains import example_keys
+from jebm.importance import estimate
 from jebm.networks import ACTIVATIONS
-from jebm.partition import estimate
 from jebm.priors.base import ESTIMATED, Gradient
 
 
@@ -103,7 +103,7 @@ class LARS(Gradient):
         new, info = super().update(key, frozen, state, draws)
         # Both on the same proposals: so the average follows the parameters at once, and
         # does not lag behind them by its memory.
-        key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
+        key = jax.random.fold_in(jax.random.split(key)[1], state.step)
         proposals = frozen.flat(frozen.noise(key, self.num_proposals))
         before = self._rate(state.ema, proposals)
         after = self._rate(new.ema, proposals)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jebm import langevin
 from jebm.chains import example_keys
 from jebm.hierarchy import log_standard_normal
+from jebm.importance import estimate
 from jebm.mala import MALA
 from jebm.names import unknown_name_message
 from jebm.networks import ACTIVATIONS
-from jebm.partition import estimate
 from jebm.priors.base import ESTIMATED, Gradient
 
 DRAWN_BY = ("resampling", "langevin")

@@ -14,8 +14,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from jebm.hierarchy import log_standard_normal
-from jebm.kernels import MALA, Chain
-from jebm.priors import walks
+from jebm.kernels import ENCODED, MALA, Chain
+from jebm.priors import annealed, walks
 from jebm.priors.base import UNNORMALISED, Law, Prior
 
 _CHAIN = MALA(400, 0.3)
@@ -30,6 +30,11 @@ class _Product(Prior):
 
     parts: tuple[Prior, ...] = ()
     chain: Chain = _CHAIN
+
+    def init(self, key, frozen, draws):
+        """Returns weights of 1 and untrained parts, of the shapes that a law has."""
+        states = tuple(part.init(key, frozen, draws) for part in self.parts)
+        return jnp.ones(len(states), frozen.dtype), states
 
     def sample(self, key, frozen, state, num, effort=1):
         """Draws by a tested chain from N(0, I)."""
@@ -51,6 +56,16 @@ class _Product(Prior):
         tilts = [part.log_tilt(frozen, state, eps) for part, state in parts]
         return weights @ jnp.stack(tilts)
 
+    def log_z(self, key, frozen, state):
+        """Estimates log Z by annealing: see `jebm.priors.annealed`."""
+        given = frozen, state
+        return annealed.log_z(key, self._tilt, given, frozen.size, frozen.dtype)
+
+    def _tilt(self, given, eps):
+        """Computes g of one flat eps [D]."""
+        frozen, state = given
+        return self.log_tilt(frozen, state, frozen.layers(eps[None]))[0]
+
     def trained(self, state):
         """Leaves out what only learning reads of each part."""
         weights, states = state
@@ -68,10 +83,11 @@ def product(
     Args:
       laws: of one frozen generator, each with a density.
       weights: w_j; None for 1 each.
-      chain: that draws; its steps are tested.
+      chain: that draws, from N(0, I) in eps-space; its steps are tested.
 
     Raises:
-      ValueError: for no law, a law without a density, or weights of another number.
+      ValueError: for no law, a law without a density, weights of another number, or
+        another chain.
 
     Example:
       >>> import jax, jebm
@@ -93,6 +109,11 @@ def product(
             raise ValueError(f"{type(law.prior).__name__} has no density to add")
     if not isinstance(chain, MALA):
         raise ValueError(f"chain must be a jebm.MALA, got {chain!r}")
+    if chain.space != "eps" or chain.start in ENCODED:
+        raise ValueError(
+            "chain must move in space 'eps' from start 'normal', got "
+            f"{chain.space!r} and {chain.start!r}"
+        )
     frozen = laws[0].frozen
     state = jnp.asarray(weights, frozen.dtype), tuple(law.state for law in laws)
     return Law(_Product(tuple(law.prior for law in laws), chain), frozen, state)

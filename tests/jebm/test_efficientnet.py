@@ -71,6 +71,8 @@ def test_grey_images_are_those_of_three_equal_colours():
 def test_other_images_are_refused(shape):
     with pytest.raises(ValueError, match=r"must be \[B, H, W, 1 or 3\], got"):
         efficientnet.prepare(jnp.zeros(shape), 128)
+    with pytest.raises(ValueError, match="floating-point"):
+        efficientnet.prepare(jnp.zeros((1, 8, 8, 3), jnp.uint8), 128)
 
 
 def test_a_file_of_tensors_is_loaded(state, tmp_path):

@@ -94,6 +94,8 @@ def test_quantised_images_are_the_nearest_of_256_values():
 def test_other_images_are_refused(shape, resize, words):
     with pytest.raises(ValueError, match=words):
         inception.prepare(jnp.zeros(shape), resize)
+    with pytest.raises(ValueError, match="floating-point"):
+        inception.prepare(jnp.zeros((1, 8, 8, 3), jnp.uint8), "bilinear")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jebm
 from jebm import langevin, mala, underdamped
 
 UNDERDAMPED = underdamped.underdamped(1.0)
@@ -239,6 +240,11 @@ def test_num_steps_must_be_a_non_negative_integer(num_steps):
             jax.random.key(0), jnp.ones(1), standard_normal,
             num_steps=num_steps, step_size=0.1,
         )  # fmt: skip
+
+
+def test_a_chain_is_no_kernel():
+    with pytest.raises(ValueError, match=r"got MALA\(.* has one, jebm.MALA\(\)"):
+        run_many(double_well, 2, num_steps=3, step_size=0.1, kernel=jebm.MALA())
 
 
 @pytest.mark.parametrize("every", [0, 3, 11])

@@ -1,15 +1,15 @@
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arviz_stats.base import array_stats
 from scipy import stats
 
 import jebm
-from jebm import partition, scores
+from jebm import annealing, importance, partition, scores
 from jebm.chains import run_chains, to_latents
 from jebm.densities import logdensity
 from jebm.distributions import Normal
@@ -175,7 +175,7 @@ def test_annealing_from_an_encoder_corrects_it(x64):
     assert np.all(bridged.standard_error < 0.5 * importance.standard_error)
     # With one temperature it is importance sampling by q: the same law of weights.
     keys = jax.random.split(KEY, 400)
-    schedule = partition.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
+    schedule = annealing.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
     weights = partition.log_weights(
         keys, model, params, schedule, x=images(400), start="encoder"
     )
@@ -241,7 +241,7 @@ def test_weights_of_a_particle_depend_on_its_key_alone():
     whole = partition.log_weights(keys, model, params, schedule)
     part = partition.log_weights(keys[4:], model, params, schedule)
     np.testing.assert_allclose(whole[4:], part, atol=1e-4)
-    joined = partition.estimate(whole)
+    joined = importance.estimate(whole)
     assert joined.value == pytest.approx(np.log(np.mean(np.exp(whole))), rel=1e-5)
 
 
@@ -441,56 +441,8 @@ def test_a_check_is_compiled_and_mapped_as_one_function(x64):
     ],
 )
 def test_the_rule_of_agreement(error, gap, agrees):
-    end = partition.Estimate(jnp.zeros(()), jnp.asarray(error), jnp.ones(()))
+    end = importance.Estimate(jnp.zeros(()), jnp.asarray(error), jnp.ones(()))
     assert bool(abs(gap) <= partition._tolerance(end, end)) == agrees
-
-
-def pareto(k, shape, seed=0):
-    """log of generalised Pareto samples of scale 1."""
-    u = np.random.default_rng(seed).uniform(size=shape)
-    return np.log(np.expm1(-k * np.log(u)) / k)
-
-
-# The estimator draws k to 1/2 as by ten of the 3 sqrt(N) = 300 weights of the tail.
-@pytest.mark.parametrize("k", [-0.3, 0.2, 0.5, 0.7, 1.0, 2.0])
-def test_k_is_that_of_generalised_pareto_samples(k, x64):
-    found = partition.pareto_k(jnp.asarray(pareto(k, (100, 10_000))))
-    expected = (300 * k + 10 * 0.5) / 310
-    error = np.std(found) / 10
-    assert error < 0.02
-    # Quasi-Bayesian and of a finite tail: a bias below .02.
-    assert abs(np.mean(found) - expected) < 4 * error + 0.02
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num", [25, 26, 100, 226, 1000])
-def test_k_is_that_of_arviz(num, x64):
-    log_w = np.concatenate(
-        [pareto(k, (5, num)) for k in (-0.3, 0.5, 1.0)]
-        + [s * np.random.default_rng(1).normal(size=(5, num)) for s in (0.1, 3, 20)]
-    )
-    expected = [array_stats.psislw(-w)[1] for w in log_w]  # it takes log q / p
-    found = partition.pareto_k(jnp.asarray(log_w))
-    np.testing.assert_allclose(found, expected, atol=1e-9)
-    low = partition.pareto_k(jnp.asarray(log_w, jnp.float32))
-    moderate = np.array(expected) < 3
-    np.testing.assert_allclose(low[moderate], found[moderate], atol=1e-3)
-
-
-def test_k_needs_no_scale_and_keeps_its_head_at_the_ends():
-    log_w = jnp.asarray(pareto(0.6, (2, 3, 200)), jnp.float32)
-    found = partition.pareto_k(log_w)
-    assert found.shape == (2, 3)
-    np.testing.assert_allclose(partition.pareto_k(log_w + 400), found, atol=1e-2)
-    same = jnp.zeros(200)
-    assert partition.pareto_k(same) == -jnp.inf
-    assert partition.pareto_k(same.at[0].set(-jnp.inf)) == -jnp.inf
-    assert partition.pareto_k(same.at[0].set(30.0)) > 0.7
-    for bad in (jnp.nan, jnp.inf):
-        assert jnp.isnan(partition.pareto_k(same.at[0].set(bad)))
-    assert partition.pareto_k(40 * log_w[0, 0]) > 0.7
-    with pytest.raises(ValueError, match=r"at least 25 weights .* got shape \(24,\)"):
-        partition.pareto_k(same[:24])
 
 
 def test_k_of_an_encoder_that_is_too_narrow_is_that_of_its_weights(x64):
@@ -502,30 +454,14 @@ def test_k_of_an_encoder_that_is_too_narrow_is_that_of_its_weights(x64):
     log_z, log_p = evidence(TILT)
     above_least = log_w - (log_p + log_z - np.log(4))  # log of 1 / (4 E[w]) at the mode
     assert stats.kstest(above_least[0], stats.expon(scale=0.75).cdf).pvalue > 1e-3
-    k = partition.pareto_k(log_w)
+    k = importance.pareto_k(log_w)
     # 94 weights in the tail, k drawn to 1/2 as by ten, a bias of the finite tail.
     expected = (94 * 0.75 + 10 * 0.5) / 104
     assert abs(np.mean(k) - expected) < 4 * np.std(k) / 20 + 0.03
-    found = partition.estimate(log_w)
+    found = importance.estimate(log_w)
     held = np.abs(found.value - log_z - log_p) < 2 * found.standard_error
     assert 0.5 < np.mean(held) < 0.8  # not .95
     assert np.median(found.effective_samples) > 80
-
-
-# Shares that the docstring of `pareto_k` tells; binomial errors of 2,000 are .011.
-@pytest.mark.parametrize(
-    ("k", "coverage", "effective", "above"),
-    [(0.5, 0.92, 450, 0.1), (0.7, 0.74, 140, 0.4), (0.9, 0.32, 40, 0.8)],
-)
-def test_errors_are_too_small_where_k_is_high(k, coverage, effective, above, x64):
-    u = np.random.default_rng(1).uniform(size=(2000, 1000))
-    log_w = jnp.asarray(-k * np.log(u))
-    found = partition.estimate(log_w)
-    held = np.abs(found.value + np.log(1 - k)) < 2 * found.standard_error
-    assert np.mean(held) == pytest.approx(coverage, abs=0.045)
-    assert np.median(found.effective_samples) == pytest.approx(effective, rel=0.1)
-    share = np.mean(partition.pareto_k(log_w) > 0.7)
-    assert share == pytest.approx(above, abs=0.1)
 
 
 def test_what_cannot_be_estimated_is_refused():
@@ -535,12 +471,28 @@ def test_what_cannot_be_estimated_is_refused():
         partition.log_z(KEY, model, params, num_particles=0)
     with pytest.raises(ValueError, match="num_temperatures must be a positive integer"):
         partition.log_z(KEY, model, params, num_temperatures=2.5)
+    schedule = annealing.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
+    both = {"num_temperatures": 5, "schedule": schedule}
+    for estimator in (
+        partition.log_z,
+        functools.partial(partition.log_z_given, above=(z[1],)),
+        functools.partial(partition.check_log_z, latents=z),
+    ):
+        with pytest.raises(ValueError, match="leave out num_temperatures or schedule"):
+            estimator(KEY, model, params, **both)
     with pytest.raises(ValueError, match="key must be a typed key"):
         partition.log_z(0, model, params)
     with pytest.raises(ValueError, match="above must hold"):
         partition.log_z_given(KEY, model, params, ())
     with pytest.raises(ValueError, match="above"):
         partition.log_z_given(KEY, model, params, z)
+    with pytest.raises(ValueError, match="params must be"):
+        partition.log_z_given(KEY, model, None, (z[1],))
+    with pytest.raises(ValueError, match="above"):
+        partition.tune(KEY, model, params, above=z)
+    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+        x = jnp.zeros((2, *model.image_shape), jnp.uint8)
+        partition.tune(KEY, model, params, x=x)
     with pytest.raises(ValueError, match="x must have shape"):
         partition.log_likelihood(KEY, model, params, jnp.ones((2, 3, 3, 1)), log_z=0.0)
     x = jnp.ones((2, *model.image_shape))
@@ -551,7 +503,6 @@ def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(ValueError, match="and there are no images"):
         partition.tune(KEY, model, params, start="encoder")
     with pytest.raises(ValueError, match="latents"):
-        schedule = partition.Schedule(jnp.array([0.0, 1.0]), jnp.array([0.5]))
         partition.reverse_log_z(KEY, model, params, z[:1], schedule)
     with pytest.raises(ValueError, match="latents"):
         partition.check_log_z(KEY, model, params, z[:1])
@@ -578,6 +529,6 @@ def test_particles_are_weighted_samples_of_the_posterior(start):
     tilt = -jebm.energy(model, params, latents)
     # log Z p(x) of the tilted prior.
     due = integral(model, params, *grid((1, 1), bound=6, num=121), x=x)
-    found = partition.estimate(log_w + tilt)
+    found = importance.estimate(log_w + tilt)
     assert abs(found.value - due) < 0.02 + 4 * found.standard_error
     assert found.standard_error < 0.1

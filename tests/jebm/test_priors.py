@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jebm
-from jebm import priors
+from jebm import partition, priors
 from jebm.densities import logdensity
 from jebm.hierarchy import log_standard_normal
 from jebm.learning import Options
@@ -64,6 +64,8 @@ def test_frozen_generator_is_that_of_the_model():
     latents = jebm.posterior_sample(KEY, frozen.model, frozen.params, x)
     for mine, theirs in zip(frozen.transport(draws.eps)[0], latents, strict=True):
         assert mine.shape == theirs.shape
+    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+        frozen.draws(KEY, np.zeros((5, 1, 1, 1), np.uint8))
     untilted = jebm.sample(KEY, model, params, 5, prior="gaussian")
     gaussian = priors.Law(priors.Gaussian(), frozen, ())
     sampled = jebm.sample(KEY, model, params, 5, prior=gaussian)
@@ -142,6 +144,19 @@ def test_joint_energy_learns_the_same_law_and_its_normaliser(nce_steps):
     due = np.asarray(frozen.flat(two_modes(jax.random.key(4), frozen, 4000).eps))
     np.testing.assert_allclose(drawn.mean(axis=0), due.mean(axis=0), atol=0.2)
     assert abs((drawn[:, 0] > 0).mean() - 0.6) < 0.1
+
+
+def test_model_of_a_joint_energy_is_made_in_a_compiled_function_too():
+    frozen = toy()
+    prior = priors.Joint(persistent_chains=8)
+    law = priors.Law(prior, frozen, prior.init(KEY, frozen, two_modes(KEY, frozen, 8)))
+
+    def draw(law):
+        return jebm.sample(KEY, *priors.as_model(law, jebm.MALA(5, 0.3)), 3).x
+
+    with pytest.raises(ValueError, match="chain must be given in a compiled function"):
+        jax.jit(lambda law: priors.as_model(law)[1])(law)
+    np.testing.assert_allclose(jax.jit(draw)(law), draw(law), rtol=1e-5)
 
 
 def test_second_stage_learns_from_latents_as_from_images():
@@ -424,6 +439,22 @@ def test_product_of_laws_is_the_sum_of_their_tilts():
     np.testing.assert_allclose(drawn.std(axis=0), precision**-0.5, rtol=0.08)
 
 
+def test_model_of_a_product_has_its_normaliser():
+    frozen = toy()
+    wide = _LinearFlow(a=0.3)
+    law = priors.Law(wide, frozen, wide.init(KEY, frozen, priors.Draws(())))
+    both = priors.product([law], [0.5])
+    # Of each unit: E[(n / N)^.5] of n = N(0, s^2), N = N(0, 1).
+    s = np.exp(0.3)
+    expected = frozen.size * 0.5 * np.log(2 * s / (1 + s**2))
+    for found in (
+        both.log_z(jax.random.key(1)),
+        partition.log_z(jax.random.key(2), *priors.as_model(both)),
+    ):
+        assert found.standard_error < 0.02
+        assert abs(found.value - expected) < 4 * found.standard_error + 0.005
+
+
 def test_product_refuses_what_it_cannot_add():
     frozen = toy()
     law = priors.Law(priors.Gaussian(), frozen, ())
@@ -433,6 +464,8 @@ def test_product_refuses_what_it_cannot_add():
         priors.product([law, law], [1.0])
     with pytest.raises(ValueError, match=r"chain must be a jebm\.MALA"):
         priors.product([law], chain=jebm.Langevin(2, 0.1))
+    with pytest.raises(ValueError, match=r"must move in space 'eps'.*got 'z'"):
+        priors.product([law], chain=jebm.MALA(2, 0.1, space="z"))
     blind = priors.Law(priors.Diffusion(), frozen, ())
     with pytest.raises(ValueError, match="Diffusion has no density"):
         priors.product([law, blind])

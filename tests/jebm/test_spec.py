@@ -6,6 +6,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jebm
@@ -136,6 +137,13 @@ def test_unknown_compute_dtype_is_refused_by_name(part):
         "unknown compute_dtype 'float16'; known: ['bfloat16', 'float32']; did you mean "
         "'bfloat16'?"
     )
+
+
+def test_spec_holds_numbers_of_numpy():
+    model = jebm.build({"image_shape": (8, 8, 1)})
+    chains = jebm.Chains(jebm.MALA(3, np.float32(0.25)))
+    spec = jebm.to_spec(dataclasses.replace(model, chains=chains))
+    assert json.loads(json.dumps(spec))["chains"]["prior"]["step_size"] == 0.25
 
 
 def test_spec_of_every_pretrained_model_is_complete():

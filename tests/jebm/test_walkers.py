@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jebm
-from jebm import learning, walkers
+from jebm import importance, learning, walkers
 from jebm.densities import logdensity
 from tests.models import grid_nodes, random_params, small_model
 
@@ -92,14 +92,14 @@ def test_first_weights_are_plain_importance_weights(model):
     np.testing.assert_allclose(found.log_weight, -energies, atol=1e-5)
     got = walkers.log_z(found)
     assert abs(got.value - by_quadrature(model, params)) < 4 * got.standard_error
-    same = jebm.partition.estimate(found.log_weight)
+    same = importance.estimate(found.log_weight)
     np.testing.assert_allclose(got, same, rtol=2e-3)
 
 
 def test_walkers_on_their_way_do_not_count():
     log_w = jnp.array([0.3, -jnp.inf, 0.1, -jnp.inf, -0.2])
     got = walkers.of_arrived(log_w)
-    expected = jebm.partition.estimate(log_w[::2])
+    expected = importance.estimate(log_w[::2])
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     none = walkers.of_arrived(jnp.full(3, -jnp.inf))
     assert not np.isfinite(none.value)

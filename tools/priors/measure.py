@@ -25,8 +25,8 @@ from experiments.data.pixels import to_unit
 from experiments.evaluation.log_likelihood import observed
 from experiments.runtime.batching import map_batches
 from jebm import partition, priors
+from jebm.importance import estimate
 from jebm.metrics import feature_statistics, frechet_distance
-from jebm.partition import estimate
 
 EFFORT = 4
 _LOTS = 8  # of images of training

@@ -25,6 +25,8 @@ _MODULES = (
     "tempering",
     "scores",
     "partition",
+    "annealing",
+    "importance",
     "walkers",
     "diagnostics",
     "hierarchy",
