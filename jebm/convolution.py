@@ -16,11 +16,12 @@ matrix products alone: its routine for convolutions is no faster with it.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from jebm.products import product
@@ -71,8 +72,20 @@ def _cpu_form(x, kernel, stride, compute_dtype):
     if stride == 1:
         return _cpu_conv(x, _mirrored(kernel), 1, compute_dtype)
     if kernel.shape[0] == 2 * stride and height % 2 == 0 and width % 2 == 0:
-        return karatsuba_form(x, kernel, compute_dtype)
+        side = _side(height, width, compute_dtype)
+        return toom_cook_form(x, kernel, side, compute_dtype)
     return patch_form(x, kernel, stride, compute_dtype)
+
+
+def _side(height, width, compute_dtype):
+    """Chooses the n of `toom_cook_form`."""
+    # Rounding to bfloat16 costs twice as much with 4. Of few pixels an image, 25
+    # kernels take longer to read than 9.
+    fits = height % 4 == 0 and width % 4 == 0 and height * width >= _PIXELS
+    return 4 if fits and compute_dtype == "float32" else 2
+
+
+_PIXELS = 256
 
 
 def native_form(
@@ -113,51 +126,101 @@ def patch_form(
     return image[:, crop : crop + height * stride, crop : crop + width * stride]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def karatsuba_form(
-    x: jax.Array, kernel: jax.Array, compute_dtype: str = "float32"
+class _Scheme(NamedTuple):
+    """How n pixels meet 2 blocks of a kernel in n + 1 products instead of 2 n."""
+
+    of_pixels: np.ndarray  # [n + 1, n], values of the pixels' polynomial at the points
+    of_blocks: np.ndarray  # [n + 1, 2], of the kernel's
+    joined: np.ndarray  # [n + 1, n + 1], the product's coefficients from its values
+
+
+def _scheme(*points: float) -> _Scheme:
+    """Makes the scheme of n points and infinity, where the last coefficients count."""
+    n = len(points)
+    powers = np.vander([*points, 0.0], n + 1, increasing=True)
+    powers[-1] = [0] * n + [1]
+    of_pixels, of_blocks = powers[:, :n].copy(), powers[:, :2].copy()
+    of_pixels[-1], of_blocks[-1] = [0] * (n - 1) + [1], [0, 1]
+    joined = np.linalg.inv(powers)
+    joined[np.abs(joined) < 1e-12] = 0
+    return _Scheme(of_pixels, of_blocks, joined)
+
+
+# By the number of pixels. Of the points for which rounding matters least, as tried on
+# random pixels, those that are powers of two.
+_SCHEMES = {2: _scheme(0, -1), 4: _scheme(0, 1, -0.5, -2)}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def toom_cook_form(
+    x: jax.Array, kernel: jax.Array, side: int, compute_dtype: str = "float32"
 ) -> jax.Array:
-    """Computes `conv_transpose`, k = 2 s, by 9 products of 2 x 2 blocks instead of 16.
+    """Computes `conv_transpose`, k = 2 s, by fewer products than `patch_form`.
 
-    A pair of pixels meets the pair of blocks of the kernel, per axis,
+    Per axis, n pixels meet the two blocks of the kernel as polynomials in t, a shift by
+    a block, which are multiplied at n + 1 points:
 
-        (x_0 + x_1 t) (k_0 + k_1 t)
-            = x_0 k_0 + [(x_0 + x_1) (k_0 + k_1) - x_0 k_0 - x_1 k_1] t + x_1 k_1 t^2
+        (x_0 + ... + x_{n-1} t^{n-1}) (k_0 + k_1 t) = c_0 + ... + c_n t^n
+        c = V^-1 [(P x) * (K k)],     P and K the values at the points
 
-    where t shifts by a block: three products, rather than the four of `patch_form`.
-    So have the gradients, in the pixels and in the kernel. H and W are even.
-    (Karatsuba and Ofman 1962; Lavin and Gray, arXiv 1509.09308)
+    n + 1 products rather than the 2 n of `patch_form`: of 4 x 4 pixels 25 instead of
+    64, of 2 x 2 pixels 9 instead of 16. So have the gradients, in the pixels and in
+    the kernel. Values that partly cancel in V^-1 make the error of rounded operands,
+    of "bfloat16", four times (n = 4) and twice (n = 2) that of `patch_form`.
+    (Toom 1963; Karatsuba and Ofman 1962; Lavin and Gray, arXiv 1509.09308)
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [2 s, 2 s, features, C].
+      side: n, 2 or 4, which divides H and W.
+      compute_dtype: of the operands, see `jebm.products`.
+
+    Returns:
+      [B, s H, s W, features].
     """
     # Each product in the layout that it is fast in, and behind a barrier: XLA then
     # arranges the kernel once, ahead of the loop of a chain, and not at each step.
-    kernels = [_once(_once(k).T) for k in _block_sums(kernel)]
+    scheme = _SCHEMES[side]
+    kernels = [_ahead(_once(k).T, compute_dtype) for k in _block_values(scheme, kernel)]
     times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
-    products = [times(p, k) for p, k in zip(_pixel_sums(x), kernels, strict=True)]
-    return _overlap_products(products, kernel.shape)
+    pixels = _pixel_values(scheme, x)
+    products = [times(p, k) for p, k in zip(pixels, kernels, strict=True)]
+    return _overlap_products(scheme, products, kernel.shape)
 
 
-def _karatsuba_form_fwd(x, kernel, compute_dtype):
-    return karatsuba_form(x, kernel, compute_dtype), (x, kernel)
+def _toom_cook_form_fwd(x, kernel, side, compute_dtype):
+    return toom_cook_form(x, kernel, side, compute_dtype), (x, kernel)
 
 
-def _karatsuba_form_bwd(compute_dtype, residuals, grad):
+def _toom_cook_form_bwd(side, compute_dtype, residuals, grad):
     x, kernel = residuals
-    pixels, kernels = _pixel_sums(x), _block_sums(kernel)
+    scheme = _SCHEMES[side]
+    pixel_values = functools.partial(_pixel_values, scheme)
+    block_values = functools.partial(_block_values, scheme)
+    pixels, kernels = pixel_values(x), block_values(kernel)
     times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
 
-    grads = _overlap_gradient(grad, kernel.shape)
+    grads = _overlap_gradient(scheme, grad, kernel.shape)
     grads = [_once(g) for g in grads]  # else XLA makes them again for each product
-    grads_x = [times(g, _once(k)) for g, k in zip(grads, kernels, strict=True)]
+    kernels = [_ahead(k, compute_dtype) for k in kernels]
+    grads_x = [times(g, k) for g, k in zip(grads, kernels, strict=True)]
     grads_kernel = [
         times(_rows(_once(p)).T, _rows(g)).T for g, p in zip(grads, pixels, strict=True)
     ]
-    (grad_x,) = jax.linear_transpose(_pixel_sums, x)(grads_x)
-    (grad_kernel,) = jax.linear_transpose(_block_sums, kernel)(grads_kernel)
+    (grad_x,) = jax.linear_transpose(pixel_values, x)(grads_x)
+    (grad_kernel,) = jax.linear_transpose(block_values, kernel)(grads_kernel)
     return grad_x, grad_kernel
 
 
-karatsuba_form.defvjp(_karatsuba_form_fwd, _karatsuba_form_bwd)
+toom_cook_form.defvjp(_toom_cook_form_fwd, _toom_cook_form_bwd)
 _once = jax.lax.optimization_barrier
+
+
+def _ahead(kernel, compute_dtype):
+    """Rounds a kernel where XLA may do so ahead of the loop of a chain."""
+    if compute_dtype == "float32":  # rounds nothing, float64 neither
+        return _once(kernel)
+    return _once(kernel.astype(compute_dtype)).astype(kernel.dtype)
 
 
 def _matmul(x, y):
@@ -169,84 +232,114 @@ def _rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def _pixel_sums(x):
-    """Computes of each 2 x 2 pixels the nine sums to multiply, [B, H / 2, W / 2, C]."""
+def _pixel_values(scheme, x):
+    """Computes of each n x n pixels what to multiply, each [B, H / n, W / n, C]."""
     batch, height, width, channels = x.shape
-    pairs = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return _pair_sums(_pair_sums([pairs], 2), 3)
+    n = scheme.of_pixels.shape[1]
+    groups = x.reshape(batch, height // n, n, width // n, n, channels)
+    return _values(scheme.of_pixels, groups, 2, 3)
 
 
-def _block_sums(kernel):
-    """Computes the same nine sums of the kernel's 2 x 2 blocks, [s s features, C]."""
+def _block_values(scheme, kernel):
+    """Computes the same of the kernel's 2 x 2 blocks, each [s s features, C]."""
     size, _, features, channels = kernel.shape
     stride = size // 2
     blocks = kernel.reshape(2, stride, 2, stride, features, channels)
-    return [b.reshape(-1, channels) for b in _pair_sums(_pair_sums([blocks], 0), 1)]
+    values = _values(scheme.of_blocks, blocks, 0, 1)
+    return [value.reshape(-1, channels) for value in values]
 
 
-def _pair_sums(arrays, axis):
-    """Returns a_0, a_0 + a_1 and a_1 of each array, along an axis of size 2."""
+def _values(matrix, array, axis, next_axis):
+    """Applies the matrix to two axes, the second counted without the first."""
+    return [
+        value
+        for row in _combined(matrix, _parts(array, axis))
+        for value in _combined(matrix, _parts(row, next_axis))
+    ]
+
+
+def _parts(array, axis):
+    """Takes an array apart along an axis, which is gone."""
+    ones = (1,) * array.shape[axis]
+    return [a.squeeze(axis) for a in jax.lax.split(array, ones, axis)]
+
+
+def _combined(matrix, arrays):
+    """Computes sum_j matrix[i, j] arrays[j] for each i."""
     sums = []
-    for array in arrays:
-        first, second = (a.squeeze(axis) for a in jax.lax.split(array, (1, 1), axis))
-        sums += [first, first + second, second]
+    for row in matrix.tolist():
+        terms = [
+            array if factor == 1 else factor * array
+            for factor, array in zip(row, arrays, strict=True)
+            if factor
+        ]
+        sums.append(sum(terms[1:], terms[0]))
     return sums
 
 
-def _overlap_products(products, kernel_shape):
-    """Joins the nine products, each [B, H / 2, W / 2, s s features], to the image."""
+def _overlap_products(scheme, products, kernel_shape):
+    """Joins the products, each [B, H / n, W / n, s s features], to the image."""
     size, _, features, _ = kernel_shape
+    points, n = scheme.of_pixels.shape
     stride, crop = size // 2, size // 4
     batch, rows, columns, _ = products[0].shape
     shape = batch, rows, columns, stride, stride, features
     products = [p.reshape(shape) for p in products]
-    # Of each axis: blocks at even and at odd positions.
-    by_row = [_overlap_pairs(*products[i::3], 1) for i in range(3)]
-    tiles = [_overlap_pairs(*(row[i] for row in by_row), 2) for i in range(2)]
+    # Of each axis: blocks at the positions 0 .. n - 1 of their groups.
+    by_row = [_overlap(scheme, products[i::points], 1) for i in range(points)]
+    tiles = [_overlap(scheme, [row[i] for row in by_row], 2) for i in range(n)]
     image = jnp.stack([jnp.stack(tile, 3) for tile in tiles], 2)
     image = image.transpose(0, 1, 2, 5, 3, 4, 6, 7).reshape(
-        batch, (rows + 1) * size, (columns + 1) * size, features
+        batch, (rows + 1) * n * stride, (columns + 1) * n * stride, features
     )
-    height, width = rows * size, columns * size
+    height, width = rows * n * stride, columns * n * stride
     return image[:, crop : crop + height, crop : crop + width]
 
 
-def _overlap_gradient(grad, kernel_shape):
+def _overlap_gradient(scheme, grad, kernel_shape):
     """Takes the gradient of `_overlap_products` apart: one for each product."""
     size, _, features, _ = kernel_shape
+    n = scheme.of_pixels.shape[1]
     stride, crop = size // 2, size // 4
     batch, height, width, _ = grad.shape
-    rows, columns = height // size, width // size
-    padding = (crop, size - crop)
+    rows, columns = height // (n * stride), width // (n * stride)
+    padding = (crop, n * stride - crop)
     image = jnp.pad(grad, ((0, 0), padding, padding, (0, 0))).reshape(
-        batch, rows + 1, 2, stride, columns + 1, 2, stride, features
+        batch, rows + 1, n, stride, columns + 1, n, stride, features
     )
 
     def tile(i, j):
         return _once(image[:, :, i, :, :, j].transpose(0, 1, 3, 2, 4, 5))
 
-    by_column = [_pair_gradients(tile(0, j), tile(1, j), 1) for j in range(2)]
+    by_column = [
+        _overlap_transposed(scheme, [tile(i, j) for i in range(n)], 1) for j in range(n)
+    ]
     products = [
-        p for pair in zip(*by_column, strict=True) for p in _pair_gradients(*pair, 2)
+        p
+        for tiles in zip(*by_column, strict=True)
+        for p in _overlap_transposed(scheme, tiles, 2)
     ]
     return [p.reshape(batch, rows, columns, -1) for p in products]
 
 
-def _overlap_pairs(first, middle, last, axis):
-    """Returns blocks of t^0 and t^2 of all pairs, which overlap, and those of t^1."""
-    begin, inner = _split(first, 1, axis)
-    outer, end = _split(last, first.shape[axis] - 1, axis)
-    even = jnp.concatenate([begin, inner + outer, end], axis)
-    odd = jnp.concatenate([middle - first - last, jnp.zeros_like(end)], axis)
-    return even, odd
+def _overlap(scheme, products, axis):
+    """Returns the n blocks of all groups; the last of each is the next one's first."""
+    first, *inner, last = _combined(scheme.joined, products)
+    begin, rest = _split(first, 1, axis)
+    before, end = _split(last, last.shape[axis] - 1, axis)
+    none = jnp.zeros_like(end)
+    return [
+        jnp.concatenate([begin, rest + before, end], axis),
+        *(jnp.concatenate([block, none], axis) for block in inner),
+    ]
 
 
-def _pair_gradients(even, odd, axis):
-    """Returns those of first, middle and last, given those of `_overlap_pairs`."""
-    num = even.shape[axis] - 1
-    odd, _ = _split(odd, num, axis)
-    first, last = _split(even, num, axis)[0], _split(even, 1, axis)[1]
-    return first - odd, odd, last - odd
+def _overlap_transposed(scheme, blocks, axis):
+    """Returns the gradients of the products, given those of the n blocks."""
+    num = blocks[0].shape[axis] - 1
+    parts = [_split(block, num, axis)[0] for block in blocks]
+    parts.append(_split(blocks[0], 1, axis)[1])
+    return _combined(scheme.joined.T, parts)
 
 
 def _split(array, index, axis):
