@@ -147,10 +147,10 @@ def tune(
     inputs = (jnp.arange(num_temperatures), b[1:])
     _, (log_steps, spreads) = jax.lax.scan(body, (start, jnp.zeros((), dtype)), inputs)
     spreads = jnp.concatenate([spread(start)[None], spreads])
-    return even_schedule(b, log_steps, spreads)
+    return _even_schedule(b, log_steps, spreads)
 
 
-def even_schedule(b: jax.Array, log_steps: jax.Array, spreads: jax.Array) -> Schedule:
+def _even_schedule(b, log_steps, spreads):
     """Chooses as many b that lie even in thermodynamic length, and their steps.
 
     Args:

@@ -172,12 +172,17 @@ def image(model, x) -> None:
     _pixels(x)
 
 
-def _pixels(x):
+def floating(name: str, x) -> None:
+    """Demands floating-point pixels; their range is not looked at."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"x must be floating-point in [0, 1], got {x.dtype}; "
+            f"{name} must be floating-point in [0, 1], got {x.dtype}; "
             "divide 8-bit images by 255"
         )
+
+
+def _pixels(x):
+    floating("x", x)
     if isinstance(x, jax.core.Tracer):
         return
     if isinstance(x, jax.Array):

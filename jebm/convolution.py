@@ -197,12 +197,12 @@ def _toom_cook_form_bwd(side, compute_dtype, residuals, grad):
     scheme = _SCHEMES[side]
     pixel_values = functools.partial(_pixel_values, scheme)
     block_values = functools.partial(_block_values, scheme)
-    pixels, kernels = pixel_values(x), block_values(kernel)
+    pixels = pixel_values(x)
+    kernels = [_ahead(k, compute_dtype) for k in block_values(kernel)]
     times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
 
     grads = _overlap_gradient(scheme, grad, kernel.shape)
     grads = [_once(g) for g in grads]  # else XLA makes them again for each product
-    kernels = [_ahead(k, compute_dtype) for k in kernels]
     grads_x = [times(g, k) for g, k in zip(grads, kernels, strict=True)]
     grads_kernel = [
         times(_rows(_once(p)).T, _rows(g)).T for g, p in zip(grads, pixels, strict=True)

