@@ -147,7 +147,6 @@ def _annealed(start, model, params, x, num, num_temperatures):
         log_z=0.0,
         start=start,
         num_particles=num,
-        num_temperatures=num_temperatures,
         schedule=schedule,
     )
     return lambda key, indices: (draw(key, x=jnp.asarray(x[indices])), None)
