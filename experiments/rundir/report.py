@@ -81,7 +81,7 @@ def write(path: pathlib.Path) -> None:
         title=html.escape(_title(path.resolve())),
         subtitle=html.escape(_subtitle(path, settings, last.get("step", 0))),
         warnings=_made_up(settings) + _changed(path) + _rollbacks(lines),
-        glance=_glance(verdict.findings(lines, evaluations)),
+        glance=_glance(verdict.findings(lines, evaluations, settings)),
         measured="".join(_evaluated(evaluations)),
         samples="".join(_figure(files[-1]) for files in history.values()),
         history="".join(

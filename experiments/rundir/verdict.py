@@ -24,18 +24,21 @@ class Finding(NamedTuple):
 
 
 def findings(
-    lines: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]
+    lines: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Evaluation],
+    settings: Mapping[str, Any],
 ) -> list[Finding]:
     """Returns what can be said of a run by its metrics and its own evaluations.
 
     Args:
       lines: of metrics.jsonl.
       evaluations: those with other chains or seeds than the run's own say nothing here.
+      settings: of config.json; what they have already is not advised.
 
     Example:
       >>> lines = [{"step": 50, "energy_gap_nats": 1.2}]
       >>> measured = {"frechet": 2.0, "frechet_untilted": 10.0, "frechet_posterior": 1.0}
-      >>> for finding in findings(lines, [Evaluation("", measured, [])]):
+      >>> for finding in findings(lines, [Evaluation("", measured, [])], {}):
       ...     print(finding.good, finding.text)
       True Training never diverged, and prior and posterior samples ended 1.2 nats apart.
       True The energy takes samples 89% of the way from the Gaussian prior (distance 10) to the floor (1): they are at 2.
@@ -44,7 +47,7 @@ def findings(
     for evaluation in evaluations:
         if not evaluation.variant and "frechet" in evaluation.values:
             found += _samples(evaluation.values)
-            found += _laws(evaluation.values)
+            found += _laws(evaluation.values, _better_chains(settings))
             break
     for evaluation in evaluations:
         if not evaluation.variant and "prevalence" in evaluation.values:
@@ -122,7 +125,7 @@ def _samples(values) -> Iterator[Finding]:
     )
 
 
-def _laws(values) -> Iterator[Finding]:
+def _laws(values, better_chains) -> Iterator[Finding]:
     """Tells whether longer chains, and the exact law, draw as near."""
     own, long = values["frechet"], values.get("frechet_long_chain")
     if long is not None and long > ALIKE * own:
@@ -130,8 +133,7 @@ def _laws(values) -> Iterator[Finding]:
             False,
             f"A chain 4 times as long draws farther away ({long:.4g}): the energy has "
             "learned the law of its short chain.",
-            "Train with learning.persistent_chains and tested steps "
-            "(chains.prior.name=mala).",
+            better_chains,
         )
     elif long is not None and own > ALIKE * long:
         yield Finding(
@@ -149,5 +151,18 @@ def _laws(values) -> Iterator[Finding]:
             False,
             f"The density itself is farther away ({exact:.4g}) than the samples of the "
             "run's chain: scores and log Z are of another law than the pictures.",
-            "Train with tested steps (chains.prior.name=mala).",
+            better_chains,
         )
+
+
+def _better_chains(settings) -> str:
+    """Advises what brings the law of the chain in training nearer to the density."""
+    chain = settings.get("chains", {}).get("prior", {}).get("name", "langevin")
+    learning, missing = settings.get("learning", {}), []
+    if not learning.get("persistent_chains"):
+        missing.append("learning.persistent_chains")
+    if chain == "langevin":
+        missing.append("tested steps (chains.prior.name=mala)")
+    if missing:
+        return f"Train with {' and '.join(missing)}."
+    return "Train for longer (learning.num_steps), or raise learning.persistent_steps."
