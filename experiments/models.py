@@ -14,7 +14,6 @@ from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
 from experiments.options import Experiment, flat, nested, read
 from experiments.runtime.files import local_path, read_json
-from jebm.learning import LearnerState
 from jebm.names import did_you_mean
 
 
@@ -81,12 +80,6 @@ def active_chains(model: jebm.Model) -> dict[str, Any]:
     if not plain and model.chains.prior.num_steps:
         chains["prior"] = model.chains.prior
     return chains
-
-
-def learned_steps(state: LearnerState) -> dict[str, jax.Array]:
-    """Returns the step sizes that training adapts, of "prior" and "posterior"."""
-    sizes = {"prior": state.step_size, "posterior": state.posterior_step_size}
-    return {name: size for name, size in sizes.items() if not isinstance(size, tuple)}
 
 
 def with_learned_steps(model: jebm.Model, sizes: Mapping[str, Any]) -> jebm.Model:

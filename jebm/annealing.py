@@ -25,7 +25,7 @@ from jebm.tempering import log_reference
 Tilt = Callable[..., jax.Array]
 
 ADAPTED_TO = 0.574  # the acceptance that MALA moves fastest at (arXiv math/0108030)
-_GAIN = 0.2  # log step sizes per unit of acceptance, at each temperature
+GAIN = 0.2  # of `mala.adapted_step`, at each temperature
 
 
 class Schedule(NamedTuple):
@@ -133,29 +133,28 @@ def tune(
         return values.reshape(groups, -1).std(axis=1).mean()
 
     def body(carry, inputs):
-        eps, log_step = carry
+        eps, step_size = carry
         t, b = inputs
         eps, acceptance = jax.vmap(
-            lambda key, eps, given: _move(
-                key, t, eps, _given(g, given), b, jnp.exp(log_step)
-            )
+            lambda key, eps, given: _move(key, t, eps, _given(g, given), b, step_size)
         )(keys, eps, given)
-        log_step += _GAIN * (acceptance.mean() - ADAPTED_TO)
-        log_step = jnp.minimum(log_step, 0.0)
-        return (eps, log_step), (log_step, spread(eps))
+        found = mala.adapted_step(step_size, acceptance.mean(), ADAPTED_TO, GAIN)
+        step_size = jnp.minimum(found, 1.0)
+        return (eps, step_size), (step_size, spread(eps))
 
     inputs = (jnp.arange(num_temperatures), b[1:])
-    _, (log_steps, spreads) = jax.lax.scan(body, (start, jnp.zeros((), dtype)), inputs)
+    carry = start, jnp.ones((), dtype)
+    _, (step_sizes, spreads) = jax.lax.scan(body, carry, inputs)
     spreads = jnp.concatenate([spread(start)[None], spreads])
-    return _even_schedule(b, log_steps, spreads)
+    return _even_schedule(b, step_sizes, spreads)
 
 
-def _even_schedule(b, log_steps, spreads):
+def _even_schedule(b, step_sizes, spreads):
     """Chooses as many b that lie even in thermodynamic length, and their steps.
 
     Args:
       b: inverse temperatures that were tried, from 0 to 1, [T + 1].
-      log_steps: log s that suited each but the first, [T].
+      step_sizes: that suited each but the first, [T].
       spreads: standard deviation of g at each, [T + 1].
     """
     # A floor, so that b moves where g does not vary at all.
@@ -164,7 +163,7 @@ def _even_schedule(b, log_steps, spreads):
     length = jnp.concatenate([jnp.zeros((1,), b.dtype), length / length[-1]])
     even = jnp.linspace(0, 1, len(b), dtype=b.dtype)
     chosen = jnp.interp(even, length, b).at[0].set(0).at[-1].set(1)
-    return Schedule(chosen, jnp.exp(jnp.interp(chosen[1:], b[1:], log_steps)))
+    return Schedule(chosen, jnp.exp(jnp.interp(chosen[1:], b[1:], jnp.log(step_sizes))))
 
 
 def _given(g, given):

@@ -133,15 +133,20 @@ _ADAPTATION = 0.05  # of log s by an update, times what acceptance is above its 
 
 
 def adapted_step(
-    step_size: jax.Array, acceptance: jax.Array, target: jax.typing.ArrayLike
+    step_size: jax.Array,
+    acceptance: jax.Array,
+    target: jax.typing.ArrayLike,
+    gain: float = _ADAPTATION,
 ) -> jax.Array:
     """Returns a larger step if `acceptance` is above `target`, else a smaller one.
+
+    Its log changes by `gain` (acceptance - target).
 
     Example:
       >>> bool(adapted_step(jnp.float32(0.3), jnp.float32(0.9), 0.7) > 0.3)
       True
     """
-    return step_size * jnp.exp(_ADAPTATION * (acceptance - target))
+    return step_size * jnp.exp(gain * (acceptance - target))
 
 
 MALA = Kernel(init, draw, move)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jebm import checks, langevin, mala, types
-from jebm.annealing import ADAPTED_TO, tempered
+from jebm.annealing import ADAPTED_TO, GAIN, tempered
 from jebm.chains import draw_noise, example_keys
 from jebm.hierarchy import Latents
 from jebm.importance import Estimate, estimate
@@ -35,7 +35,6 @@ from jebm.model import Model, Params
 from jebm.partition import log_tilt
 
 _NUM_STEPS, _ANNEALING, _RESTART_PROBABILITY = 20, 20, 0.02
-_GAIN = 0.2  # log of the step size per unit of acceptance, each time
 
 
 class Walkers(NamedTuple):
@@ -192,8 +191,8 @@ def move(
 
 def adapted(walkers: Walkers, acceptance: jax.Array) -> Walkers:
     """Returns the walkers with the step that their mean acceptance, [], asks for."""
-    log_change = _GAIN * (acceptance - ADAPTED_TO)
-    return walkers._replace(step_size=walkers.step_size * jnp.exp(log_change))
+    step_size = mala.adapted_step(walkers.step_size, acceptance, ADAPTED_TO, GAIN)
+    return walkers._replace(step_size=step_size)
 
 
 def log_weights(walkers: Walkers) -> jax.Array:

@@ -23,7 +23,7 @@ from experiments.data.batches import prefetched, training_batches
 from experiments.data.loaders import Split
 from experiments.data.sources import Streamed
 from experiments.errors import ConfigError
-from experiments.models import learned_steps, with_learned_steps
+from experiments.models import with_learned_steps
 from experiments.options import Experiment
 from experiments.rundir import data_note
 from experiments.rundir.files import lock
@@ -205,7 +205,7 @@ def as_run(
       i: the run.
       seed: its seed.
     """
-    learned, params = of_run((learned_steps(state.learner), state.learner.ema), i)
+    learned, params = of_run((state.learner.step_sizes, state.learner.ema), i)
     own, step = dataclasses.replace(experiment, seed=seed), int(state.learner.step[i])
     return Run(path, own, with_learned_steps(model, learned), params, step, splits)
 

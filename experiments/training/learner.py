@@ -15,7 +15,7 @@ from flax import struct
 import jebm
 from experiments.data.pixels import to_unit
 from experiments.errors import ConfigError
-from experiments.models import active_chains, learned_steps
+from experiments.models import active_chains
 from experiments.options import Learning
 from experiments.runtime import parallel
 from experiments.streams import Stream
@@ -222,7 +222,7 @@ def make_diagnose(model: jebm.Model):
         key = jax.random.fold_in(key, Stream.DIAGNOSTICS)
         key = jax.random.fold_in(key, state.learner.step)
         keys = example_keys(key, parallel.example_index(x.shape[0]))
-        metrics, learned = {}, learned_steps(state.learner)
+        metrics, learned = {}, state.learner.step_sizes
         for name, chain in active_chains(model).items():
             if name in learned:
                 chain = dataclasses.replace(chain, step_size=learned[name])

@@ -14,7 +14,7 @@ import jebm
 from experiments.data.batches import prefetched, training_batches
 from experiments.data.loaders import Split
 from experiments.errors import Diverged
-from experiments.models import active_chains, learned_steps, with_learned_steps
+from experiments.models import active_chains, with_learned_steps
 from experiments.options import Experiment
 from experiments.rundir import report
 from experiments.rundir.metrics import Metrics
@@ -206,7 +206,7 @@ def _write(job, opened, interval, values, saved):
     if saved is None and not draw:
         return
     state = interval.state.learner
-    model = with_learned_steps(job.model, parallel.unreplicate(learned_steps(state)))
+    model = with_learned_steps(job.model, parallel.unreplicate(state.step_sizes))
     if saved is not None:
         checkpoints.write(opened.manager, interval.step, saved)
         write_json(job.path / "model.json", jebm.to_spec(model))

@@ -14,6 +14,8 @@ from experiments.training.monitor import MonitorState
 from jebm import checkpoints
 from jebm.learning import LearnerState
 
+_SAVED_STEPS = {"prior": "step_size", "posterior": "posterior_step_size"}
+
 
 class _SavedMonitor(NamedTuple):
     """The monitor's state by the names of the first version.
@@ -30,12 +32,8 @@ def checkpoint_items(state: TrainState) -> dict[str, Any]:
 
     The names in the file are those of the first version, so that old runs resume.
     """
-    learner = {
-        name: value
-        for name, value in vars(state.learner).items()
-        # Steps that do not move are not there, as in older versions.
-        if not (name.endswith("step_size") and isinstance(value, tuple))
-    }
+    learner = dict(vars(state.learner))
+    learner |= {_SAVED_STEPS[k]: v for k, v in learner.pop("step_sizes").items()}
     monitor = _SavedMonitor(*state.monitor)
     items = {"ema": learner.pop("ema"), "train_state": learner | {"guard": monitor}}
     return items | ({"walkers": state.walkers} if state.walkers else {})
@@ -52,8 +50,9 @@ def restore(path: pathlib.Path, state: TrainState) -> TrainState:
     checkpoints.set_aside_after(path, step)
     saved = dict(items["train_state"])
     monitor = saved.pop("guard")
+    steps = {k: saved.pop(v) for k, v in _SAVED_STEPS.items() if v in saved}
     return TrainState(
-        LearnerState(**saved, ema=items["ema"]),
+        LearnerState(**saved, ema=items["ema"], step_sizes=steps),
         MonitorState(*monitor),
         _restore_walkers(path, step, state.walkers),
     )

@@ -11,7 +11,7 @@ from experiments.data import datasets
 from experiments.data.batches import training_batches
 from experiments.data.loaders import Split, Unprepared
 from experiments.errors import ConfigError
-from experiments.models import build_model, learned_steps, with_learned_steps
+from experiments.models import build_model, with_learned_steps
 from experiments.options import Data, Experiment
 from experiments.rundir import data_note
 from experiments.rundir.files import lock, naming
@@ -116,7 +116,7 @@ def _begin(experiment, path, model, splits, state: TrainState) -> bool:
         )
     with parallel.together():
         if parallel.is_first():
-            sampled = with_learned_steps(model, learned_steps(state.learner))
+            sampled = with_learned_steps(model, state.learner.step_sizes)
             write_settings(path, experiment, jebm.to_spec(sampled))
     if first == last:
         print(f"{path} is trained already, for {first} steps.")

@@ -34,9 +34,9 @@ class LearnerState:
     # Of `jebm.spectral`: "backbone" where its norms are penalised, "energy" where those
     # are bounded.
     spectral: dict[str, spectral.Vectors]
-    # [], of the prior chain, where it follows the acceptance rate; else ().
-    step_size: Any = ()
-    posterior_step_size: Any = ()  # likewise, of the posterior chain
+    # Of the chains, "prior" and "posterior", whose step follows the acceptance rate:
+    # their step sizes, [] each.
+    step_sizes: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 class Learner(NamedTuple):
@@ -94,18 +94,8 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         key_chains = jax.random.fold_in(key, Role.REINIT)
         keys = jax.random.split(key_chains, rule.options.persistent_chains)
         persistent = start_positions(keys, rule.model, params, rule.chain)
-    step_size: Any = ()
-    posterior_step_size: Any = ()
-    if rule.options.target_acceptance is not None:
-        if rule.model.energy is not None:
-            step_size = jnp.asarray(rule.chain.step_size, float_dtype(params))
-        if rule.posterior.adjusted and rule.posterior.num_steps:
-            posterior_step_size = jnp.asarray(
-                rule.posterior.step_size, float_dtype(params)
-            )
     return LearnerState(
-        step_size=step_size,
-        posterior_step_size=posterior_step_size,
+        step_sizes=_first_steps(rule, float_dtype(params)),
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),  # of its own, so that a state is donated
@@ -113,6 +103,18 @@ def start(rule: Rule, key: jax.Array, backbone: Any = None) -> LearnerState:
         persistent=persistent,
         spectral=_spectral_vectors(rule, key_spectral, params),
     )
+
+
+def _first_steps(rule, dtype):
+    """Returns the step sizes that are to follow the acceptance rate, by chain."""
+    if rule.options.target_acceptance is None:
+        return {}
+    moving = {}
+    if rule.model.energy is not None:
+        moving["prior"] = rule.chain
+    if rule.posterior.adjusted and rule.posterior.num_steps:
+        moving["posterior"] = rule.posterior
+    return {name: jnp.asarray(c.step_size, dtype) for name, c in moving.items()}
 
 
 def _spectral_vectors(rule, key, params):

@@ -79,15 +79,12 @@ def _given(rule, state, x):
 
 def _adapted(rule, state, info):
     """Adapts the steps of tested chains to the target, and adds them to `info`."""
-    for name, field in (("prior", "step_size"), ("posterior", "posterior_step_size")):
-        step_size = getattr(state, field)
-        if isinstance(step_size, tuple):
-            continue
-        rate, target = info[f"{name}_acceptance_rate"], rule.options.target_acceptance
+    moved, target = {}, rule.options.target_acceptance
+    for name, step_size in state.step_sizes.items():
         info[f"{name}_step_size"] = step_size
-        moved = adapted_step(step_size, rate, target)
-        state = dataclasses.replace(state, **{field: moved})
-    return state, info
+        rate = info[f"{name}_acceptance_rate"]
+        moved[name] = adapted_step(step_size, rate, target)
+    return state.replace(step_sizes=moved), info
 
 
 def _posterior_samples(rule, keys, state, x):
@@ -96,8 +93,9 @@ def _posterior_samples(rule, keys, state, x):
         return x, {}
     params, chain = state.params, rule.posterior
     if chain.num_steps:
-        if not isinstance(state.posterior_step_size, tuple):
-            chain = dataclasses.replace(chain, step_size=state.posterior_step_size)
+        if "posterior" in state.step_sizes:
+            step_size = state.step_sizes["posterior"]
+            chain = dataclasses.replace(chain, step_size=step_size)
         weights = {} if rule.frozen else rule.options.weights(state.step, x.dtype)
         end = chains.run_chains(keys, rule.model, params, chain, x=x, **weights)
         info = {"posterior_grad_norm": end.info.grad_norm}
@@ -114,8 +112,8 @@ def _prior_samples(rule, keys, reinit_keys, state):
     """Draws z-; returns it, its eps, the persistent chains and the gradients' norm."""
     model, params, chain, start = rule.model, state.params, rule.chain, None
     target = rule.options.target_acceptance
-    if target is not None:
-        chain = dataclasses.replace(chain, step_size=state.step_size)
+    if "prior" in state.step_sizes:
+        chain = dataclasses.replace(chain, step_size=state.step_sizes["prior"])
     if state.persistent:
         start = persistent.reinitialise(
             reinit_keys,

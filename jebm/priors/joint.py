@@ -85,7 +85,7 @@ class Joint(Prior):
     def sample(self, key, frozen, state, num, effort=1):
         """Draws by a tested chain from N(0, I), of the step that learning has found."""
         keys = example_keys(key, jnp.arange(num))
-        chain = MALA(self.chain_steps * effort, state.step_size)
+        chain = MALA(self.chain_steps * effort, state.step_sizes["prior"])
         return run_chains(keys, self._model(frozen), state.ema, chain).position
 
     def log_tilt(self, frozen, state, eps):
@@ -118,12 +118,13 @@ class Joint(Prior):
           ValueError: for no chain in a compiled function, where no step is known.
         """
         if chain is None:
-            if isinstance(state.step_size, jax.core.Tracer):
+            step_size = state.step_sizes["prior"]
+            if isinstance(step_size, jax.core.Tracer):
                 raise ValueError(
                     "chain must be given in a compiled function, where the step size "
                     "that was learned is not known; or make the model outside of it"
                 )
-            chain = MALA(self.chain_steps, float(state.step_size))
+            chain = MALA(self.chain_steps, float(step_size))
         model = self._model(frozen)
         chains = dataclasses.replace(model.chains, prior=chain)
         return dataclasses.replace(model, chains=chains), state.ema

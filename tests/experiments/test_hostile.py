@@ -88,9 +88,7 @@ def test_any_overrides_are_accepted_or_refused_in_one_sentence(
     flags = [f"--config.{field}={value}" for field, value in given_overrides.items()]
     with pytest.MonkeyPatch.context() as patch:
         # All checks are before the first work, of which there is none here.
-        learner = types.SimpleNamespace(
-            step=0, params=None, step_size=(), posterior_step_size=()
-        )
+        learner = types.SimpleNamespace(step=0, params=None, step_sizes={})
         state = types.SimpleNamespace(learner=learner)
         patch.setattr(train, "create_state", lambda *arguments: state)
         patch.setattr(train, "print_overview", lambda *arguments: None)

@@ -371,13 +371,13 @@ def test_step_of_an_adjusted_chain_follows_the_acceptance(kernel, step_size):
     still = optax.set_to_zero()
     learner = jebm.second_stage(model, kernel(5, step_size), still, options)
     state = start(model, learner)
-    assert state.step_size == np.float32(step_size)
-    before = state.step_size
+    assert state.step_sizes["prior"] == np.float32(step_size)
+    before = state.step_sizes["prior"]
     state, infos = run(learner, state, images(), num=500)
     last = [float(info["prior_acceptance_rate"]) for info in infos[-200:]]
     # 4,000 proposals, correlated along five steps: a standard error below .02.
     assert abs(np.mean(last) - 0.7) < 0.06
-    assert (state.step_size > before) == (step_size < 1)
+    assert (state.step_sizes["prior"] > before) == (step_size < 1)
     steps = [float(info["prior_step_size"]) for info in infos]
     assert steps[0] == np.float32(step_size)
     assert np.std(np.log(steps[-200:])) < 0.1
@@ -390,9 +390,9 @@ def test_step_stays_while_classes_are_contrasted_without_chains():
         model, jebm.MALA(5, 0.05), optimizer(), options, nce_steps=3
     )
     state, _ = run(learner, start(model, learner), images(), num=3)
-    assert state.step_size == np.float32(0.05)
+    assert state.step_sizes["prior"] == np.float32(0.05)
     state, _ = run(learner, state, images(), num=1)
-    assert state.step_size > 0.05
+    assert state.step_sizes["prior"] > 0.05
 
 
 def step_keys(role, num, step=0):

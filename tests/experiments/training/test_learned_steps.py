@@ -9,7 +9,7 @@ import pytest
 
 import jebm
 from experiments import options
-from experiments.models import learned_steps, with_learned_steps
+from experiments.models import with_learned_steps
 from experiments.runs import open_run
 from experiments.runtime import parallel
 from experiments.training import learner
@@ -26,7 +26,7 @@ def state(trained_run, test_config):
 def test_a_loaded_run_has_the_learned_step_to_two_digits(
     trained_run, test_config, state
 ):
-    learned = float(state.learner.step_size)
+    learned = float(state.learner.step_sizes["prior"])
     begun = test_config.chains.prior.step_size
     assert abs(learned - begun) > 0.02
     model, _ = jebm.load(trained_run)
@@ -58,7 +58,7 @@ def test_a_step_that_is_asked_for_wins(trained_run, test_config, changes, is_lea
 def test_a_chain_that_does_not_adapt_keeps_its_step(test_config):
     test_config.learning.target_acceptance = 0.0
     model = build_model(test_config)
-    sizes = learned_steps(create_state(test_config, model).learner)
+    sizes = create_state(test_config, model).learner.step_sizes
     assert not sizes
     assert with_learned_steps(model, sizes) == model
 
@@ -74,7 +74,7 @@ def test_stiffness_of_training_is_that_of_the_learned_step(test_config, state):
     images = parallel.split(np.zeros((4, 8, 8, 1), np.uint8), 1)
 
     def stiffness(step_size):
-        moved = state.learner.replace(step_size=jnp.float32(step_size))
+        moved = state.learner.replace(step_sizes={"prior": jnp.float32(step_size)})
         placed = learner.distribute(state.replace(learner=moved), devices)
         found = diagnose(jax.random.key(0), placed, images)
         return float(parallel.unreplicate(found)["prior_stiffness"])

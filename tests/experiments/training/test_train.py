@@ -391,8 +391,8 @@ def test_step_of_an_adjusted_chain_is_in_the_metrics_and_in_the_checkpoint(
     steps = [line["prior_step_size"] for line in lines]
     assert len(set(steps)) == len(steps)
     state = restore(path, create_state(config, build_model(config, (8, 8, 1))))
-    assert float(state.learner.step_size) == pytest.approx(steps[-1], rel=0.1)
-    learned = float(f"{float(state.learner.step_size):.2g}")
+    assert float(state.learner.step_sizes["prior"]) == pytest.approx(steps[-1], rel=0.1)
+    learned = float(f"{float(state.learner.step_sizes['prior']):.2g}")
     assert jebm.load(path)[0].chains.prior == chain(4, learned)
 
 
