@@ -13,9 +13,9 @@ from experiments.drawing.chains import (
     decode_some,
     draw_chains,
 )
+from experiments.evaluation.traces import log_likelihoods_along
 from experiments.runs import Run
 from jebm.chains import example_keys, trace_chains
-from jebm.objectives import posterior_terms
 
 
 def compute(key: jax.Array, run: Run) -> Chains:
@@ -23,7 +23,8 @@ def compute(key: jax.Array, run: Run) -> Chains:
     index = np.arange(NUM_CHAINS)
     x = to_unit(jnp.asarray(run.heldout[index % len(run.heldout)]))
     keys = example_keys(key, jnp.asarray(index))
-    traced, log_likelihoods = _trace(keys, run.model, run.params, x)
+    traced = _trace(keys, run.model, run.params, x)
+    log_likelihoods = log_likelihoods_along(run.model, run.params, x, traced)
     chains = decode_some(run, traced, log_likelihoods, every=1)
     images = np.concatenate([chains.images, x[:NUM_SHOWN, None]], axis=1)
     return chains._replace(images=images, labels=(*chains.labels, "x"))
@@ -37,8 +38,5 @@ def draw(chains: Chains) -> Figure:
 
 @jax.jit
 def _trace(keys, model, params, x):
-    """Returns the latents along the way, and log p(x | z) in nats, [T, B]."""
-    traced = trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)
-    return traced, jax.lax.map(
-        lambda z: posterior_terms(model, params, x, z).log_likelihood, traced
-    )
+    """Returns the latents along the way."""
+    return trace_chains(keys, model, params, model.chains.posterior, every=1, x=x)

@@ -23,11 +23,10 @@ from experiments.evaluation import classifier
 from experiments.evaluation.chains import chain_table
 from experiments.evaluation.contract import Result
 from experiments.evaluation.samplers import tempered
-from experiments.evaluation.traces import energies_along
+from experiments.evaluation.traces import energies_along, log_likelihoods_along
 from experiments.models import active_chains
 from experiments.runs import Run
 from jebm.chains import decode, example_keys, trace_chains
-from jebm.objectives import posterior_terms
 
 _LENGTH = 4  # times the length of the chain
 _DRAWS = 50  # at most, of each chain
@@ -105,9 +104,7 @@ def _of_posterior(key, model, params, heldout, features):
     images = heldout[np.arange(_CHAINS // _PER_IMAGE) % len(heldout)]
     x = to_unit(jnp.asarray(np.repeat(images, _PER_IMAGE, axis=0)))
     latents = _trace(key, model, params, model.chains.posterior, x)
-    log_p = jax.lax.map(
-        lambda z: posterior_terms(model, params, x, z).log_likelihood, latents
-    )
+    log_p = log_likelihoods_along(model, params, x, latents)
     groups = len(images)
     return _statistics("posterior", log_p, model, params, latents, features, groups)
 
