@@ -17,9 +17,11 @@
     if (text !== undefined) node.textContent = text;
     return parent.appendChild(node);
   };
-  const ticks = ([low, high], count) => {
-    const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-    const step = power * [1, 2, 5, 10].find(m => m * power >= rough);
+  const ticks = ([low, high], least) => {
+    // The largest round step of which at least `least` multiples are in the range.
+    const power = 10 ** Math.floor(Math.log10((high - low) / (least + 1)));
+    const step = power * [10, 5, 2, 1].find(m =>
+      Math.floor(high / (m * power)) - Math.ceil(low / (m * power)) + 1 >= least);
     const found = [];
     for (let t = Math.ceil(low / step) * step; t <= high + step / 1e6; t += step)
       found.push(Math.abs(t) < step / 1e6 ? 0 : t);
@@ -73,11 +75,11 @@
       const text = (x, y, anchor, words, more) =>
         svg("text", { x, y, "text-anchor": anchor, ...more }, root, words);
       svg("rect", FRAME, svg("clipPath", { id: `clip-${i}` }, root));
-      for (const t of ticks([low, high], 4)) {
+      for (const t of ticks([low, high], 3)) {
         line(LEFT, RIGHT, y(t), y(t), "grid-line", root);
         text(LEFT - 4, y(t) + 4, "end", told(t));
       }
-      for (const t of ticks(range, 4)) {
+      for (const t of ticks(range, 3)) {
         line(x(t), x(t), TOP, BOTTOM, "grid-line", root);
         text(x(t), BOTTOM + 13, "middle", told(t));
       }
