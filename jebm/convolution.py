@@ -178,35 +178,29 @@ def toom_cook_form(
     Returns:
       [B, s H, s W, features].
     """
-    # Each product in the layout that it is fast in, and behind a barrier: XLA then
-    # arranges the kernel once, ahead of the loop of a chain, and not at each step.
-    scheme = _SCHEMES[side]
-    kernels = [_ahead(_once(k).T, compute_dtype) for k in _block_values(scheme, kernel)]
-    times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
-    pixels = _pixel_values(scheme, x)
-    products = [times(p, k) for p, k in zip(pixels, kernels, strict=True)]
-    return _overlap_products(scheme, products, kernel.shape)
+    return _toom_cook_form_fwd(x, kernel, side, compute_dtype)[0]
 
 
 def _toom_cook_form_fwd(x, kernel, side, compute_dtype):
-    return toom_cook_form(x, kernel, side, compute_dtype), (x, kernel)
+    scheme = _SCHEMES[side]
+    pixels = _pixel_values(scheme, x)
+    kernels = [_ahead(k, compute_dtype) for k in _block_values(scheme, kernel)]
+    products = _products(pixels, kernels, (-1, 1), compute_dtype)
+    y = _overlap_products(scheme, products, kernel.shape)
+    return y, (x, kernel, kernels)  # or else the kernel would be summed twice
 
 
 def _toom_cook_form_bwd(side, compute_dtype, residuals, grad):
-    x, kernel = residuals
+    x, kernel, kernels = residuals
     scheme = _SCHEMES[side]
     pixel_values = functools.partial(_pixel_values, scheme)
     block_values = functools.partial(_block_values, scheme)
-    pixels = pixel_values(x)
-    kernels = [_ahead(k, compute_dtype) for k in block_values(kernel)]
-    times = functools.partial(product, _matmul, compute_dtype=compute_dtype)
 
     grads = _overlap_gradient(scheme, grad, kernel.shape)
     grads = [_once(g) for g in grads]  # else XLA makes them again for each product
-    grads_x = [times(g, k) for g, k in zip(grads, kernels, strict=True)]
-    grads_kernel = [
-        times(_rows(_once(p)).T, _rows(g)).T for g, p in zip(grads, pixels, strict=True)
-    ]
+    grads_x = _products(grads, kernels, (-1, 0), compute_dtype)
+    pixels = [_rows(_once(p)) for p in pixel_values(x)]
+    grads_kernel = _products(map(_rows, grads), pixels, (0, 0), compute_dtype)
     (grad_x,) = jax.linear_transpose(pixel_values, x)(grads_x)
     (grad_kernel,) = jax.linear_transpose(block_values, kernel)(grads_kernel)
     return grad_x, grad_kernel
@@ -223,8 +217,18 @@ def _ahead(kernel, compute_dtype):
     return _once(kernel.astype(compute_dtype)).astype(kernel.dtype)
 
 
-def _matmul(x, y):
-    return jax.lax.dot_general(x, y, (((x.ndim - 1,), (0,)), ((), ())))
+def _products(xs, ys, axes, compute_dtype):
+    """Sums x y over an axis of each, for every pair.
+
+    As they lie: XLA takes longer to transpose a kernel that it has summed.
+    """
+    of_x, of_y = axes
+
+    def dot(x, y):
+        contracted = (of_x % x.ndim,), (of_y,)
+        return jax.lax.dot_general(x, y, (contracted, ((), ())))
+
+    return [product(dot, x, y, compute_dtype) for x, y in zip(xs, ys, strict=True)]
 
 
 def _rows(x):
