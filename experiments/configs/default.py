@@ -55,11 +55,11 @@ def get_config() -> config_dict.ConfigDict:
 
     config.chains = config_dict.ConfigDict()
     config.chains.prior = config_dict.ConfigDict()
-    # "mala": Langevin steps with a Metropolis test sample the density itself.
-    # "underdamped": so do these, and keep their direction: they need fewer steps.
+    # "underdamped": Langevin steps that keep their direction, with a Metropolis test,
+    # sample the density itself. "mala": so do these, which need about twice as many.
     # "langevin": uncorrected steps; the energies absorb their discretisation bias. See
     # `uncorrected` below.
-    config.chains.prior.name = "mala"
+    config.chains.prior.name = "underdamped"
     config.chains.prior.num_steps = 40
     config.chains.prior.step_size = 0.4
     config.chains.prior.space = "eps"  # the noise behind the latents; "z": the latents
@@ -136,7 +136,7 @@ def get_config() -> config_dict.ConfigDict:
     # Upper bound of the spectral norm of every kernel of the energies. 0: no bound.
     config.learning.energy_spectral_bound = 0.0
     # Weight of mean |grad_eps E|^2 at z- in the loss: it keeps the energy smooth enough
-    # for the chain to follow. Uncorrected chains need a larger weight than "mala".
+    # for the chain to follow. Uncorrected chains need a larger weight.
     config.learning.gradient_penalty = 0.001
 
     # If an average over `log.every` steps exceeds one of these limits, training has

@@ -35,6 +35,7 @@ def get_config():
     config.learning.persistent_chains = 640
     config.learning.persistent_steps = 5
     config.learning.reinit_probability = 0.01
+    config.chains.prior.name = "mala"  # as it was measured
     config.chains.prior.num_steps = 200
     config.chains.prior.step_size = 0.2
     # The energies of telling posterior from prior are steep where no chain has been.

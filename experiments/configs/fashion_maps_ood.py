@@ -29,12 +29,14 @@ def get_config():
     config.learning.energy_penalty = 1e-3
     config.learning.gradient_penalty = 3e-3
     config.learning.persistent_steps = 5
+    config.chains.prior.name = "mala"  # as it was measured
     config.chains.prior.num_steps = 40  # every score(k) with k > 0 takes a chain
     # The energies of telling posterior from prior are steep where no chain has been.
     config.monitor.energy_gap_nats = 500.0
     config.log.checkpoint_every = 250
     config.log.sample_every = 500
     config.eval.protocol = "ood"
+    config.eval.exact_length = 10
     config.eval.num_samples = 1000
     config.eval.num_posterior_samples = 2
     config.eval.ood.outliers = ("mnist", "cifar10", "noise", "constant")

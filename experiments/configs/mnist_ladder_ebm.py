@@ -20,5 +20,5 @@ def get_config():
     # they outran uncorrected chains.
     config.learning.energy_lr = 1e-3
     config.learning.num_steps = 8000
-    config.chains.prior.num_steps = 600
+    config.chains.prior.num_steps = 300
     return config

@@ -28,4 +28,8 @@ def get_config():
     config.chains.posterior.step_size = 0.05
     # The Gaussian prior is far off, and a chain from it takes longer to arrive.
     config.chains.prior.num_steps = 800
+    # As it was measured. (docs/stability.md)
+    config.chains.prior.name = "mala"
+    config.learning.persistent_steps = 20
+    config.eval.exact_length = 10
     return config
