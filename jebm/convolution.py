@@ -16,12 +16,11 @@ matrix products alone: its routine for convolutions is no faster with it.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from jebm.products import product
@@ -72,20 +71,8 @@ def _cpu_form(x, kernel, stride, compute_dtype):
     if stride == 1:
         return _cpu_conv(x, _mirrored(kernel), 1, compute_dtype)
     if kernel.shape[0] == 2 * stride and height % 2 == 0 and width % 2 == 0:
-        side = _side(height, width, compute_dtype)
-        return toom_cook_form(x, kernel, side, compute_dtype)
+        return karatsuba_form(x, kernel, compute_dtype)
     return patch_form(x, kernel, stride, compute_dtype)
-
-
-def _side(height, width, compute_dtype):
-    """Chooses the n of `toom_cook_form`."""
-    # Rounding to bfloat16 costs twice as much with 4. Of few pixels an image, 25
-    # kernels take longer to read than 9.
-    fits = height % 4 == 0 and width % 4 == 0 and height * width >= _PIXELS
-    return 4 if fits and compute_dtype == "float32" else 2
-
-
-_PIXELS = 256
 
 
 def native_form(
@@ -126,87 +113,53 @@ def patch_form(
     return image[:, crop : crop + height * stride, crop : crop + width * stride]
 
 
-class _Scheme(NamedTuple):
-    """How n pixels meet 2 blocks of a kernel in n + 1 products instead of 2 n."""
-
-    of_pixels: np.ndarray  # [n + 1, n], values of the pixels' polynomial at the points
-    of_blocks: np.ndarray  # [n + 1, 2], of the kernel's
-    joined: np.ndarray  # [n + 1, n + 1], the product's coefficients from its values
-
-
-def _scheme(*points: float) -> _Scheme:
-    """Makes the scheme of n points and infinity, where the last coefficients count."""
-    n = len(points)
-    powers = np.vander([*points, 0.0], n + 1, increasing=True)
-    powers[-1] = [0] * n + [1]
-    of_pixels, of_blocks = powers[:, :n].copy(), powers[:, :2].copy()
-    of_pixels[-1], of_blocks[-1] = [0] * (n - 1) + [1], [0, 1]
-    joined = np.linalg.inv(powers)
-    joined[np.abs(joined) < 1e-12] = 0
-    return _Scheme(of_pixels, of_blocks, joined)
-
-
-# By the number of pixels. Of the points for which rounding matters least, as tried on
-# random pixels, those that are powers of two.
-_SCHEMES = {2: _scheme(0, -1), 4: _scheme(0, 1, -0.5, -2)}
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def toom_cook_form(
-    x: jax.Array, kernel: jax.Array, side: int, compute_dtype: str = "float32"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def karatsuba_form(
+    x: jax.Array, kernel: jax.Array, compute_dtype: str = "float32"
 ) -> jax.Array:
-    """Computes `conv_transpose`, k = 2 s, by fewer products than `patch_form`.
+    """Computes `conv_transpose`, k = 2 s, by 9 products of 2 x 2 pixels, not 16.
 
-    Per axis, n pixels meet the two blocks of the kernel as polynomials in t, a shift by
-    a block, which are multiplied at n + 1 points:
+    Per axis, two pixels meet the two blocks of the kernel as polynomials in t, a shift
+    by a block, which are multiplied at t = 0, -1 and infinity:
 
-        (x_0 + ... + x_{n-1} t^{n-1}) (k_0 + k_1 t) = c_0 + ... + c_n t^n
-        c = V^-1 [(P x) * (K k)],     P and K the values at the points
+        (x_0 + x_1 t) (k_0 + k_1 t) = c_0 + c_1 t + c_2 t^2
+        c_0 = x_0 k_0,   c_2 = x_1 k_1,   c_1 = c_0 + c_2 - (x_0 - x_1) (k_0 - k_1)
 
-    n + 1 products rather than the 2 n of `patch_form`: of 4 x 4 pixels 25 instead of
-    64, of 2 x 2 pixels 9 instead of 16. So have the gradients, in the pixels and in
-    the kernel. Values that partly cancel in V^-1 make the error of rounded operands,
-    of "bfloat16", four times (n = 4) and twice (n = 2) that of `patch_form`.
-    (Toom 1963; Karatsuba and Ofman 1962; Lavin and Gray, arXiv 1509.09308)
+    The gradients in the pixels and in the kernel have 9 products too. What cancels in
+    c_1 makes the error of rounded operands, of "bfloat16", twice that of `patch_form`.
+    (Karatsuba and Ofman 1962)
 
     Args:
-      x: [B, H, W, C].
+      x: [B, H, W, C], H and W even.
       kernel: [2 s, 2 s, features, C].
-      side: n, 2 or 4, which divides H and W.
       compute_dtype: of the operands, see `jebm.products`.
 
     Returns:
       [B, s H, s W, features].
     """
-    return _toom_cook_form_fwd(x, kernel, side, compute_dtype)[0]
+    return _karatsuba_form_fwd(x, kernel, compute_dtype)[0]
 
 
-def _toom_cook_form_fwd(x, kernel, side, compute_dtype):
-    scheme = _SCHEMES[side]
-    pixels = _pixel_values(scheme, x)
-    kernels = [_ahead(k, compute_dtype) for k in _block_values(scheme, kernel)]
-    products = _products(pixels, kernels, (-1, 1), compute_dtype)
-    y = _overlap_products(scheme, products, kernel.shape)
+def _karatsuba_form_fwd(x, kernel, compute_dtype):
+    kernels = [_ahead(k, compute_dtype) for k in _block_values(kernel)]
+    products = _products(_pixel_values(x), kernels, (-1, 1), compute_dtype)
+    y = _overlap_products(products, kernel.shape)
     return y, (x, kernel, kernels)  # or else the kernel would be summed twice
 
 
-def _toom_cook_form_bwd(side, compute_dtype, residuals, grad):
+def _karatsuba_form_bwd(compute_dtype, residuals, grad):
     x, kernel, kernels = residuals
-    scheme = _SCHEMES[side]
-    pixel_values = functools.partial(_pixel_values, scheme)
-    block_values = functools.partial(_block_values, scheme)
-
-    grads = _overlap_gradient(scheme, grad, kernel.shape)
+    grads = _overlap_gradient(grad, kernel.shape)
     grads = [_once(g) for g in grads]  # else XLA makes them again for each product
     grads_x = _products(grads, kernels, (-1, 0), compute_dtype)
-    pixels = [_rows(_once(p)) for p in pixel_values(x)]
+    pixels = [_rows(_once(p)) for p in _pixel_values(x)]
     grads_kernel = _products(map(_rows, grads), pixels, (0, 0), compute_dtype)
-    (grad_x,) = jax.linear_transpose(pixel_values, x)(grads_x)
-    (grad_kernel,) = jax.linear_transpose(block_values, kernel)(grads_kernel)
+    (grad_x,) = jax.linear_transpose(_pixel_values, x)(grads_x)
+    (grad_kernel,) = jax.linear_transpose(_block_values, kernel)(grads_kernel)
     return grad_x, grad_kernel
 
 
-toom_cook_form.defvjp(_toom_cook_form_fwd, _toom_cook_form_bwd)
+karatsuba_form.defvjp(_karatsuba_form_fwd, _karatsuba_form_bwd)
 _once = jax.lax.optimization_barrier
 
 
@@ -236,114 +189,93 @@ def _rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def _pixel_values(scheme, x):
-    """Computes of each n x n pixels what to multiply, each [B, H / n, W / n, C]."""
+def _pixel_values(x):
+    """Computes of each 2 x 2 pixels what to multiply, each [B, H / 2, W / 2, C]."""
     batch, height, width, channels = x.shape
-    n = scheme.of_pixels.shape[1]
-    groups = x.reshape(batch, height // n, n, width // n, n, channels)
-    return _values(scheme.of_pixels, groups, 2, 3)
+    pairs = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return _values(pairs, 2, 3)
 
 
-def _block_values(scheme, kernel):
+def _block_values(kernel):
     """Computes the same of the kernel's 2 x 2 blocks, each [s s features, C]."""
     size, _, features, channels = kernel.shape
     stride = size // 2
     blocks = kernel.reshape(2, stride, 2, stride, features, channels)
-    values = _values(scheme.of_blocks, blocks, 0, 1)
-    return [value.reshape(-1, channels) for value in values]
+    return [value.reshape(-1, channels) for value in _values(blocks, 0, 1)]
 
 
-def _values(matrix, array, axis, next_axis):
-    """Applies the matrix to two axes, the second counted without the first."""
+def _values(array, axis, next_axis):
+    """Computes the values along two axes, the second counted without the first."""
     return [
         value
-        for row in _combined(matrix, _parts(array, axis))
-        for value in _combined(matrix, _parts(row, next_axis))
+        for row in _values_along(array, axis)
+        for value in _values_along(row, next_axis)
     ]
 
 
-def _parts(array, axis):
-    """Takes an array apart along an axis, which is gone."""
-    ones = (1,) * array.shape[axis]
-    return [a.squeeze(axis) for a in jax.lax.split(array, ones, axis)]
+def _values_along(array, axis):
+    """Computes the values at 0, -1 and infinity of pairs along an axis."""
+    first, second = (a.squeeze(axis) for a in _split(array, 1, axis))
+    return first, first - second, second
 
 
-def _combined(matrix, arrays):
-    """Computes sum_j matrix[i, j] arrays[j] for each i."""
-    sums = []
-    for row in matrix.tolist():
-        terms = [
-            array if factor == 1 else factor * array
-            for factor, array in zip(row, arrays, strict=True)
-            if factor
-        ]
-        sums.append(sum(terms[1:], terms[0]))
-    return sums
-
-
-def _overlap_products(scheme, products, kernel_shape):
-    """Joins the products, each [B, H / n, W / n, s s features], to the image."""
+def _overlap_products(products, kernel_shape):
+    """Joins the products, each [B, H / 2, W / 2, s s features], to the image."""
     size, _, features, _ = kernel_shape
-    points, n = scheme.of_pixels.shape
     stride, crop = size // 2, size // 4
     batch, rows, columns, _ = products[0].shape
     shape = batch, rows, columns, stride, stride, features
     products = [p.reshape(shape) for p in products]
-    # Of each axis: blocks at the positions 0 .. n - 1 of their groups.
-    by_row = [_overlap(scheme, products[i::points], 1) for i in range(points)]
-    tiles = [_overlap(scheme, [row[i] for row in by_row], 2) for i in range(n)]
+    # Of each axis: even and odd blocks.
+    by_row = [_overlap(products[i::3], 1) for i in range(3)]
+    tiles = [_overlap([row[i] for row in by_row], 2) for i in range(2)]
     image = jnp.stack([jnp.stack(tile, 3) for tile in tiles], 2)
     image = image.transpose(0, 1, 2, 5, 3, 4, 6, 7).reshape(
-        batch, (rows + 1) * n * stride, (columns + 1) * n * stride, features
+        batch, (rows + 1) * 2 * stride, (columns + 1) * 2 * stride, features
     )
-    height, width = rows * n * stride, columns * n * stride
+    height, width = rows * 2 * stride, columns * 2 * stride
     return image[:, crop : crop + height, crop : crop + width]
 
 
-def _overlap_gradient(scheme, grad, kernel_shape):
+def _overlap_gradient(grad, kernel_shape):
     """Takes the gradient of `_overlap_products` apart: one for each product."""
     size, _, features, _ = kernel_shape
-    n = scheme.of_pixels.shape[1]
     stride, crop = size // 2, size // 4
     batch, height, width, _ = grad.shape
-    rows, columns = height // (n * stride), width // (n * stride)
-    padding = (crop, n * stride - crop)
+    rows, columns = height // (2 * stride), width // (2 * stride)
+    padding = (crop, 2 * stride - crop)
     image = jnp.pad(grad, ((0, 0), padding, padding, (0, 0))).reshape(
-        batch, rows + 1, n, stride, columns + 1, n, stride, features
+        batch, rows + 1, 2, stride, columns + 1, 2, stride, features
     )
 
     def tile(i, j):
         return _once(image[:, :, i, :, :, j].transpose(0, 1, 3, 2, 4, 5))
 
-    by_column = [
-        _overlap_transposed(scheme, [tile(i, j) for i in range(n)], 1) for j in range(n)
-    ]
+    even, odd = (_overlap_transposed(tile(0, j), tile(1, j), 1) for j in range(2))
     products = [
         p
-        for tiles in zip(*by_column, strict=True)
-        for p in _overlap_transposed(scheme, tiles, 2)
+        for tiles in zip(even, odd, strict=True)
+        for p in _overlap_transposed(*tiles, 2)
     ]
     return [p.reshape(batch, rows, columns, -1) for p in products]
 
 
-def _overlap(scheme, products, axis):
-    """Returns the n blocks of all groups; the last of each is the next one's first."""
-    first, *inner, last = _combined(scheme.joined, products)
+def _overlap(products, axis):
+    """Returns even and odd blocks; the last of a pair is the first of the next."""
+    first, middle, last = products
+    odd = first + last - middle
     begin, rest = _split(first, 1, axis)
     before, end = _split(last, last.shape[axis] - 1, axis)
-    none = jnp.zeros_like(end)
-    return [
-        jnp.concatenate([begin, rest + before, end], axis),
-        *(jnp.concatenate([block, none], axis) for block in inner),
-    ]
+    even = jnp.concatenate([begin, rest + before, end], axis)
+    return even, jnp.concatenate([odd, jnp.zeros_like(end)], axis)
 
 
-def _overlap_transposed(scheme, blocks, axis):
-    """Returns the gradients of the products, given those of the n blocks."""
-    num = blocks[0].shape[axis] - 1
-    parts = [_split(block, num, axis)[0] for block in blocks]
-    parts.append(_split(blocks[0], 1, axis)[1])
-    return _combined(scheme.joined.T, parts)
+def _overlap_transposed(even, odd, axis):
+    """Returns the gradients of the three products, given those of the blocks."""
+    num = even.shape[axis] - 1
+    first, last = _split(even, num, axis)[0], _split(even, 1, axis)[1]
+    middle = _split(odd, num, axis)[0]
+    return first + middle, -middle, last + middle
 
 
 def _split(array, index, axis):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jebm.convolution import conv, conv_transpose, patch_form, toom_cook_form
+from jebm.convolution import conv, conv_transpose, karatsuba_form, patch_form
 from jebm.products import dense, product
 
 DOT = re.compile(r"(?:dot_general|convolution).*: \((.*)\) -> (.*)$")
@@ -108,18 +108,7 @@ def test_dense_layer_has_the_parameters_of_linen():
 
 
 FORMS = {
-    "pairs": (
-        lambda x, k, d: toom_cook_form(x, k, 2, d),
-        (3, 4, 4, 8),
-        (4, 4, 6, 8),
-        2e-2,
-    ),
-    "fours": (
-        lambda x, k, d: toom_cook_form(x, k, 4, d),
-        (3, 4, 4, 8),
-        (4, 4, 6, 8),
-        4e-2,
-    ),
+    "karatsuba": (karatsuba_form, (3, 4, 4, 8), (4, 4, 6, 8), 2e-2),
     "patch": (lambda x, k, d: patch_form(x, k, 2, d), (3, 5, 4, 8), (4, 4, 6, 8), 1e-2),
     "few": (lambda x, k, d: conv(x, k, 1, d), (3, 4, 4, 64), (3, 3, 64, 3), 1e-2),
     "pixels": (lambda x, k, d: conv(x, k, 1, d), (3, 4, 4, 64), (1, 1, 64, 9), 1e-2),
