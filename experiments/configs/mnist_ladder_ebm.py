@@ -20,5 +20,8 @@ def get_config():
     # they outran uncorrected chains.
     config.learning.energy_lr = 1e-3
     config.learning.num_steps = 8000
-    config.chains.prior.num_steps = 300
+    config.chains.prior.name = "mala"  # as it was measured
+    config.chains.prior.num_steps = 600
+    config.learning.persistent_steps = 20
+    config.eval.exact_length = 10
     return config
