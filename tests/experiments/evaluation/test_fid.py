@@ -165,7 +165,7 @@ def test_beside_the_numbers_stands_what_they_were_taken_with(evaluated, protocol
         "num_compared": 24,
         "num_reference": 30,
         "temperature": 1.0,
-        "chain": "4 MALA steps of 0.4 in eps-space",
+        "chain": "4 Underdamped steps of 0.4 in eps-space",
         "timed_set": "chain",
         "score_splits": {"paper": 1, "clean": 10}[protocol],
         "reference": f"digits_train_8x8_{protocol}_{of_images}_inception01234567.npz",
