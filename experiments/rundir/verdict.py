@@ -162,7 +162,7 @@ def _better_chains(settings) -> str:
     if not learning.get("persistent_chains"):
         missing.append("learning.persistent_chains")
     if chain == "langevin":
-        missing.append("tested steps (chains.prior.name=mala)")
+        missing.append("tested steps (chains.prior.name=underdamped)")
     if missing:
         return f"Train with {' and '.join(missing)}."
     return "Train for longer (learning.num_steps), or raise learning.persistent_steps."

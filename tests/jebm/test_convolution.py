@@ -114,6 +114,15 @@ def test_karatsuba_form_takes_nine_products_and_is_exact_to_rounding():
     assert errors["karatsuba"] < 5e-6, errors  # eps is 1.2e-7
 
 
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_even_maps_of_any_size_take_nine_products(compute_dtype):
+    f = functools.partial(conv_transpose, stride=2, compute_dtype=compute_dtype)
+    for side in (4, 16):
+        x, kernel = inputs(4, jnp.float32, 1, side, side, channels=8)
+        program = jax.jit(f).lower(x, kernel).as_text()
+        assert program.count("stablehlo.dot_general") == 9
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 4), (4, 5, 4), (4, 4, 5)])
 def test_odd_sizes_fall_back_on_patches(shape, x64):
     size, height, width = shape
