@@ -85,6 +85,27 @@ class MLP(nn.Module):
         return dense(self.features, self.compute_dtype)(x)
 
 
+class Logit(nn.Module):
+    """The logit of a probability, or a log-ratio: an `MLP` and a bias, both 0 at first.
+
+    The bias counts here: no normaliser cancels it, unlike that of an energy.
+
+    Example:
+      >>> Logit((8,)).init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0]
+      Array([0., 0.], dtype=float32)
+    """
+
+    widths: tuple[int, ...]
+    activation: str = "gelu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, D] to [N]."""
+        bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
+        network = MLP(self.widths, 1, self.activation, energy_head=True)
+        return network(x)[:, 0] + bias
+
+
 def required_shape(output_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
     """Returns a backbone's `output_shape`; raises a ValueError if it is not known."""
     if output_shape is None:

@@ -10,28 +10,13 @@ where log Z is far below -log M little can be learned. (arXiv 1810.11428)
 import dataclasses
 from typing import ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jebm.chains import example_keys
 from jebm.importance import estimate
-from jebm.networks import ACTIVATIONS
+from jebm.networks import Logit
 from jebm.priors.base import ESTIMATED, Gradient
-
-
-class Acceptance(nn.Module):
-    """The logit of a(eps); constant at initialisation."""
-
-    widths: tuple[int, ...]
-    activation: str
-
-    @nn.compact
-    def __call__(self, eps: jax.Array) -> jax.Array:
-        """Maps [N, D] to [N]."""
-        for width in self.widths:
-            eps = ACTIVATIONS[self.activation](nn.Dense(width)(eps))
-        return nn.Dense(1, kernel_init=nn.initializers.zeros)(eps)[:, 0]
 
 
 class Rates(NamedTuple):
@@ -150,7 +135,7 @@ class LARS(Gradient):
         return estimate(self._tilt(state.ema, state.memory.averaged, proposals))
 
     def _network(self):
-        return Acceptance(self.widths, self.activation)
+        return Logit(self.widths, self.activation)
 
     def _rate(self, params, proposals):
         """Computes the mean of a over proposals, []."""

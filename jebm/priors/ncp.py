@@ -16,13 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jebm import langevin
 from jebm.chains import example_keys
 from jebm.hierarchy import log_standard_normal
 from jebm.importance import estimate
-from jebm.mala import MALA
 from jebm.names import unknown_name_message
 from jebm.networks import ACTIVATIONS
+from jebm.priors import walks
 from jebm.priors.base import ESTIMATED, Gradient
 
 DRAWN_BY = ("resampling", "langevin")
@@ -138,16 +137,11 @@ class NCP(Gradient):
             )
             return (log_standard_normal(eps) + sum(ratios))[0]
 
-        def one(key, start):
-            end, _ = langevin.run(
-                key, start, logdensity, num_steps=self.chain_steps * effort,
-                step_size=self.step_size, kernel=MALA,
-            )  # fmt: skip
-            return end.position
-
         key_start, key_chain = jax.random.split(key)
         keys = example_keys(key_chain, jnp.arange(num))
-        return jax.vmap(one)(keys, frozen.noise(key_start, num))
+        start = frozen.noise(key_start, num)
+        steps = self.chain_steps * effort
+        return walks.run(keys, start, logdensity, steps, self.step_size)[0]
 
     def log_tilt(self, frozen, state, eps):
         """Sums log r_k - log Z_k(eps_{>k}) over layers, by estimates of Z_k."""

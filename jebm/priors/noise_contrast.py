@@ -12,30 +12,12 @@ import dataclasses
 import functools
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jebm.networks import MLP
+from jebm.networks import Logit
 from jebm.priors import annealed, walks
 from jebm.priors.base import UNNORMALISED, Gradient
-
-
-class Logit(nn.Module):
-    """log r(eps): an MLP and a bias, zero at initialisation.
-
-    The bias counts here: a classifier's logit is the ratio of normalised densities.
-    """
-
-    widths: tuple[int, ...]
-    activation: str
-
-    @nn.compact
-    def __call__(self, eps: jax.Array) -> jax.Array:
-        """Maps [N, D] to [N]."""
-        bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
-        network = MLP(self.widths, 1, self.activation, energy_head=True)
-        return network(eps)[:, 0] + bias
 
 
 @dataclasses.dataclass(frozen=True)
