@@ -28,6 +28,7 @@ from experiments.rundir.settings import write_settings
 from experiments.runs import Run
 from experiments.runtime.files import read_json, write_json
 from jebm import checkpoints, priors
+from jebm.files import written_whole
 from jebm.spec import to_spec
 from tools.arguments import of_backbone, positive
 from tools.priors import learn, measure, page, settings
@@ -134,10 +135,8 @@ class Bench:
         if not file.is_file():
             print(f"Drawing {file}.")
             self.workdir.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}")
-            with partial.open("wb") as opened:
+            with written_whole(file) as partial, partial.open("wb") as opened:
                 np.savez(opened, **make())
-            partial.rename(file)
         with np.load(file, allow_pickle=False) as loaded:
             return {key: loaded[key] for key in loaded.files}
 

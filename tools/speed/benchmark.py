@@ -131,27 +131,34 @@ def mnist_step(repeats: int) -> dict:
 
 def train_step(experiment: Experiment, image_shape, repeats) -> dict:
     """Measures a training step against the peer's, from the same parameters."""
-    ours, params = our_step(experiment, image_shape)
+    ours, params, _ = our_step(experiment, image_shape)
     peer = load_peer(model_spec(experiment, image_shape), params)
     return compare(ours, their_step(peer, experiment), title(peer), repeats)
 
 
-def our_step(experiment: Experiment, image_shape) -> tuple[Callable, jebm.Params]:
-    """Compiles a training step; returns it and the parameters that it starts from."""
-    model, devices = build_model(experiment, image_shape), jax.local_devices()[:1]
-    key, learning = jax.random.key(experiment.seed), experiment.learning
+def our_step(
+    experiment: Experiment, image_shape, num_devices: int = 1
+) -> tuple[Callable, jebm.Params, jax.stages.Compiled]:
+    """Compiles a training step.
+
+    Returns it, the parameters that it starts from, and its program.
+    """
+    model, devices = build_model(experiment, image_shape), jax.local_devices()
+    devices, key = devices[:num_devices], jax.random.key(experiment.seed)
+    learning = experiment.learning
     state = learner.create_state(key, learning, model)
     params = jax.device_get(state.learner.params)
-    step = parallel.pmap(learner.make_train_step(learning, model), devices)
     state = learner.distribute(state, devices)
-    images = noise(learning.batch_size, image_shape)
+    images = parallel.split(noise(learning.batch_size, image_shape), num_devices)
+    step = parallel.pmap(learner.make_train_step(learning, model), devices)
+    program = step.lower(key, state, images).compile()
 
     def ours():
         nonlocal state
-        state, metrics = step(key, state, parallel.split(images, 1))
+        state, metrics = program(key, state, images)
         jax.block_until_ready((state, metrics))
 
-    return ours, params
+    return ours, params, program
 
 
 def their_step(peer, experiment: Experiment) -> Callable:
@@ -193,7 +200,7 @@ def bfloat16_step(repeats: int) -> dict:
     for dtype in COMPUTE_DTYPES:
         config.learning.compute_dtype = dtype
         experiment = options.read(config)
-        ours[dtype], params = our_step(experiment, CIFAR10)
+        ours[dtype], params, _ = our_step(experiment, CIFAR10)
     peers = load_peers(model_spec(experiment, CIFAR10), params)
     theirs = {name: their_step(peer, experiment) for name, peer in peers.items()}
     return of_rows(in_bfloat16("bfloat16_step", ours, theirs, repeats))

@@ -24,16 +24,12 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from experiments import options, pictures
 from experiments.configs import cifar10
-from experiments.models import build_model
-from experiments.runtime import parallel
-from experiments.training import learner
 from tools.arguments import path_argument
 from tools.speed import benchmark
 
@@ -67,23 +63,11 @@ def point(
 ) -> dict[str, float]:
     """Measures the step on this process's devices: "seconds" and "bytes"."""
     chosen, shape = experiment(layers, batch, side), (side, side, 3)
-    model, here = build_model(chosen, shape), jax.local_devices()[:devices]
-    key, learning = jax.random.key(chosen.seed), chosen.learning
-    state = learner.create_state(key, learning, model)
-    state = learner.distribute(state, here)
-    images = parallel.split(benchmark.noise(batch, shape), devices)
-    step = parallel.pmap(learner.make_train_step(learning, model), here)
-    compiled = step.lower(key, state, images).compile()
-
-    def one():
-        nonlocal state
-        state, metrics = compiled(key, state, images)
-        jax.block_until_ready((state, metrics))
-
-    memory = compiled.memory_analysis()
+    step, _, program = benchmark.our_step(chosen, shape, devices)
+    memory = program.memory_analysis()
     if memory is None:
         raise RuntimeError("this platform does not say what a program holds")
-    seconds = benchmark.alternate({"step": one}, repeats)["step"]
+    seconds = benchmark.alternate({"step": step}, repeats)["step"]
     return {
         "seconds": float(np.median(seconds)),
         "bytes": memory.temp_size_in_bytes,
