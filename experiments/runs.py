@@ -151,13 +151,13 @@ def open_run(experiment: Experiment, path: pathlib.Path, images: bool = True) ->
 def read_model(experiment: Experiment, path: pathlib.Path) -> jebm.Model:
     """Reads the model from model.json in `path`, with the chains of `experiment`.
 
-    A chain of the kind and the step that the run began with has the step that training
-    has come to.
+    A chain of the kind, the space and the step that the run began with has the step
+    that training has come to.
     """
     spec, begun = read_json(path / "model.json"), read_settings(path)["chains"]
 
     def chain(name, asked):
-        if any(asked[k] != begun[name].get(k) for k in ("name", "step_size")):
+        if any(asked[k] != begun[name].get(k) for k in ("name", "space", "step_size")):
             return asked
         return {**asked, "step_size": spec["chains"][name]["step_size"]}
 

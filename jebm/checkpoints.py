@@ -35,6 +35,10 @@ class CorruptCheckpointError(Exception):
     """Every checkpoint asked for is unreadable or differs from its digests."""
 
 
+class _OtherArrays(Exception):
+    """A checkpoint holds arrays of other names than those asked for."""
+
+
 def manager(workdir: str | pathlib.Path, keep: int):
     """Opens `workdir/checkpoints` for writing: an orbax CheckpointManager to close.
 
@@ -155,14 +159,14 @@ def restore(
             return candidate, _read(directory / str(candidate), templates)
         except (MemoryError, PermissionError):
             raise  # says nothing about the file
+        except _OtherArrays as error:
+            reason = str(error)
         except Exception as error:  # many kinds: whatever a damaged file provokes
             lines = str(error).strip().splitlines() or [""]
-            reasons.append(
-                f"checkpoint {directory / str(candidate)} is corrupt "
-                f"({type(error).__name__}: {lines[0][:200]})"
-            )
-            if candidate != candidates[-1]:
-                warnings.warn(f"{reasons[-1]}; trying the one before", stacklevel=2)
+            reason = f"is corrupt ({type(error).__name__}: {lines[0][:200]})"
+        reasons.append(f"checkpoint {directory / str(candidate)} {reason}")
+        if candidate != candidates[-1]:
+            warnings.warn(f"{reasons[-1]}; trying the one before", stacklevel=2)
     raise CorruptCheckpointError("; ".join(reasons))
 
 
@@ -172,21 +176,32 @@ def _read(path, templates):
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), templates)
     handler = ocp.CompositeCheckpointHandler(**_handlers())
     with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
-        restored = reader.restore(
-            path,
-            args=ocp.args.Composite(
-                **{k: ocp.args.StandardRestore(v) for k, v in zeros.items()},
-                digests=ocp.args.JsonRestore(),
-            ),
-        )
+        only_digests = ocp.args.Composite(digests=ocp.args.JsonRestore())
+        there = reader.restore(path, args=only_digests)["digests"]
+        _check_names(templates, there)
+        items = {k: ocp.args.StandardRestore(v) for k, v in zeros.items()}
+        restored = reader.restore(path, args=ocp.args.Composite(**items))
     for name in templates:
-        expected, got = restored["digests"][name], digests(restored[name])
+        expected, got = there[name], digests(restored[name])
         wrong = sorted(
             k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k)
         )
         if wrong:
             raise CorruptCheckpointError(f"digest mismatch in {name} at {wrong}")
     return {name: restored[name] for name in templates}
+
+
+def _check_names(templates, there):
+    """Refuses arrays of other names than the digests have."""
+    for item, template in templates.items():
+        leaves = jax.tree_util.tree_leaves_with_path(template)
+        asked = {jax.tree_util.keystr(path) for path, _ in leaves}
+        missing, unknown = asked - there[item].keys(), there[item].keys() - asked
+        if missing or unknown:
+            raise _OtherArrays(
+                f"is of another model or version: its {item} has no "
+                f"{sorted(missing)[:3]}, and has {sorted(unknown)[:3]}"
+            )
 
 
 def _directory(workdir):

@@ -92,7 +92,7 @@ def get_config() -> config_dict.ConfigDict:
     config.learning.reinit_probability = 0.1
     # Acceptance rate to which chains with a Metropolis test adapt their steps, which
     # begin at chains.*.step_size. Samples take the adapted steps, unless you set
-    # chains.*.step_size after training. 0: constant steps.
+    # chains.*.step_size after training to another value. 0: constant steps.
     config.learning.target_acceptance = 0.7
     # Weight of E in the density of the posterior chain, and so in what the generator
     # learns. 0: the generator learns as if the prior were Gaussian while the energies

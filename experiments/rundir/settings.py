@@ -26,6 +26,11 @@ _FREE: dict[str, tuple[str, ...]] = {
 _OTHER_SAMPLES = ("chains.", "eval.anomaly.", "seed", "matmul_precision")
 _FREE["read"] = _FREE["train"] + _OTHER_SAMPLES
 _FREE["sweep"] = _FREE["train"]
+# No run with a Gaussian prior reads these; the first of two stages is one.
+_OF_ENERGIES = (
+    "chains.prior.", "energy.", "learning.energy_", "learning.gradient_penalty",
+    "learning.nce_steps", "learning.persistent_", "learning.reinit_probability",
+)  # fmt: skip
 _PATHS = (
     "data.data_dir", "backbone.checkpoint", "eval.fid.reference", "eval.fid.inception",
 )  # fmt: skip
@@ -55,10 +60,13 @@ def check_settings(workdir: pathlib.Path, experiment: Experiment, purpose: str) 
     if purpose != "sweep":
         _check_single(workdir)
     read_metrics(workdir)  # damage is told before any work
+    free = _FREE[purpose]
+    if experiment.prior == "gaussian":
+        free += _OF_ENERGIES
     changed = [
         f"{field} is {old} there, {new} here"
         for field, old, new in _changes(workdir, experiment)
-        if not field.startswith(_FREE[purpose])
+        if not field.startswith(free)
     ]
     if changed:
         raise ConfigError(

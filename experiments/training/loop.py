@@ -206,16 +206,23 @@ def _write(job, opened, interval, values, saved):
     if saved is None and not draw:
         return
     state = interval.state.learner
-    model = with_learned_steps(job.model, parallel.unreplicate(state.step_sizes))
+    step_sizes = parallel.unreplicate(state.step_sizes)
     if saved is not None:
         checkpoints.write(opened.manager, interval.step, saved)
-        write_json(job.path / "model.json", jebm.to_spec(model))
+        _write_model(job, step_sizes)
     if draw:
+        model = with_learned_steps(job.model, step_sizes)
         params = parallel.unreplicate(state.ema)
         job.hooks.pictures(
             Run(job.path, job.experiment, model, params, interval.step, job.splits)
         )
         report.write(job.path)
+
+
+def _write_model(job, step_sizes):
+    """Writes model.json, whose chains have the steps of the newest checkpoint."""
+    model = with_learned_steps(job.model, step_sizes)
+    write_json(job.path / "model.json", jebm.to_spec(model))
 
 
 def _roll_back(job, opened, monitor, violation) -> TrainState:
@@ -243,6 +250,8 @@ def _last_good_state(job, fresh, monitor, violation):
     interval = job.experiment.log.checkpoint_every
     good = last_good(checkpoints.steps(job.path), step, interval, int(monitor.good))
     checkpoints.set_aside_after(job.path, good)
+    state = restore(job.path, fresh)
+    _write_model(job, state.learner.step_sizes)
     most = job.experiment.monitor.max_rollbacks
     if job.model.energy is None or rollbacks == most:
         report.write(job.path)
@@ -251,7 +260,6 @@ def _last_good_state(job, fresh, monitor, violation):
             f"training diverged by step {step}: {violation.message}, after {rollbacks} "
             f"rollbacks. In {job.path} {left}. Try {_advice(job)}, in another --workdir"
         )
-    state = restore(job.path, fresh)
     back, rollbacks = int(state.learner.step), rollbacks + 1
     factor = 0.5**rollbacks
     slower = learner.scale_energy_updates(state.learner, factor)

@@ -65,9 +65,11 @@ def maximum_likelihood(
     """
     rule = _rule(model, chain, optimizer, options)
     if not rule.posterior.num_steps:
+        start = "encoder" if has_encoder(model.backbone) else "normal"
         raise ValueError(
             "maximum_likelihood needs a posterior chain with steps, such as "
-            f"Options(posterior=jebm.Langevin(20, 0.1)), got {rule.posterior}"
+            f"Options(posterior=jebm.Langevin(20, 0.1, start={start!r})), got "
+            f"{rule.posterior}"
         )
     if has_encoder(model.backbone):
         if not has_normal_posterior(model.backbone):
@@ -199,7 +201,8 @@ def _rule(model, chain, optimizer, options, encoder=False, **others):
     chain = checks.chain(chain, model.chains.prior, "chain")
     posterior = checks.chain(options.posterior, model.chains.posterior, "posterior")
     check_chains(model.backbone, Chains(chain, posterior))
-    if options.target_acceptance is not None and not chain.adjusted:
+    runs = model.energy is not None
+    if runs and options.target_acceptance is not None and not chain.adjusted:
         raise ValueError(
             "target_acceptance needs a prior chain with a Metropolis test, such as "
             f"jebm.MALA(), got {chain}"

@@ -109,12 +109,15 @@ def _first_steps(rule, dtype):
     """Returns the step sizes that are to follow the acceptance rate, by chain."""
     if rule.options.target_acceptance is None:
         return {}
-    moving = {}
-    if rule.model.energy is not None:
+    moving, steps = {}, rule.chain.num_steps
+    if rule.options.persistent_chains:
+        steps = rule.options.persistent_steps or steps
+    if rule.model.energy is not None and steps:
         moving["prior"] = rule.chain
     if rule.posterior.adjusted and rule.posterior.num_steps:
         moving["posterior"] = rule.posterior
-    return {name: jnp.asarray(c.step_size, dtype) for name, c in moving.items()}
+    # Copies, so that a state is donated.
+    return {name: jnp.array(c.step_size, dtype) for name, c in moving.items()}
 
 
 def _spectral_vectors(rule, key, params):

@@ -82,7 +82,8 @@ def _adapted(rule, state, info):
     moved, target = {}, rule.options.target_acceptance
     for name, step_size in state.step_sizes.items():
         info[f"{name}_step_size"] = step_size
-        rate = info[f"{name}_acceptance_rate"]
+        # No posterior chain runs where z+ is given.
+        rate = info.get(f"{name}_acceptance_rate", target)
         moved[name] = adapted_step(step_size, rate, target)
     return state.replace(step_sizes=moved), info
 

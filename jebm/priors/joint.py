@@ -173,6 +173,16 @@ class Concatenated(Joint):
     energy: nn.Module = dataclasses.field(default_factory=JointEnergy)
     energy_spectral_bound: float = 3.0
 
+    def init(self, key, frozen, draws):
+        """Initialises the learner, in the precision of the generator; see `Prior`."""
+        state = super().init(key, frozen, draws)
+
+        def cast(leaf):
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(frozen.dtype) if floating else leaf
+
+        return jax.tree.map(cast, state)
+
     def model(self, frozen, state, chain=None):
         """Refuses: its energy is not one of the latents."""
         raise ValueError("a Concatenated prior is no energy of the latents z")
@@ -182,7 +192,7 @@ class Concatenated(Joint):
         outputs = whole.likelihood.num_outputs(whole.image_shape[-1])
         shape = (*whole.image_shape[:2], outputs)
         # Inside another module it would become a part of that.
-        noise = _Noise(frozen.shapes, shape, parent=None)
+        noise = _Noise(frozen.shapes, shape, frozen.dtype, parent=None)
         chains = Chains(MALA(self.chain_steps, self.step_size), Langevin(20, 0.1))
         return dataclasses.replace(
             whole, backbone=noise, energy=self.energy, chains=chains
@@ -202,12 +212,13 @@ class _Noise(nn.Module):
 
     latent_shapes: tuple[tuple[int, ...], ...]
     output_shape: tuple[int, int, int]
+    dtype: jnp.dtype
 
     has_encoder = False
 
     def start(self, batch: int) -> jax.Array:
         """Returns an empty state that holds the number of examples, [B, 0]."""
-        return jnp.zeros((batch, 0))
+        return jnp.zeros((batch, 0), self.dtype)
 
     def prior(self, i: int, state: jax.Array) -> Normal:
         """Returns N(0, I)."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from jebm.hierarchy import log_standard_normal
-from jebm.kernels import ENCODED, MALA, Chain
+from jebm.kernels import ENCODED, MALA, Chain, Tempered
 from jebm.priors import annealed, walks
 from jebm.priors.base import UNNORMALISED, Law, Prior
 
@@ -44,10 +44,11 @@ class _Product(Prior):
             tilt = self.log_tilt(frozen, state, batch)
             return (log_standard_normal(batch) + tilt)[0]
 
-        keys = walks.example_keys(key, num, walks.STEPS)
-        steps = self.chain.num_steps * effort
-        start = frozen.noise(key, num)
-        return walks.run(keys, start, logdensity, steps, self.chain.step_size)[0]
+        keys, chain = walks.example_keys(key, num, walks.STEPS), self.chain
+        return walks.run(
+            keys, frozen.noise(key, num), logdensity, chain.num_steps * effort,
+            chain.step_size, kernel=chain.kernel,
+        )[0]  # fmt: skip
 
     def log_tilt(self, frozen, state, eps):
         """Computes the weighted sum of the parts' g, [N] in nats, up to a constant."""
@@ -76,14 +77,15 @@ class _Product(Prior):
 def product(
     laws: Sequence[Law],
     weights: Sequence[float] | None = None,
-    chain: MALA = _CHAIN,
+    chain: Chain = _CHAIN,
 ) -> Law:
     """Makes the law of the weighted sum of the tilts of several laws.
 
     Args:
       laws: of one frozen generator, each with a density.
       weights: w_j; None for 1 each.
-      chain: that draws, from N(0, I) in eps-space; its steps are tested.
+      chain: that draws, from N(0, I) in eps-space: a `jebm.MALA` or any other whose
+        steps are tested, but for `jebm.Tempered`.
 
     Raises:
       ValueError: for no law, a law without a density, weights of another number, or
@@ -107,8 +109,12 @@ def product(
     for law in laws:
         if law.prior.density is None:
             raise ValueError(f"{type(law.prior).__name__} has no density to add")
-    if not isinstance(chain, MALA):
-        raise ValueError(f"chain must be a jebm.MALA, got {chain!r}")
+    tested = isinstance(chain, Chain) and chain.adjusted
+    if not tested or isinstance(chain, Tempered):
+        raise ValueError(
+            "chain must have a Metropolis test, such as jebm.MALA(400, 0.3), and must "
+            f"not be jebm.Tempered, got {chain!r}"
+        )
     if chain.space != "eps" or chain.start in ENCODED:
         raise ValueError(
             "chain must move in space 'eps' from start 'normal', got "

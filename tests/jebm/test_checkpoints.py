@@ -105,6 +105,14 @@ def test_truncated_missing_and_unlisted_data_are_noticed(run, damage):
         assert checkpoints.restore(run, items(0))[0] == 2
 
 
+def test_arrays_of_another_model_are_not_called_corrupt(run):
+    asked = items(0)
+    asked["ema"] = {"other": asked["ema"]}
+    words = r"checkpoints/3 is of another model or version: its ema has no \[.*other"
+    with pytest.raises(checkpoints.CorruptCheckpointError, match=words):
+        checkpoints.restore(run, asked, 3)
+
+
 @pytest.mark.filterwarnings("ignore:checkpoint")
 def test_a_digest_of_other_values_is_a_mismatch_named_by_leaf(run):
     # What the array store would not notice: sound files, other numbers.

@@ -383,6 +383,32 @@ def test_step_of_an_adjusted_chain_follows_the_acceptance(kernel, step_size):
     assert np.std(np.log(steps[-200:])) < 0.1
 
 
+def test_steps_stay_where_no_chain_runs():
+    chain = jebm.MALA(2, 0.2)
+    adapted = learning.Options(
+        posterior=dataclasses.replace(chain, start="encoder"), target_acceptance=0.7
+    )
+    model = model_of(encoder=True)
+    second = jebm.second_stage(model, chain, optimizer(), adapted)
+    state = start(model, second)
+    latents = jebm.posterior_sample(KEY, model, state.params, images())
+    state, _ = second.update(KEY, state, latents)
+    assert state.step_sizes["posterior"] == np.float32(0.2)
+    assert state.step_sizes["prior"] != np.float32(0.2)
+    # Without an energy there is no chain of the prior, whichever it would be.
+    twin = jebm.maximum_likelihood(
+        model_of(encoder=True, energy=False),
+        jebm.Langevin(2, 0.2),
+        optimizer(),
+        adapted,
+    )
+    assert twin.init(KEY).step_sizes.keys() == {"posterior"}
+    still = jebm.second_stage(
+        model, jebm.MALA(0, 0.2), optimizer(), learning.Options(target_acceptance=0.7)
+    )
+    assert start(model, still).step_sizes == {}
+
+
 def test_step_stays_while_classes_are_contrasted_without_chains():
     model = model_of(encoder=True)
     options = dataclasses.replace(OPTIONS, target_acceptance=0.7)
@@ -443,7 +469,7 @@ def test_initial_parameters_follow_x64_and_a_dtype():
         ),
         (
             lambda: jebm.maximum_likelihood(model_of(True), None, optax.sgd(1.0)),
-            r"chain with steps.* Options\(posterior=.* got .*num_steps=0",
+            r"chain with steps.* Options\(posterior=.*start='encoder'.* got .*steps=0",
         ),
         (
             lambda: jebm.second_stage(model_of(True, False), None, optax.sgd(1.0)),
@@ -811,6 +837,16 @@ def test_first_state_can_be_donated(made):
         leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.ema)
     }
     assert update(KEY, copied, x)[0].step == state.step + 1
+
+
+def test_donation_leaves_an_array_of_the_caller_s_alone():
+    chain = jebm.MALA(2, jnp.float32(0.2))
+    model = model_of(encoder=True)
+    options = learning.Options(target_acceptance=0.7)
+    learner = jebm.second_stage(model, chain, optimizer(), options)
+    update = jax.jit(learner.update, donate_argnums=1)
+    update(KEY, start(model, learner), images())
+    assert chain.step_size == np.float32(0.2)
 
 
 @pytest.mark.parametrize(

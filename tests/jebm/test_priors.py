@@ -225,6 +225,18 @@ def test_concatenated_energy_reads_the_noise_alone():
         prior.model(frozen, law.state)
 
 
+def test_concatenated_energy_has_the_precision_of_its_generator(x64):
+    model = small_model((1, 1), encoder_widths=(4,))
+    frozen = priors.freeze(model, jebm.init(KEY, model, jnp.float32))
+    prior = priors.Concatenated(energy=jebm.energies.Joint((8,)), persistent_chains=4)
+    eps = frozen.noise(KEY, 4)
+    state = prior.init(KEY, frozen, priors.Draws(eps))
+    state, _ = prior.update(KEY, frozen, state, priors.Draws(eps))
+    drawn = prior.sample(KEY, frozen, state, 2)
+    for leaf in jax.tree.leaves((state, drawn, prior.log_tilt(frozen, state, eps))):
+        assert leaf.dtype != jnp.float64
+
+
 def test_law_as_a_model_has_its_density():
     frozen = toy()
     law = learned(Flow(width=16, depth=1, num_steps=100), frozen, two_modes, 100)
@@ -426,11 +438,12 @@ def ladder():
     return priors.freeze(model, jebm.init(KEY, model))
 
 
-def test_product_of_laws_is_the_sum_of_their_tilts():
+@pytest.mark.parametrize("chain", [jebm.MALA(60, 0.8), jebm.Underdamped(60, 0.8)])
+def test_product_of_laws_is_the_sum_of_their_tilts(chain):
     frozen = toy()
     wide = _LinearFlow(a=0.3)
     law = priors.Law(wide, frozen, wide.init(KEY, frozen, priors.Draws(())))
-    both = priors.product([law, law], [2.0, -0.5], jebm.MALA(60, 0.8))
+    both = priors.product([law, law], [2.0, -0.5], chain)
     eps = frozen.noise(KEY, 5)
     np.testing.assert_allclose(both.log_tilt(eps), 1.5 * law.log_tilt(eps), rtol=1e-5)
     # N(0, exp(.6)) over N(0, 1), to the power 1.5: again normal.
@@ -462,8 +475,9 @@ def test_product_refuses_what_it_cannot_add():
         priors.product([])
     with pytest.raises(ValueError, match="one of each of 2 laws, got 1"):
         priors.product([law, law], [1.0])
-    with pytest.raises(ValueError, match=r"chain must be a jebm\.MALA"):
-        priors.product([law], chain=jebm.Langevin(2, 0.1))
+    for chain in (jebm.Langevin(2, 0.1), jebm.Tempered(adjusted=True), 3):
+        with pytest.raises(ValueError, match="chain must have a Metropolis test"):
+            priors.product([law], chain=chain)
     with pytest.raises(ValueError, match=r"must move in space 'eps'.*got 'z'"):
         priors.product([law], chain=jebm.MALA(2, 0.1, space="z"))
     blind = priors.Law(priors.Diffusion(), frozen, ())

@@ -239,6 +239,19 @@ def test_chains_and_seed_may_change_for_reading(trained_run, test_config, field,
         check_settings(trained_run, experiment, "train")
 
 
+def test_energies_and_their_chains_do_not_count_under_a_gaussian_prior(
+    tmp_path, test_config
+):
+    test_config.prior = "gaussian"
+    (tmp_path / "config.json").write_text(test_config.to_json())
+    test_config.chains.prior.update(name="mala", num_steps=7)
+    test_config.learning.update(persistent_steps=3, energy_lr=0.5)
+    check_settings(tmp_path, options.read(test_config), "train")
+    test_config.chains.posterior.num_steps = 3
+    with pytest.raises(ConfigError, match=r"settings: chains\.posterior\.num_steps is"):
+        check_settings(tmp_path, options.read(test_config), "train")
+
+
 def test_fields_that_an_older_run_does_not_know_are_as_by_default(
     tmp_path, test_config
 ):

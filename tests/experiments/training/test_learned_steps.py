@@ -44,6 +44,7 @@ def test_a_loaded_run_has_the_learned_step_to_two_digits(
         ({"num_steps": 7}, True),
         ({"step_size": 0.3}, False),
         ({"name": "langevin"}, False),
+        ({"space": "z"}, False),
     ],
 )
 def test_a_step_that_is_asked_for_wins(trained_run, test_config, changes, is_learned):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import jebm
 from experiments import options
 from experiments.errors import Diverged
 from experiments.rundir.metrics import read_metrics
@@ -328,6 +329,21 @@ def test_rollback_passes_over_a_damaged_checkpoint_aloud(
     assert checkpoints.steps(path) == [4, 8, 12, 16]
     struck, unharmed = (state_digests(config, run, 16) for run in (path, spared))
     assert {k for k in struck if struck[k] != unharmed[k]} == rolled_back_fields(struck)
+
+
+def test_what_has_diverged_is_sampled_with_the_step_of_the_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    path, config = tmp_path / "run", still()
+    config.monitor.max_rollbacks = 0
+    monkeypatch.setattr(parallel, "pmap", poisoned_pmap(11))
+    with pytest.raises(Diverged, match="checkpoint 4 is sound"):
+        run(config, path)
+    state = create_state(config, build_model(config))
+    there = checkpoints.restore(path, checkpoint_items(state))[1]["train_state"]
+    learned = float(there["step_size"])
+    assert learned != pytest.approx(config.chains.prior.step_size, rel=0.02)
+    assert jebm.load(path)[0].chains.prior.step_size == pytest.approx(learned, rel=0.01)
 
 
 def test_gaussian_twin_that_diverges_ends_at_once(tmp_path, test_config, capsys):

@@ -54,6 +54,16 @@ def test_checkpoint_without_walkers_lets_others_begin(saved, capsys):
     assert not capsys.readouterr().out
 
 
+def test_another_number_of_walkers_begins_anew(saved, test_config, capsys):
+    path, _ = saved
+    test_config.log.num_walkers = 30
+    state = create_state(test_config, build_model(test_config))
+    assert restore(path, state).walkers is state.walkers
+    assert (
+        "the run has 512 walkers, and log.num_walkers is 30" in capsys.readouterr().out
+    )
+
+
 def test_one_device_and_two_move_them_alike(saved, test_config):
     path, state = saved
     model = build_model(test_config)
