@@ -16,8 +16,6 @@ from experiments.configs import mnist_ladder_ebm
 def get_config():
     """Returns the configuration."""
     config = mnist_ladder_ebm.get_config()
-    # Of its 1,792 dimensions the energy moves few: a chain that diffuses arrives late.
-    config.chains.prior.name = "underdamped"
     config.chains.prior.step_size = 0.4
     config.learning.reinit_probability = 0.01
     config.learning.final_lr_fraction = 0.02
@@ -37,6 +35,7 @@ def get_config():
     config.learning.energy_penalty = 1e-3
     config.learning.gradient_penalty = 3e-3
     config.eval.num_samples = 1000
+    config.eval.exact_length = 10
     config.eval.batch_size = 100  # a chain through NVAE holds 25 MB an image
     config.log.num_walkers = 0
     config.log.every = 20
