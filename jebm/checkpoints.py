@@ -183,9 +183,7 @@ def _read(path, templates):
         restored = reader.restore(path, args=ocp.args.Composite(**items))
     for name in templates:
         expected, got = there[name], digests(restored[name])
-        wrong = sorted(
-            k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k)
-        )
+        wrong = sorted(k for k in expected if expected[k] != got[k])
         if wrong:
             raise CorruptCheckpointError(f"digest mismatch in {name} at {wrong}")
     return {name: restored[name] for name in templates}
@@ -194,8 +192,7 @@ def _read(path, templates):
 def _check_names(templates, there):
     """Refuses arrays of other names than the digests have."""
     for item, template in templates.items():
-        leaves = jax.tree_util.tree_leaves_with_path(template)
-        asked = {jax.tree_util.keystr(path) for path, _ in leaves}
+        asked = _by_path(template).keys()
         missing, unknown = asked - there[item].keys(), there[item].keys() - asked
         if missing or unknown:
             raise _OtherArrays(
@@ -241,8 +238,12 @@ def digests(tree: PyTree) -> dict[str, str]:
         head = f"{leaf.dtype}{leaf.shape}".encode()
         return hashlib.sha256(head + leaf.tobytes()).hexdigest()
 
+    return {path: digest(leaf) for path, leaf in _by_path(tree).items()}
+
+
+def _by_path(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def save(

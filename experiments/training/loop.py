@@ -206,23 +206,16 @@ def _write(job, opened, interval, values, saved):
     if saved is None and not draw:
         return
     state = interval.state.learner
-    step_sizes = parallel.unreplicate(state.step_sizes)
+    model = with_learned_steps(job.model, parallel.unreplicate(state.step_sizes))
     if saved is not None:
         checkpoints.write(opened.manager, interval.step, saved)
-        _write_model(job, step_sizes)
+        write_json(job.path / "model.json", jebm.to_spec(model))
     if draw:
-        model = with_learned_steps(job.model, step_sizes)
         params = parallel.unreplicate(state.ema)
         job.hooks.pictures(
             Run(job.path, job.experiment, model, params, interval.step, job.splits)
         )
         report.write(job.path)
-
-
-def _write_model(job, step_sizes):
-    """Writes model.json, whose chains have the steps of the newest checkpoint."""
-    model = with_learned_steps(job.model, step_sizes)
-    write_json(job.path / "model.json", jebm.to_spec(model))
 
 
 def _roll_back(job, opened, monitor, violation) -> TrainState:
@@ -244,14 +237,15 @@ def _last_good_state(job, fresh, monitor, violation):
     """Returns the last good checkpoint, or `fresh`, with one more rollback counted.
 
     Checkpoints after the last good one are set aside, also where training ends here:
-    what is left is good.
+    what is left is good, and model.json has its step sizes.
     """
     step, rollbacks = violation.step, int(monitor.rollbacks)
     interval = job.experiment.log.checkpoint_every
     good = last_good(checkpoints.steps(job.path), step, interval, int(monitor.good))
     checkpoints.set_aside_after(job.path, good)
     state = restore(job.path, fresh)
-    _write_model(job, state.learner.step_sizes)
+    model = with_learned_steps(job.model, state.learner.step_sizes)
+    write_json(job.path / "model.json", jebm.to_spec(model))
     most = job.experiment.monitor.max_rollbacks
     if job.model.energy is None or rollbacks == most:
         report.write(job.path)

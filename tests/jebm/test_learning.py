@@ -469,7 +469,8 @@ def test_initial_parameters_follow_x64_and_a_dtype():
         ),
         (
             lambda: jebm.maximum_likelihood(model_of(True), None, optax.sgd(1.0)),
-            r"chain with steps.* Options\(posterior=.*start='encoder'.* got .*steps=0",
+            r"chain with steps.* Options\(posterior=.*start='encoder'.* got .*"
+            "num_steps=0",
         ),
         (
             lambda: jebm.second_stage(model_of(True, False), None, optax.sgd(1.0)),
