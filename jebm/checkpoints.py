@@ -36,7 +36,7 @@ class CorruptCheckpointError(Exception):
 
 
 class _OtherArrays(Exception):
-    """A checkpoint holds arrays of other names than those asked for."""
+    """A checkpoint holds arrays of other names or shapes than those asked for."""
 
 
 def manager(workdir: str | pathlib.Path, keep: int):
@@ -186,6 +186,7 @@ def _read(path, templates):
         wrong = sorted(k for k in expected if expected[k] != got[k])
         if wrong:
             raise CorruptCheckpointError(f"digest mismatch in {name} at {wrong}")
+        _check_shapes(name, templates[name], restored[name])
     return {name: restored[name] for name in templates}
 
 
@@ -196,8 +197,19 @@ def _check_names(templates, there):
         missing, unknown = asked - there[item].keys(), there[item].keys() - asked
         if missing or unknown:
             raise _OtherArrays(
-                f"is of another model or version: its {item} has no "
+                f"is of another model or version, or damaged: its {item} has no "
                 f"{sorted(missing)[:3]}, and has {sorted(unknown)[:3]}"
+            )
+
+
+def _check_shapes(item, template, restored):
+    """Refuses arrays of other shapes, which the array store would return."""
+    found = _by_path(restored)
+    for path, asked in _by_path(template).items():
+        if np.shape(found[path]) != np.shape(asked):
+            raise _OtherArrays(
+                f"is of other settings: {path} of its {item} has shape "
+                f"{np.shape(found[path])}, expected {np.shape(asked)}"
             )
 
 

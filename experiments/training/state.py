@@ -63,17 +63,11 @@ def _restore_walkers(path, step, fresh):
     if not fresh or not (path / "checkpoints" / str(step) / "walkers").is_dir():
         return fresh
     try:
-        found = checkpoints.restore(path, {"walkers": fresh}, step)[1]["walkers"]
+        return checkpoints.restore(path, {"walkers": fresh}, step)[1]["walkers"]
     except checkpoints.CorruptCheckpointError as error:
-        print(f"warning: {error}; the walkers of log Z start again")
+        number = f"log.num_walkers={len(fresh.tilt)}"
+        print(f"warning: {error}; the walkers of log Z start again ({number})")
         return fresh
-    if len(found.tilt) != len(fresh.tilt):
-        print(
-            f"warning: the run has {len(found.tilt)} walkers, and log.num_walkers is "
-            f"{len(fresh.tilt)}; the walkers of log Z start again"
-        )
-        return fresh
-    return found
 
 
 def sums(items: dict[str, Any]) -> dict[str, float]:

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import jax
@@ -108,9 +109,26 @@ def test_truncated_missing_and_unlisted_data_are_noticed(run, damage):
 def test_arrays_of_another_model_are_not_called_corrupt(run):
     asked = items(0)
     asked["ema"] = {"other": asked["ema"]}
-    words = r"checkpoints/3 is of another model or version: its ema has no \[.*other"
+    words = r"3 is of another model or version, or damaged: its ema has no \[.*other"
     with pytest.raises(checkpoints.CorruptCheckpointError, match=words):
         checkpoints.restore(run, asked, 3)
+
+
+def test_a_damaged_name_among_the_digests_may_be_another_version(run):
+    path = run / "checkpoints/3/digests/metadata"
+    path.write_text(path.read_text().replace("Dense_0", "Dense_7", 1))
+    with pytest.warns(UserWarning, match=r"3 is of .*or damaged: .*Dense_0.*Dense_7"):
+        assert checkpoints.restore(run, items(0))[0] == 2
+
+
+def test_arrays_of_other_shapes_than_the_model_has_are_refused(run):
+    asked = items(0)
+    path, leaf = sorted(checkpoints._by_path(asked["ema"]).items())[0]
+    wider = jax.tree.map(lambda a: np.zeros((*a.shape, 2), a.dtype), asked["ema"])
+    shapes = f"{leaf.shape}, expected {(*leaf.shape, 2)}"
+    words = re.escape(f"of other settings: {path} of its ema has shape {shapes}")
+    with pytest.raises(checkpoints.CorruptCheckpointError, match=words):
+        checkpoints.restore(run, asked | {"ema": wider}, 3)
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint")

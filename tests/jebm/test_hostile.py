@@ -173,7 +173,10 @@ def test_damaged_checkpoint_is_read_to_the_bit_or_passed_over(
             step, found = checkpoints.restore(sound, items[0])
     finally:
         file.write_bytes(before)
-    assert step == 3 - len([w for w in passed_over if "is corrupt" in str(w.message)])
+    # A flipped bit in a name reads as a checkpoint of another model, or damaged.
+    reasons = [str(w.message) for w in passed_over if "one before" in str(w.message)]
+    assert all("is corrupt" in r or "or damaged" in r for r in reasons)
+    assert step == 3 - len(reasons)
     assert checkpoints.digests(found) == checkpoints.digests(items[step])
 
 

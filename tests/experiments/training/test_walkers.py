@@ -59,9 +59,9 @@ def test_another_number_of_walkers_begins_anew(saved, test_config, capsys):
     test_config.log.num_walkers = 30
     state = create_state(test_config, build_model(test_config))
     assert restore(path, state).walkers is state.walkers
-    assert (
-        "the run has 512 walkers, and log.num_walkers is 30" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "of its walkers has shape (512, 4), expected (30, 4)" in said
+    assert "log Z start again (log.num_walkers=30)" in said
 
 
 def test_one_device_and_two_move_them_alike(saved, test_config):
