@@ -74,12 +74,12 @@ def draw_chains(
     figure, axes = subplots(2, 1, (8, 7.5), height_ratios=[3, 1])
     top, bottom = axes[:, 0]
     _draw_images(top, chains)
-    top.set(title=title, xlabel="Langevin step")
+    top.set(title=title, xlabel="step of the chain")
     _draw_profile(bottom, chains)
     if trained_steps is not None:
         bottom.axvline(trained_steps, color="black", linewidth=1, linestyle=":")
         bottom.annotate(" as sampled", (trained_steps, bottom.get_ylim()[1]), va="top")
-    bottom.set(xlabel="Langevin step", ylabel=value_label)
+    bottom.set(xlabel="step of the chain", ylabel=value_label)
     return figure
 
 

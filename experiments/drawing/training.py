@@ -43,9 +43,11 @@ def _draw_panel(axis: Axes, panel: curves.Panel, lines):
     if panel.limit is not None:
         axis.axhline(panel.limit, color=ALARM, linewidth=1, linestyle="--")
     for name, colour in zip(panel.names, (POSTERIOR, PRIOR), strict=False):
-        if points := curves.points(lines, name):
+        if name in curves.drawable(lines):
+            points = curves.points(lines, name, panel.beside)
+            steps, values = np.array(points, float).T  # None is nan: a break
             label = curves.LABELS.get(name)
-            axis.plot(*np.transpose(points), color=colour, label=label)
+            axis.plot(steps, values, color=colour, label=label)
     axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
     axis.title.set_fontsize(10)
     axis.grid(alpha=0.3)

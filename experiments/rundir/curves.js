@@ -1,4 +1,4 @@
-// Draws the curves of `experiments/curves.py` into #curves, from #curves-data.
+// Draws the curves of `experiments/rundir/curves.py` into #curves, from #curves-data.
 "use strict";
 (() => {
   const { panels, rollbacks } = JSON.parse(
@@ -63,7 +63,8 @@
         const last = points.findLastIndex(p => p[0] <= range[1]);
         return first < 0 ? [] : points.slice(Math.max(0, first - 1), last + 2);
       });
-      const inside = seen.flat().filter(p => p[0] >= range[0] && p[0] <= range[1]);
+      const inside = seen.flat().filter(
+        ([s, v]) => v !== null && s >= range[0] && s <= range[1]);
       let [low, high] = [Infinity, -Infinity];
       for (const [, v] of inside) { low = Math.min(low, v); high = Math.max(high, v); }
       if (!inside.length) [low, high] = [0, 1];
@@ -90,10 +91,12 @@
       for (const step of rollbacks) line(x(step), x(step), TOP, BOTTOM, "alarm", lines);
       if (panel.limit !== null)
         line(LEFT, RIGHT, y(panel.limit), y(panel.limit), "alarm", lines);
-      seen.forEach((points, j) => svg("polyline", {
-        class: `curve ${panel.curves[j].colour}`,
-        points: points.map(([s, v]) => `${x(s).toFixed(1)},${y(v).toFixed(1)}`).join(" "),
-      }, lines));
+      // A null breaks the curve; a point between two breaks is a dot.
+      const path = points => points.map(([s, v], k) => v === null ? ""
+        : `${(points[k - 1] ?? [s, null])[1] === null ? "M" : "L"}`
+          + `${x(s).toFixed(1)},${y(v).toFixed(1)}h0`).join("");
+      seen.forEach((points, j) => svg("path",
+        { class: `curve ${panel.curves[j].colour}`, d: path(points) }, lines));
       svg("rect", { ...FRAME, class: "frame" }, root);
       marks = svg("g", {}, root);
     };
@@ -106,7 +109,7 @@
       svg("line", { x1: x(step), x2: x(step), y1: TOP, y2: BOTTOM, class: "pointer" },
         marks);
       panel.curves.forEach(({ points }, j) => {
-        const near = points.reduce((a, b) =>
+        const near = points.filter(p => p[1] !== null).reduce((a, b) =>
           Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a);
         values[j].textContent = ` ${told(near[1])} at step ${near[0]}`;
       });

@@ -19,13 +19,21 @@ class Panel(NamedTuple):
     names: tuple[str, ...]  # of metrics.jsonl
     unit: str
     limit: float | None = None  # a line not to be crossed
+    # A metric that is in every line that has measured those of `names`: a line which
+    # has it alone found no value to give, and breaks the curve.
+    beside: str | None = None
 
 
 PANELS = (
     Panel("log-likelihood of posterior samples", ("log_likelihood_nats",), "nats"),
     Panel("energies", ("energy_positive_nats", "energy_negative_nats"), "nats"),
     Panel("gap  E- minus E+", ("energy_gap_nats",), "nats"),
-    Panel("log Z, by walkers", ("log_z_nats",), "nats"),
+    Panel(
+        "log Z, by walkers",
+        ("log_z_nats",),
+        "nats",
+        beside="log_z_effective_samples",
+    ),
     Panel("effective walkers (log Z needs 20)", ("log_z_effective_samples",), "number"),
     Panel("chain gradients", ("posterior_grad_norm", "prior_grad_norm"), "norm"),
     Panel(
@@ -53,17 +61,34 @@ LABELS = {
 
 def panels(lines: list[dict]) -> list[Panel]:
     """Returns the panels of which there is something to draw."""
-    return [p for p in PANELS if any(n in line for line in lines for n in p.names)]
+    present = drawable(lines)
+    return [panel for panel in PANELS if present & set(panel.names)]
 
 
-def points(lines: list[dict], name: str) -> list[tuple[int, float]]:
-    """Returns steps and values of a metric, without those that were not finite (null).
+def drawable(lines: list[dict]) -> set[str]:
+    """Returns the names that have a finite value in some line.
+
+    Example:
+      >>> drawable([{"a": None}, {"b": 1.0}])
+      {'b'}
+    """
+    return {name for line in lines for name, v in line.items() if v is not None}
+
+
+def points(
+    lines: list[dict], name: str, beside: str | None = None
+) -> list[tuple[int, float | None]]:
+    """Returns steps and values of a metric; None, a break, where none could be given.
+
+    That is where it was not finite (null), or `beside` was written without it.
 
     Example:
       >>> points([{"step": 1, "a": 2.0}, {"step": 2, "a": None}, {"step": 3}], "a")
-      [(1, 2.0)]
+      [(1, 2.0), (2, None)]
+      >>> points([{"step": 1, "b": 3.0}, {"step": 2, "a": 2.0, "b": 30.0}], "a", "b")
+      [(1, None), (2, 2.0)]
     """
-    return [(x["step"], x[name]) for x in lines if x.get(name) is not None]
+    return [(x["step"], x.get(name)) for x in lines if name in x or beside in x]
 
 
 def rollbacks(lines: list[dict]) -> list[int]:
@@ -73,6 +98,7 @@ def rollbacks(lines: list[dict]) -> list[int]:
 
 def section(lines: list[dict]) -> str:
     """Returns the curves as a part of a page; "" where there is nothing to draw."""
+    present = drawable(lines)
     shown = [
         {
             "title": panel.title,
@@ -82,10 +108,13 @@ def section(lines: list[dict]) -> str:
                 {
                     "label": LABELS.get(name, ""),
                     "colour": colour,
-                    "points": [(step, float(f"{v:.5g}")) for step, v in series],
+                    "points": [
+                        (step, None if v is None else float(f"{v:.5g}"))
+                        for step, v in points(lines, name, panel.beside)
+                    ],
                 }
                 for name, colour in zip(panel.names, _COLOURS, strict=False)
-                if (series := points(lines, name))
+                if name in present
             ],
         }
         for panel in panels(lines)
@@ -108,7 +137,7 @@ STYLE = f"""
 .curves .frame, .curves .grid-line {{ stroke: currentColor; fill: none; }}
 .curves .frame {{ stroke-opacity: .5; }}
 .curves .grid-line {{ stroke-opacity: .12; }}
-.curves .curve {{ fill: none; stroke-width: 1.5; }}
+.curves .curve {{ fill: none; stroke-width: 1.5; stroke-linecap: round; }}
 .curves .prior {{ stroke: var(--prior); }}
 .curves .posterior {{ stroke: var(--posterior); stroke-dasharray: 5 2; }}
 .curves .alarm {{ stroke: var(--alarm); stroke-dasharray: 2 3; }}

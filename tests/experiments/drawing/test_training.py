@@ -1,4 +1,5 @@
 import jax
+import numpy as np
 
 from experiments.drawing import training
 from experiments.drawing.common import ALARM, POSTERIOR, PRIOR
@@ -28,10 +29,19 @@ def test_curves_have_their_points_and_colours():
     axis = axis_of(training.draw(Training(LINES)), "energies")
     curves = {line.get_color(): line for line in axis.lines}
     assert list(curves[POSTERIOR].get_xdata()) == [2, 4, 6, 8]
-    assert list(curves[PRIOR].get_xdata()) == [2, 4, 8]  # not finite at 6
-    assert list(curves[PRIOR].get_ydata()) == [-0.2, -0.4, -0.8]
+    assert list(curves[PRIOR].get_xdata()) == [2, 4, 6, 8]
+    # Not finite at 6: the curve breaks there.
+    np.testing.assert_array_equal(curves[PRIOR].get_ydata(), [-0.2, -0.4, np.nan, -0.8])
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels == ["E+  posterior samples", "E-  prior samples"]
+
+
+def test_log_z_breaks_where_too_few_walkers_are_effective():
+    effective = {2: 3.0, 4: 30.0, 6: 5.0, 8: 40.0}
+    lines = [{"step": t, "log_z_effective_samples": n} for t, n in effective.items()]
+    lines[1]["log_z_nats"], lines[3]["log_z_nats"] = -1.0, -2.0
+    (line,) = axis_of(training.draw(Training(lines)), "log Z").lines
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, -1.0, np.nan, -2.0])
 
 
 def test_steps_gone_back_to_and_limits_are_marked():

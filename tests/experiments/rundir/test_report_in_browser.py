@@ -1,6 +1,7 @@
 """The report page as a person opens it: from file://, in headless Chromium."""
 
 import io
+import itertools
 import shutil
 
 import numpy as np
@@ -84,11 +85,15 @@ def test_curves_show_every_metric_and_where_it_stands(page, finished_run):
     for panel, about in zip(panels(page), expected, strict=True):
         assert about.title in panel.get_attribute("aria-label")
         assert {"training step", about.unit} <= set(texts(panel))
-        drawn = panel.find_elements(By.CSS_SELECTOR, "polyline")
+        drawn = panel.find_elements(By.CSS_SELECTOR, "path.curve")
         assert len(drawn) == len(about.names)
         for line, name in zip(drawn, about.names, strict=True):
-            count = len(line.get_attribute("points").split())
-            assert count == len(curves.points(lines, name)) > 1
+            points = curves.points(lines, name, about.beside)
+            given = [value is not None for _, value in points]
+            path = line.get_attribute("d")
+            starts = sum(not a and b for a, b in itertools.pairwise([False, *given]))
+            assert path.count("M") == starts
+            assert path.count("M") + path.count("L") == sum(given) > 1
     ActionChains(page).move_to_element(panels(page)[0]).perform()
     told = page.find_element(By.CSS_SELECTOR, "#curves figcaption output").text
     assert told.endswith(("at step 4", "at step 6"))
