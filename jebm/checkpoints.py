@@ -32,7 +32,7 @@ PyTree = Any
 
 
 class CorruptCheckpointError(Exception):
-    """Every checkpoint asked for is unreadable or differs from its digests."""
+    """Every checkpoint asked for is unreadable, damaged or of another model."""
 
 
 class _OtherArrays(Exception):
