@@ -91,6 +91,8 @@ def numbers_of(evaluator: Evaluator, run: Run) -> dict[str, Number]:
 _COLUMNS = {
     "largest_energy_gap_nats": "largest gap",
     "last_energy_gap_nats": "last gap",
+    "last_prior_step_size": "prior step",
+    "last_prior_acceptance_rate": "accepted",
     "last_prior_stiffness": "prior stiffness",
     "last_posterior_stiffness": "posterior stiffness",
     "frechet": "Frechet 1x",

@@ -263,6 +263,8 @@ def _violating(line):
 
 _KEPT = (
     *Limits._fields,
+    "prior_step_size",
+    "prior_acceptance_rate",
     "prior_acceptance",
     "prior_stiffness",
     "posterior_acceptance",
