@@ -35,9 +35,8 @@ def get_config():
     config.learning.persistent_chains = 640
     config.learning.persistent_steps = 5
     config.learning.reinit_probability = 0.01
-    config.chains.prior.name = "mala"  # as it was measured
-    config.chains.prior.num_steps = 200
-    config.chains.prior.step_size = 0.2
+    config.chains.prior.num_steps = 100
+    config.chains.prior.step_size = 0.3
     # The energies of telling posterior from prior are steep where no chain has been.
     config.monitor.energy_gap_nats = 500.0
     config.eval.num_samples = 1000
