@@ -18,9 +18,9 @@ def get_config():
     config.learning.method = "variational"
     config.learning.num_steps = 4000
     config.learning.persistent_chains = 1000
-    config.learning.persistent_steps = 10
+    config.learning.persistent_steps = 5
     config.learning.reinit_probability = 0.02
-    config.learning.energy_lr = 1e-3
+    config.learning.energy_lr = 5e-3
     config.learning.final_lr_fraction = 0.02
     config.log.checkpoint_every = 500
     config.log.sample_every = 500
