@@ -18,5 +18,7 @@ def get_config():
     config.energy.widths = (256, 256, 256)
     # After 8,000 the exact law is at nearly twice the distance of the run's own chain.
     config.learning.num_steps = 16_000
-    config.chains.prior.num_steps = 300
+    config.chains.prior.num_steps = 600
+    config.eval.exact_length = 10
+    config.learning.energy_lr = 5e-3
     return config

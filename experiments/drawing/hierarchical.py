@@ -119,7 +119,7 @@ def _title(rows, layers):
     title = f"{_PRIORS[rows.prior]} prior, {kept} kept"
     if rows.agreement is not None:
         title += (
-            f"\nlabels agree: {rows.agreement['in_rows']:.2f} in a row, "
+            f"\nlabelled alike: {rows.agreement['in_rows']:.2f} of pairs in a row, "
             f"{rows.agreement['overall']:.2f} overall"
         )
     return title

@@ -47,9 +47,16 @@ def _draw_panel(axis: Axes, panel: curves.Panel, lines):
             points = curves.points(lines, name, panel.beside)
             steps, values = np.array(points, float).T  # None is nan: a break
             label = curves.LABELS.get(name)
-            axis.plot(steps, values, color=colour, label=label)
+            dots = {"marker": ".", "markersize": 3, "markevery": _alone(values)}
+            axis.plot(steps, values, color=colour, label=label, **dots)
     axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
     axis.title.set_fontsize(10)
     axis.grid(alpha=0.3)
     if len(panel.names) > 1 and axis.lines:
         axis.legend(fontsize=8)
+
+
+def _alone(values):
+    """Finds the values between two breaks, which a line does not show."""
+    there = np.pad(np.isfinite(values), 1)
+    return np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:]).tolist()

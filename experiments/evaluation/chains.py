@@ -15,7 +15,7 @@ from jebm.kernels import Chain
 
 _LEAST_ACCEPTANCE = 0.4
 _COLUMNS = {
-    "acceptance": "acceptance under MALA",
+    "acceptance": "acceptance of MALA steps of that size",
     "stiffness": "stiffness",
     "exchange": "exchange rate, the lowest of all neighbours",
 }

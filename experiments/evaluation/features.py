@@ -53,14 +53,14 @@ ENOUGH = 2000
 _BATCH_SIZE = 64
 _HALVINGS = 3
 _COLUMNS = {
-    "frechet": "Frechet distance, no FID",
+    "frechet": "Frechet distance, not FID",
     "kid": "kernel distance, no KID",
     "kid_error": "its standard error",
-    "frechet_infinity": "Frechet distance of infinitely many samples, no FID",
+    "frechet_infinity": "Frechet distance of infinitely many samples, not FID",
     "frechet_infinity_error": "standard error of that",
 }
 _NO_FID = (
-    " These are no FIDs: the features are EfficientNet-Lite0's and not Inception's. "
+    " These are not FIDs: the features are EfficientNet-Lite0's and not Inception's. "
     "Compare them with each other, on one data set."
 )
 _TITLES = sample_sets.TITLES | {

@@ -50,7 +50,7 @@ class Frechet(Evaluator):
             f"{run.step}: {facts['num_samples']} samples, {facts['features']}."
             f"{sample_sets.told(numbers)}"
         )
-        table = Table(["", "Frechet distance, no FID"], rows_of(numbers, _TITLES))
+        table = Table(["", "Frechet distance, not FID"], rows_of(numbers, _TITLES))
         return Result(numbers, facts, about, (table,))
 
 

@@ -111,13 +111,13 @@ def told(numbers: Mapping[str, float]) -> str:
 
     Example:
       >>> told({"energy_gap_nats": -1.0})
-      ' Gap E- minus E+: -1 nats.'
+      ' Gap E- minus E+, to held-out images: -1 nats.'
     """
     text = ""
     if (accepted := numbers.get("exact_acceptance")) is not None:
         text += f" The sampler of the exact law accepted {accepted:.0%} of its steps."
     if (gap := numbers.get("energy_gap_nats")) is not None:
-        text += f" Gap E- minus E+: {gap:.3g} nats."
+        text += f" Gap E- minus E+, to held-out images: {gap:.3g} nats."
     return text
 
 

@@ -196,12 +196,12 @@ def _sheet(names, images, anomaly, below=None):
         axis.imshow(np.squeeze(image, -1) if image.shape[-1] == 1 else image,
                     cmap="gray", vmin=0, vmax=255)  # fmt: skip
         # A dollar sign of a name begins no formula.
-        title = f"{_short(names[i])}\n{anomaly[i]:.0f}"
+        title = f"{_short(names[i])}\n{-anomaly[i]:.0f}"
         unusual = below is not None and below[i] < _UNUSUAL
         colour = "#D55E00" if unusual else "black"
         axis.set_title(title, fontsize=6, parse_math=False, color=colour)
     about = (
-        f"{shown} of {len(names)} images, most anomalous first: minus score(0) in nats"
+        f"{shown} of {len(names)} images, most anomalous first, with score(0) in nats"
     )
     if below is not None:
         about += f"\nred: lower than {1 - _UNUSUAL:.0%} of held-out images"

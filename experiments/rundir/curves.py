@@ -37,12 +37,12 @@ PANELS = (
     Panel("effective walkers (log Z needs 20)", ("log_z_effective_samples",), "number"),
     Panel("chain gradients", ("posterior_grad_norm", "prior_grad_norm"), "norm"),
     Panel(
-        "acceptance under MALA",
+        "acceptance of MALA steps of that size",
         ("posterior_acceptance", "prior_acceptance"),
         "probability",
     ),
     Panel(
-        "stiffness (uncorrected steps: keep below .5)",
+        "stiffness (keep below .5)",
         ("posterior_stiffness", "prior_stiffness"),
         "s\u00b2/4 \u03bb_max",
         limit=0.5,
@@ -62,7 +62,16 @@ LABELS = {
 def panels(lines: list[dict]) -> list[Panel]:
     """Returns the panels of which there is something to draw."""
     present = drawable(lines)
-    return [panel for panel in PANELS if present & set(panel.names)]
+    return [_of(panel, present) for panel in PANELS if present & set(panel.names)]
+
+
+def _of(panel, present):
+    """Drops the limit on stiffness where all chains have a Metropolis test."""
+    stiff = [x for x in present & set(panel.names) if x.endswith("_stiffness")]
+    tested = {x.removesuffix("acceptance_rate") + "stiffness" for x in present}
+    if not stiff or not tested.issuperset(stiff):
+        return panel
+    return panel._replace(title="stiffness", limit=None)
 
 
 def drawable(lines: list[dict]) -> set[str]:

@@ -65,7 +65,7 @@ def test_a_folder_ends_with_numbers_of_its_pictures(
     for number in ("frechet", "kid_untilted", "frechet_infinity_posterior"):
         assert f"  {number} " in printed
         assert np.isfinite(values[number])
-    assert "These are no FIDs" in printed
+    assert "These are not FIDs" in printed
 
 
 @pytest.mark.parametrize("folders", [(".", "."), ("a", "b"), ("a", "b", "c")])

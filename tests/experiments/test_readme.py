@@ -37,7 +37,7 @@ def test_code_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
     assert names["scores"].shape == (16,)
     assert np.isfinite(names["scores"]).all()
     # Of the one that the page learns.
-    assert names["state"].step == 60
+    assert names["state"].step == 300
     assert all(np.isfinite(value) for value in names["info"].values())
     assert names["x"].shape == (16, 8, 8, 1)
     assert 0 <= names["x"].min() < names["x"].max() <= 1

@@ -128,7 +128,7 @@ def _picture(measured, floor, file):
     axes = figure.subplots()
     axes.set_prop_cycle(color=colormaps["tab20"].colors)
     axes.set(xscale="log", yscale="log", xlabel="seconds for 1,000 draws")
-    axes.set(ylabel="Frechet distance to held-out images, no FID")
+    axes.set(ylabel="Frechet distance to held-out images, not FID")
     names = {}
     for name, runs in measured.items():
         costs = [

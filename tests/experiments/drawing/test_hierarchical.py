@@ -100,7 +100,7 @@ def test_numbers_are_named_by_k_and_prior():
 
 def test_drawn_a_column_per_k_with_the_tilted_prior_above():
     figure = hierarchical.draw(made_up(7, (1, 5)))
-    lines = "\nlabels agree: 0.50 in a row, 0.25 overall"
+    lines = "\nlabelled alike: 0.50 of pairs in a row, 0.25 overall"
     assert titles(figure) == [
         "tilted prior, z_2 to z_7 kept" + lines,
         "tilted prior, z_6, z_7 kept" + lines,

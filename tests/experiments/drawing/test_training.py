@@ -4,6 +4,7 @@ import numpy as np
 from experiments.drawing import training
 from experiments.drawing.common import ALARM, POSTERIOR, PRIOR
 from experiments.drawing.training import Training
+from experiments.rundir import curves
 from tests.experiments.drawing.made_up import LINES, WENT_BACK, titles
 
 
@@ -21,7 +22,7 @@ def test_panels_are_those_that_have_something_to_draw():
     assert drawn == [
         "log-likelihood of posterior samples",
         "energies",
-        "stiffness (uncorrected steps: keep below .5)",
+        "stiffness (keep below .5)",
     ]
 
 
@@ -42,6 +43,15 @@ def test_log_z_breaks_where_too_few_walkers_are_effective():
     lines[1]["log_z_nats"], lines[3]["log_z_nats"] = -1.0, -2.0
     (line,) = axis_of(training.draw(Training(lines)), "log Z").lines
     np.testing.assert_array_equal(line.get_ydata(), [np.nan, -1.0, np.nan, -2.0])
+    assert line.get_markevery() == [1, 3]  # dots, where no line is
+
+
+def test_stiffness_has_no_limit_where_every_chain_has_a_metropolis_test():
+    of_prior = {"prior_stiffness": 0.7, "prior_acceptance_rate": 0.7}
+    (panel,) = curves.panels([{"step": 2, **of_prior}])
+    assert (panel.title, panel.limit) == ("stiffness", None)
+    untested = {"step": 2, **of_prior, "posterior_stiffness": 0.1}
+    assert curves.panels([untested])[0].limit == 0.5
 
 
 def test_steps_gone_back_to_and_limits_are_marked():

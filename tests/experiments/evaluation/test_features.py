@@ -178,15 +178,15 @@ def test_file_page_and_table_have_the_numbers_and_say_that_they_are_no_fids(
             assert np.isfinite(values[f"{number}{suffix}"])
     assert values["frechet_real"] < values["frechet_infinity"] < values["frechet"]
     assert "exact_acceptance" in values
-    assert "These are no FIDs" in capsys.readouterr().out
+    assert "These are not FIDs" in capsys.readouterr().out
     page = html.unescape((path / "report.html").read_text())
-    assert "These are no FIDs" in page
-    assert "Frechet distance of infinitely many samples, no FID" in page
+    assert "These are not FIDs" in page
+    assert "Frechet distance of infinitely many samples, not FID" in page
     assert f"{values['kid_untilted']:.4g}" in page
     (made,) = [t for t in table.tables([path]) if "protocol features" in t.title]
-    assert made.head[1] == "Frechet distance, no FID"
+    assert made.head[1] == "Frechet distance, not FID"
     assert made.rows[0][1] == f"{values['frechet']:.4g}"
-    assert "These are no FIDs" in made.rows[0][-2]
+    assert "These are not FIDs" in made.rows[0][-2]
 
 
 @pytest.mark.slow

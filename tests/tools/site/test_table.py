@@ -94,7 +94,7 @@ FRECHET = {
     "protocol": "classifier",
     "report": described(
         "64 features of mnist.npz.",
-        ["", "Frechet distance, no FID"],
+        ["", "Frechet distance, not FID"],
         ["samples", 2.79],
         ["real halves", 0.84],
     ),
@@ -198,7 +198,7 @@ def test_beside_numbers_of_ours_stands_what_they_were_taken_with(made):
 
 def test_distances_in_other_features_are_no_fids(made):
     frechet = by_title(made, "digits", "classifier")
-    assert frechet.head[1] == "Frechet distance, no FID"
+    assert frechet.head[1] == "Frechet distance, not FID"
     assert frechet.rows[0][:2] == ["digits, Gaussian prior: samples", "2.79"]
     assert "64 features of mnist.npz" in frechet.rows[0][-2]
     assert frechet.rows[0][-1] == "not recorded"
