@@ -16,7 +16,6 @@ def get_config():
     config.learning.method = "two_stage"
     config.energy.name = "joint"
     config.energy.widths = (256, 256, 256)
-    config.learning.energy_lr = 5e-3
     # After 8,000 the exact law is at nearly twice the distance of the run's own chain.
     config.learning.num_steps = 16_000
     config.chains.prior.num_steps = 600
